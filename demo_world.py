@@ -1,0 +1,440 @@
+"""The demo world: CLIP- and CLAP-like embeddings of an invented LLP and an invented UnAV-100.
+
+For machines without the data. It lets every stage run for real, in minutes, on arrays of the real
+layout; its scores say something about the method and nothing about LLP.
+
+    python demo_world.py make OUT                          # an invented LLP and UnAV, small
+    python demo_world.py make OUT --llp DIR --unav FILE    # the real annotation files, with invented features
+    python demo_world.py calibrate                         # how the two noise levels below were found
+
+How a segment's embedding arises, per modality (all directions are random, nothing is learned):
+
+    z = sum over classes: strength x evidence x (class direction + this video's own variation)
+      + noise x (the video's scene + slowly drifting background)
+    embedding = unit( cone + domain offset + z in R^D + noise x white noise )
+
+* related classes are close: families of classes, and for most target classes a relative among the source classes;
+* an active class now and then loses its evidence for a while, and a class of the video is faintly felt
+  (`context`) in seconds, or in the modality, where it is not perceived;
+* noise persists: the scene stays for the whole video, the background drifts;
+* text and embedding are misaligned, by a map common to all classes and by an error of each class;
+* the source and the target set differ in offset and, half, in their scenes;
+* who is audible or visible when follows the statistics measured on the dense truth of LLP (constants below).
+
+Only the two noise levels are fitted, by `calibrate`, to the published scores of VALOR's per-segment labels. Neither
+a teacher nor a HAN takes part in that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from features import (FORMAT, LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit, atomic,
+                      one_sentence_errors, read_index, read_llp, read_unav, start_or_continue, write_annotations, write_array, write_json)
+from uwav import fit_thresholds, hard_labels, parsing_scores
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    seed: int = 0
+    # Length of the noise, a class signal being about 1 long; along any one latent direction it is a seventh of that.
+    # Both found by `python demo_world.py calibrate`.
+    audio_noise: float = 0.78
+    visual_noise: float = 2.72
+    # videos of the invented sets (the real ones bring their own)
+    train: int = 1500
+    val: int = 400
+    test: int = 600
+    source_train: int = 1500
+    source_validation: int = 250
+    source_test: int = 250
+
+
+# ---------------------------------------------------------------------------------------------
+# Who is audible and visible when: measured on LLP val + test (README, "The demo world")
+# ---------------------------------------------------------------------------------------------
+
+CLASSES_PER_VIDEO = {1: 0.33, 2: 0.55, 3: 0.09, 4: 0.03}
+# A weakly labelled class is: perceived in both modalities, audible only, visible only, in neither (a label without dense row)
+PERCEIVED = ("both", "audio", "visual", "neither")
+PERCEIVED_SPEECH = (0.22, 0.77, 0.00, 0.01)  # off-screen speakers
+PERCEIVED_OTHER = (0.76, 0.17, 0.06, 0.01)
+# When both: the time spans are
+SPANS = ("both full", "same, partial", "audio partial, visual full", "audio full, visual partial", "different")
+SPANS_OF_BOTH = (0.43, 0.18, 0.20, 0.08, 0.11)
+FULL_ALONE = {"audio": 0.24, "visual": 0.58}  # a class in one modality only fills the whole clip
+ONE_RUN = {"audio": 0.57, "visual": 0.71}  # a partial span is one unbroken run
+FREQUENT, COMMON, RARE = 0.50, 0.15, 0.01  # share of videos with the most frequent class, the next, the rarest
+
+SOURCE_CLASSES = 100
+SOURCE_CLASSES_PER_VIDEO = {1: 0.60, 2: 0.27, 3: 0.09, 4: 0.04}
+SOURCE_SECONDS = (10, 42, 60, 10)  # shortest, mean, longest, standard deviation
+SOURCE_FULL = 0.16  # an event fills its video
+SOURCE_RUNS, SOURCE_RUN_SHARE = 1.8, 0.2  # else: mean number of runs, mean share of the video each covers
+SOURCE_DISTRACTOR = 0.5  # chance of an unannotated class heard but not seen, and of one seen but not heard
+
+
+def choose(table: dict, rng: np.random.Generator):
+    return list(table)[rng.choice(len(table), p=list(table.values()))]
+
+
+def draw_weak(videos: int, classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Weak labels (N, C) uint8: class 0 in half of the videos, the others from common to rare."""
+    share = np.concatenate([[FREQUENT], np.geomspace(COMMON, RARE, classes - 1)])  # (C,)
+    weak = np.zeros((videos, classes), np.uint8)
+    for n in range(videos):
+        weak[n, rng.choice(classes, choose(CLASSES_PER_VIDEO, rng), replace=False, p=share / share.sum())] = 1
+    return weak
+
+
+def draw_span(T: int, modality: str, rng: np.random.Generator) -> np.ndarray:
+    """A partial span, (T,) bool: one run of any length, or two to three runs."""
+    span = np.zeros(T, bool)
+    if rng.random() < ONE_RUN[modality]:
+        length = rng.integers(1, T)
+        start = rng.integers(0, T - length + 1)
+        span[start : start + length] = True
+    else:
+        ends = np.sort(rng.choice(T + 1, 2 * rng.choice([2, 3], p=[0.8, 0.2]), replace=False))
+        for start, end in ends.reshape(-1, 2):
+            span[start:end] = True
+    return span
+
+
+def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Dense truth that agrees with weak labels (N, C): audible and visible, (N, T, C) uint8 each."""
+    N, C = weak.shape
+    truth = {m: np.zeros((N, T, C), np.uint8) for m in ("audio", "visual")}
+    for n, c in zip(*np.nonzero(weak)):
+        perceived = PERCEIVED[rng.choice(4, p=PERCEIVED_SPEECH if c == 0 else PERCEIVED_OTHER)]
+        if perceived == "both":
+            spans = SPANS[rng.choice(5, p=SPANS_OF_BOTH)]
+            audio = np.ones(T, bool) if spans in ("both full", "audio full, visual partial") else draw_span(T, "audio", rng)
+            visual = np.ones(T, bool) if spans in ("both full", "audio partial, visual full") else draw_span(T, "visual", rng)
+            truth["audio"][n, :, c] = audio
+            truth["visual"][n, :, c] = audio if spans == "same, partial" else visual
+        elif perceived != "neither":
+            full = rng.random() < FULL_ALONE[perceived]
+            truth[perceived][n, :, c] = True if full else draw_span(T, perceived, rng)
+    return truth["audio"], truth["visual"]
+
+
+def draw_source_video(classes: int, rng: np.random.Generator) -> np.ndarray:
+    """Audio-visual labels of one source video, (T, C) uint8."""
+    shortest, mean, longest, deviation = SOURCE_SECONDS
+    T = int(np.clip(round(rng.normal(mean, deviation)), shortest, longest))
+    label = np.zeros((T, classes), np.uint8)
+    for c in rng.choice(classes, choose(SOURCE_CLASSES_PER_VIDEO, rng), replace=False):
+        label[:, c] = draw_source_span(T, rng)
+    return label
+
+
+def draw_source_span(T: int, rng: np.random.Generator) -> np.ndarray:
+    if rng.random() < SOURCE_FULL:
+        return np.ones(T, bool)
+    span = np.zeros(T, bool)
+    for _ in range(rng.geometric(1 / SOURCE_RUNS)):
+        length = min(T, math.ceil(rng.exponential(SOURCE_RUN_SHARE * T)))
+        start = rng.integers(0, T - length + 1)
+        span[start : start + length] = True
+    return span
+
+
+def invented_llp(config: WorldConfig) -> LLP:
+    def split(name: str, seed: int) -> LLPSplit:
+        rng = np.random.default_rng((config.seed, 1, seed))
+        weak = draw_weak(getattr(config, name), len(LLP_CLASSES), rng)
+        ids = [f"demo-{name}-{n:05d}" for n in range(len(weak))]
+        truth = draw_truth(weak, LLP_SEGMENTS, rng) if name != "train" else ()
+        return LLPSplit(ids, weak, *truth)
+
+    return LLP(LLP_CLASSES, *(split(name, seed) for seed, name in enumerate(LLP_WEAK_FILES)))
+
+
+def invented_unav(config: WorldConfig) -> UnAV:
+    """Class names: a relative of each target class but the last three, and others that have none."""
+    relatives = [f"{name} (relative)" for name in LLP_CLASSES[:-3]]
+    classes = tuple(relatives + [f"unrelated {i}" for i in range(SOURCE_CLASSES - len(relatives))])
+
+    def split(name: str, seed: int) -> UnAVSplit:
+        rng = np.random.default_rng((config.seed, 2, seed))
+        labels = [draw_source_video(len(classes), rng) for _ in range(getattr(config, f"source_{name}"))]
+        return UnAVSplit([f"demo-{name}-{n:05d}" for n in range(len(labels))], labels)
+
+    return UnAV(classes, *(split(name, seed) for seed, name in enumerate(UNAV_SPLITS)))
+
+
+# ---------------------------------------------------------------------------------------------
+# Geometry: where classes, texts, scenes and domains lie
+# ---------------------------------------------------------------------------------------------
+
+LATENT = 48  # real embeddings fill far fewer directions than they have numbers
+SIZES = {"clap": 512, "clip": 768}
+MODALITY = {"clap": "audio", "clip": "visual"}
+FAMILIES, FAMILY_SHARE = 12, 0.5  # cosine of two classes of one family is about share ** 2
+RELATIVE_COSINE = 0.85  # of a target class and its relative in the source set
+SKEW = {"clap": 0.5, "clip": 2.0}  # misalignment of text and embedding, common to all classes
+CLASS_ERROR = 0.3  # and of each class
+VARIATION = 0.5  # of a class from video to video
+STRENGTH_SPREAD = 0.3  # of the logarithm of a class's strength in a video
+LOSE, RECOVER, LOST = 0.12, 0.5, 0.15  # chance a second to lose evidence, to get it back; what is left meanwhile
+CONTEXT = 0.2  # how much of a class is felt where it is not perceived
+SCENES, SHARED_SCENES = 60, 30  # kinds of scene in each set; how many both sets have
+SCENE, DRIFT, WHITE = 0.7, 0.6, 0.4  # shares of the noise (their squares add up to about 1)
+DRIFT_MEMORY = 0.8  # correlation of the drifting background from one second to the next
+OFFSET = 0.5  # length of each set's own offset
+CONE = 1.0  # length of the direction that all embeddings of a modality share
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def related(target: str, source: str) -> bool:
+    """Two class names share a word, up to its ending ("Lawn_mower", "lawn mowing"); speech and speaking are the one irregular pair."""
+    stems = [{w if len(w) < 4 else w[:4] for w in "".join(c if c.isalpha() else " " for c in name.lower().replace("speaking", "speech")).split()}
+             for name in (target, source)]
+    return bool(stems[0] & stems[1])
+
+
+def class_concepts(target: tuple[str, ...], source: tuple[str, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Unit concept vectors of target (C, K) and source classes, before modality."""
+    families = unit(rng.standard_normal((FAMILIES, LATENT)))
+
+    def with_family(n: int) -> np.ndarray:
+        own = unit(rng.standard_normal((n, LATENT)))
+        return unit(FAMILY_SHARE * families[rng.integers(0, FAMILIES, n)] + math.sqrt(1 - FAMILY_SHARE**2) * own)
+
+    source_concepts, target_concepts = with_family(len(source)), with_family(len(target))
+    for c, name in enumerate(target):
+        relatives = [s for s, other in enumerate(source) if related(name, other)]
+        if relatives:
+            own = unit(rng.standard_normal(LATENT))
+            target_concepts[c] = unit(RELATIVE_COSINE * source_concepts[relatives[0]] + math.sqrt(1 - RELATIVE_COSINE**2) * own)
+    return target_concepts, source_concepts
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One dataset in one modality. K = LATENT, D = size of the embedding."""
+
+    text: np.ndarray  # (C, D) unit text embeddings
+    direction: np.ndarray  # (C, K) class directions
+    scenes: np.ndarray  # (S, K)
+    basis: np.ndarray  # (K, D) orthonormal rows
+    offset: np.ndarray  # (D,) cone + domain
+
+
+def build_geometry(llp: LLP, unav: UnAV, seed: int) -> dict[tuple[str, str], Geometry]:
+    """(dataset, feature) -> Geometry."""
+    rng = np.random.default_rng((seed, 0))
+    concepts = dict(zip(("llp", "unav"), class_concepts(llp.classes, unav.classes, rng)))
+    geometry = {}
+    for feature, D in SIZES.items():
+        basis = np.linalg.qr(rng.standard_normal((D, LATENT)))[0].T  # (K, D)
+        skew = np.eye(LATENT) + SKEW[feature] * rng.standard_normal((LATENT, LATENT)) / math.sqrt(LATENT)  # (K, K)
+        cone, text_cone = CONE * unit(rng.standard_normal((2, D)))  # the gap between embeddings and texts
+        scenes = unit(rng.standard_normal((2 * SCENES - SHARED_SCENES, LATENT)))
+        for dataset, own_scenes in (("llp", scenes[:SCENES]), ("unav", scenes[-SCENES:])):
+            u = concepts[dataset]  # (C, K)
+            text = unit(u @ basis + text_cone)  # (C, D)
+            direction = unit(u @ skew + CLASS_ERROR * unit(rng.standard_normal(u.shape)))  # (C, K)
+            offset = cone + OFFSET * unit(rng.standard_normal(D))
+            geometry[dataset, feature] = Geometry(text.astype(np.float32), direction, own_scenes, basis, offset)
+    return geometry
+
+
+# ---------------------------------------------------------------------------------------------
+# Rendering: from truth to embeddings
+# ---------------------------------------------------------------------------------------------
+
+
+def drift(n: int, T: int, size: int, memory: float, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise of unit variance that remembers: (n, T, size), correlation `memory` from one second to the next."""
+    x = rng.standard_normal((n, T, size), np.float32)
+    for t in range(1, T):
+        x[:, t] = memory * x[:, t - 1] + math.sqrt(1 - memory**2) * x[:, t]
+    return x
+
+
+def lost_evidence(shape: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
+    """Factor (n, T, C) on the evidence: 1, or LOST while it is lost."""
+    draws, lost = rng.random(shape, np.float32), np.zeros(shape, bool)
+    lost[:, 0] = draws[:, 0] < LOSE / (LOSE + RECOVER)
+    for t in range(1, shape[1]):
+        lost[:, t] = np.where(lost[:, t - 1], draws[:, t] >= RECOVER, draws[:, t] < LOSE)
+    return np.where(lost, np.float32(LOST), np.float32(1))
+
+
+def render(truth: np.ndarray, present: np.ndarray, g: Geometry, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """Embeddings (n, T, D) of unit length; truth (n, T, C): perceived in this modality, present (n, C): occurs in the video."""
+    n, T, C = truth.shape
+    K, D = g.basis.shape
+    strength = np.exp(STRENGTH_SPREAD * rng.standard_normal((n, 1, C)))
+    context = CONTEXT * np.abs(rng.standard_normal((n, 1, C))) * present[:, None]
+    evidence = np.where(truth > 0, strength * lost_evidence(truth.shape, rng), context)  # (n, T, C)
+    appearance = unit(g.direction + VARIATION * unit(rng.standard_normal((n, C, K))))  # (n, C, K)
+    signal = evidence @ appearance  # (n, T, K)
+    scene = g.scenes[rng.integers(0, len(g.scenes), (n, 1))]  # (n, 1, K)
+    background = drift(n, T, K, DRIFT_MEMORY, rng) / math.sqrt(K)  # (n, T, K)
+    z = signal + noise * (SCENE * scene + DRIFT * background)  # (n, T, K)
+    white = rng.standard_normal((n, T, D), np.float32) / math.sqrt(D)  # (n, T, D)
+    return unit((z @ g.basis + g.offset).astype(np.float32) + np.float32(noise * WHITE) * white)  # (n, T, D)
+
+
+VIDEOS_AT_A_TIME = 128
+
+
+def perceived(split: LLPSplit | UnAVSplit, modality: str, seed: tuple[int, ...]) -> tuple[list[np.ndarray], np.ndarray]:
+    """What the features of a split show in one modality: N truths (T_n, C), and which classes occur in each video (N, C).
+
+    LLP train: a truth drawn to agree with the weak labels (the same for both modalities; it is never stored).
+    UnAV: the annotations, and in some videos a class perceived in this modality alone that nobody annotated.
+    """
+    rng = np.random.default_rng(seed)
+    if isinstance(split, LLPSplit):
+        audio, visual = (split.audio, split.visual) if split.audio is not None else draw_truth(split.weak, LLP_SEGMENTS, rng)
+        return list(audio if modality == "audio" else visual), split.weak | (audio | visual).any(1)
+    present = np.stack([label.any(0) for label in split.labels])  # (N, C)
+    truths = []
+    for _ in range(1 + list(MODALITY.values()).index(modality)):  # each modality has its own distractors
+        truths = [add_distractor(label, rng) for label in split.labels]
+    return truths, present
+
+
+def add_distractor(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(T, C) -> (T, C), in some videos with one more class."""
+    label = label.copy()
+    if rng.random() < SOURCE_DISTRACTOR:
+        label[:, rng.integers(label.shape[1])] |= draw_source_span(len(label), rng).astype(np.uint8)
+    return label
+
+
+def render_split(truths: list[np.ndarray], present: np.ndarray, g: Geometry, noise: float, seed: tuple[int, ...], out: np.ndarray) -> None:
+    """Render all videos of a split into `out` (all segments end to end, D), a few at a time."""
+    lengths = np.array([len(t) for t in truths])
+    first = np.concatenate([[0], np.cumsum(lengths)])  # (N + 1,)
+    for start in range(0, len(truths), VIDEOS_AT_A_TIME):
+        videos = slice(start, min(start + VIDEOS_AT_A_TIME, len(truths)))
+        padded = np.zeros((videos.stop - start, lengths[videos].max(), present.shape[1]), np.uint8)  # (n, T, C)
+        for row, truth in zip(padded, truths[videos]):
+            row[: len(truth)] = truth
+        x = render(padded, present[videos], g, noise, np.random.default_rng((*seed, start)))  # (n, T, D)
+        real = np.arange(padded.shape[1]) < lengths[videos, None]  # (n, T)
+        out[first[start] : first[videos.stop]] = x[real]
+
+
+def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnAV | None = None) -> dict:
+    """Write a packed folder (layout: features.py) and return its index; finished arrays of an interrupted run are kept.
+
+    With `llp` / `unav` read from the real files, those videos, classes, splits and truths are dressed with
+    invented features; the truth of the training split, which nobody knows, is drawn to agree with its weak labels.
+    """
+    out = Path(out)
+    real = [name for name, data in (("llp", llp), ("unav", unav)) if data]
+    data = {"llp": llp or invented_llp(config), "unav": unav or invented_unav(config)}
+    splits = {"llp": tuple(LLP_WEAK_FILES), "unav": UNAV_SPLITS}
+    index = {"format": FORMAT, "source": {"demo_world": asdict(config), "real_annotations": real}}
+    for name in data:
+        index[name] = {"classes": list(data[name].classes), "features": list(SIZES),
+                       "videos": {s: getattr(data[name], s).ids for s in splits[name]}}
+    if (out / "index.json").exists() and read_index(out) == index:
+        print(f"{out}: already complete")
+        return index
+    start_or_continue(out, index)
+    write_annotations(out, data["llp"], data["unav"])
+    geometry = build_geometry(data["llp"], data["unav"], config.seed)
+    todo = [(key, g, number, split) for key, g in geometry.items() for number, split in enumerate(splits[key[0]])]
+    for (dataset, feature), g, number, split in tqdm(todo, desc="demo world", unit="array"):
+        write_array(out / dataset / f"text_{feature}.npy", g.text)
+        path = out / dataset / split / f"{feature}.npy"
+        if not path.exists():
+            truths, present = perceived(getattr(data[dataset], split), MODALITY[feature], (config.seed, 3, number))
+            shape = (len(truths), LLP_SEGMENTS) if dataset == "llp" else (sum(map(len, truths)),)
+            with atomic(path) as temporary:
+                array = np.lib.format.open_memmap(temporary, "w+", np.float16, (*shape, SIZES[feature]))
+                seed = (config.seed, 4, list(geometry).index((dataset, feature)), number)
+                render_split(truths, present, g, noise_of(config, feature), seed, array.reshape(-1, SIZES[feature]))
+                array.flush()
+    write_json(out / "index.json", index)
+    (out / "plan.json").unlink()
+    return index
+
+
+def noise_of(config: WorldConfig, feature: str) -> float:
+    return getattr(config, f"{MODALITY[feature]}_noise")
+
+
+# ---------------------------------------------------------------------------------------------
+# Calibration: the noise at which per-segment labels are as good as VALOR's
+# ---------------------------------------------------------------------------------------------
+
+# VALOR's hard labels (per-segment CLIP / CLAP similarity, validation thresholds) on the LLP test split, UWAV paper, Table 2
+VALOR = {"seg_a": 80.5, "seg_v": 61.7, "seg_av": 55.7, "seg_type": 66.0, "seg_event": 74.6}
+BISECTIONS = 8
+
+
+def segment_label_scores(config: WorldConfig) -> dict[str, float]:
+    """Segment-level scores of per-segment hard labels on the invented test split, thresholds from its validation split."""
+    llp = invented_llp(config)
+    geometry = build_geometry(llp, invented_unav(config), config.seed)
+    logit = {}  # (split, modality) -> (N, T, C)
+    for feature, modality in MODALITY.items():
+        g = geometry["llp", feature]
+        for number, split in ((1, "val"), (2, "test")):
+            truths, present = perceived(getattr(llp, split), modality, (config.seed, 3, number))
+            x = np.empty((len(truths) * LLP_SEGMENTS, SIZES[feature]), np.float32)
+            seed = (config.seed, 4, list(geometry).index(("llp", feature)), number)
+            render_split(truths, present, g, noise_of(config, feature), seed, x)
+            similarity = torch.from_numpy(x) @ torch.from_numpy(g.text).T
+            logit[split, modality] = similarity.view(len(truths), LLP_SEGMENTS, -1)
+    hard = []
+    for modality in MODALITY.values():
+        threshold, _ = fit_thresholds(logit["val", modality], torch.from_numpy(getattr(llp.val, modality)), torch.from_numpy(llp.val.weak))
+        hard.append(hard_labels(logit["test", modality], threshold, torch.from_numpy(llp.test.weak)))
+    scores = parsing_scores(*hard, torch.from_numpy(llp.test.audio), torch.from_numpy(llp.test.visual))
+    return {name: scores[name] for name in VALOR}
+
+
+def calibrate(config: WorldConfig) -> WorldConfig:
+    """Bisect each modality's noise until the segment score of that modality is VALOR's; print every trial."""
+    for field, score in (("audio_noise", "seg_a"), ("visual_noise", "seg_v")):
+        low, high = 0.0, 8.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            config = replace(config, **{field: middle})
+            scores = segment_label_scores(config)
+            print(f"{field} {middle:.3f}  " + "  ".join(f"{k} {v:.1f}" for k, v in scores.items()), flush=True)
+            low, high = (middle, high) if scores[score] > VALOR[score] else (low, middle)
+    return config
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="CLIP- and CLAP-like embeddings of an invented (or really annotated) LLP and UnAV-100.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("make", help="write a packed folder")
+    command.add_argument("out", type=Path)
+    command.add_argument("--llp", type=Path, metavar="DIR", help="folder with the real AVVP_*.csv files")
+    command.add_argument("--unav", type=Path, metavar="FILE", help="the real unav100_annotations.json")
+    command.add_argument("--seed", type=int, default=WorldConfig.seed)
+    commands.add_parser("calibrate", help="find the noise levels at which per-segment labels score like VALOR's")
+    options = parser.parse_args(arguments)
+    with one_sentence_errors():
+        if options.command == "make":
+            llp, unav = options.llp and read_llp(options.llp), options.unav and read_unav(options.unav)
+            make(options.out, WorldConfig(seed=options.seed), llp, unav)
+        else:
+            config = calibrate(WorldConfig())
+            print(f"calibrated: audio_noise = {config.audio_noise:.2f}, visual_noise = {config.visual_noise:.2f}")
+            print("\n".join(f"{k:10s} {v:5.1f}   VALOR on LLP {VALOR[k]:5.1f}" for k, v in segment_label_scores(config).items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,508 @@
+"""From annotations and feature files to the arrays that `uwav.py` trains on.
+
+    python features.py pack SOURCE OUT     # thousands of small .npy files -> a few memory-mapped arrays
+
+Two datasets appear everywhere below:
+
+* **LLP** (the target): 10-second clips, 25 classes. Training clips carry only a *weak label* (which
+  classes occur somewhere); validation and test clips also say which second is audible / visible.
+* **UnAV-100** (for pre-training): 10 to 60 s, 100 classes, every event is audible *and* visible.
+
+A *packed folder*, written by `pack` here or by `demo_world.py`, is what every stage reads:
+
+    index.json                                        written last: its presence means "complete"
+    llp/text_{clap,clip}.npy                          (C, 512) (C, 768) float32, unit length
+    llp/{train,val,test}/weak.npy                     (N, C) uint8
+    llp/{val,test}/{audio,visual}.npy                 (N, T, C) uint8, the dense truth
+    llp/{train,val,test}/{clap,clip,...}.npy          (N, T, D) float16
+    unav/text_{clap,clip}.npy                         (C, D) float32
+    unav/{train,validation,test}/{clap,clip}.npy      (all segments of the split, D) float16
+    unav/{train,validation,test}/{label,length}.npy   (all segments, C) uint8; (N,) int64
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+# ---------------------------------------------------------------------------------------------
+# LLP annotations
+# ---------------------------------------------------------------------------------------------
+
+LLP_SEGMENTS = 10  # T: an LLP clip lasts 10 s, one segment a second
+# In index order. The csv files name classes but do not number them, so the list stands here, once.
+LLP_CLASSES = (
+    "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm",
+    "Chainsaw", "Cello", "Banjo", "Singing", "Chicken_rooster", "Violin_fiddle", "Vacuum_cleaner",
+    "Baby_laughter", "Accordion", "Lawn_mower", "Motorcycle", "Helicopter", "Acoustic_guitar",
+    "Telephone_bell_ringing", "Baby_cry_infant_cry", "Blender", "Clapping",
+)
+LLP_WEAK_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
+LLP_DENSE_FILES = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
+
+
+@dataclass(frozen=True)
+class LLPSplit:
+    """One split of LLP: N videos, T segments, C classes. `audio` and `visual` are None for train."""
+
+    ids: list[str]  # (N) YouTube ids: the names of the feature files
+    weak: np.ndarray  # (N, C) uint8: the class occurs somewhere in the video
+    audio: np.ndarray | None = None  # (N, T, C) uint8: audible in that second
+    visual: np.ndarray | None = None  # (N, T, C) uint8: visible in that second
+
+
+@dataclass(frozen=True)
+class LLP:
+    classes: tuple[str, ...]
+    train: LLPSplit
+    val: LLPSplit
+    test: LLPSplit
+
+
+def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
+    """Read the five `AVVP_*.csv` files of LLP (SPEC of the columns: README, "Your own data").
+
+    The published files disagree with themselves in places; that is counted, told to `report` in one
+    line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as
+    it stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant.
+    """
+    folder = Path(folder)
+    class_index = {name: c for c, name in enumerate(LLP_CLASSES)}
+    place: dict[str, tuple[str, int]] = {}  # filename -> (split, row)
+    ids: dict[str, list[str]] = {}
+    weak: dict[str, np.ndarray] = {}
+    for split, file in LLP_WEAK_FILES.items():
+        rows = _read_tsv(folder / file, ("filename", "event_labels"))
+        ids[split] = [_youtube_id(row["filename"]) for _, row in rows]
+        weak[split] = np.zeros((len(rows), len(LLP_CLASSES)), np.uint8)  # (N, C)
+        for n, (line, row) in enumerate(rows):
+            if row["filename"] in place:
+                raise ValueError(f"{folder / file}, line {line}: the video {row['filename']} is listed twice")
+            place[row["filename"]] = (split, n)
+            for name in row["event_labels"].split(","):
+                weak[split][n, _class_number(name, class_index, folder / file, line)] = 1
+
+    dense = {
+        split: {m: np.zeros((len(ids[split]), LLP_SEGMENTS, len(LLP_CLASSES)), np.uint8) for m in LLP_DENSE_FILES}
+        for split in ("val", "test")
+    }  # split -> modality -> (N, T, C)
+    for modality, file in LLP_DENSE_FILES.items():
+        unknown_rows, empty_rows = 0, 0
+        for line, row in _read_tsv(folder / file, ("filename", "onset", "offset", "event_labels")):
+            onset, offset = _seconds(row["onset"], folder / file, line), _seconds(row["offset"], folder / file, line)
+            c = _class_number(row["event_labels"], class_index, folder / file, line)
+            split, n = place.get(row["filename"], ("train", -1))
+            empty_rows += onset >= offset
+            unknown_rows += split == "train"
+            if split != "train" and onset < offset:
+                dense[split][modality][n, onset:offset, c] = 1
+        if unknown_rows:
+            report(f"LLP: {unknown_rows} {modality} rows name videos outside val and test (ignored)")
+        if empty_rows:
+            report(f"LLP: {empty_rows} {modality} rows are empty, onset >= offset (ignored)")
+
+    occurs = {s: (d["audio"] | d["visual"]).any(1) for s, d in dense.items()}  # (N, C)
+    undated = sum(int((weak[s] & ~occurs[s]).sum()) for s in occurs)
+    unlisted = sum(int((occurs[s] & ~weak[s].astype(bool)).sum()) for s in occurs)
+    if undated:
+        report(f"LLP: {undated} weak (video, class) labels have no dense row (kept as weak labels)")
+    if unlisted:
+        report(f"LLP: {unlisted} (video, class) pairs of the dense truth are missing from the weak label (kept as truth)")
+    return LLP(LLP_CLASSES, *(LLPSplit(ids[s], weak[s], **dense.get(s, {})) for s in LLP_WEAK_FILES))
+
+
+def _read_tsv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of a tab-separated file whose header has at least `columns`."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            missing = [c for c in columns if c not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{path}: the header line lacks the tab-separated column {', '.join(missing)}")
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a tab-separated UTF-8 text file ({error})") from None
+    for line, row in rows:
+        if any(not row[c] for c in columns):
+            raise ValueError(f"{path}, line {line}: a column is empty or missing")
+    return rows
+
+
+def _youtube_id(filename: str) -> str:
+    """`<id>_<start>_<end>` -> `<id>`; ids may hold underscores themselves."""
+    return re.sub(r"_\d+_\d+$", "", filename)
+
+
+def _class_number(name: str, class_index: dict[str, int], path: Path, line: int) -> int:
+    if name not in class_index:
+        raise ValueError(f"{path}, line {line}: unknown class {name!r}")
+    return class_index[name]
+
+
+def _seconds(text: str, path: Path, line: int) -> int:
+    if not text.isdecimal() or int(text) > LLP_SEGMENTS:
+        raise ValueError(f"{path}, line {line}: {text!r} is not a whole second from 0 to {LLP_SEGMENTS}")
+    return int(text)
+
+
+# ---------------------------------------------------------------------------------------------
+# UnAV-100 annotations
+# ---------------------------------------------------------------------------------------------
+
+UNAV_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class UnAVSplit:
+    ids: list[str]  # (N)
+    labels: list[np.ndarray]  # N arrays (T_n, C) uint8, T_n = ceil(duration in s): audible and visible
+
+
+@dataclass(frozen=True)
+class UnAV:
+    classes: tuple[str, ...]
+    train: UnAVSplit
+    validation: UnAVSplit
+    test: UnAVSplit
+
+
+def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> UnAV:
+    """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end).
+
+    The class list is read from the file, in the order of `label_id`. Annotations that cover nothing
+    inside their video are counted and ignored. Raises FileNotFoundError, or ValueError naming the cause.
+    """
+    try:
+        with open(json_path, encoding="utf-8") as file:
+            database = json.load(file)["database"]
+        names = {a["label_id"]: a["label"] for v in database.values() for a in v["annotations"]}
+        classes = tuple(names[c] for c in range(len(names)))
+        splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
+        empty = 0
+        for video_id, video in database.items():
+            label = np.zeros((math.ceil(video["duration"]), len(classes)), np.uint8)  # (T, C)
+            for annotation in video["annotations"]:
+                start, end = annotation["segment"]
+                covered = label[max(0, math.floor(start)) : max(0, math.ceil(end)), annotation["label_id"]]
+                covered[:] = 1
+                empty += covered.size == 0
+            splits[video["subset"]].ids.append(video_id)
+            splits[video["subset"]].labels.append(label)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{json_path}: not a JSON file ({error})") from None
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r})") from None
+    if empty:
+        report(f"UnAV: {empty} annotations cover no segment of their video (ignored)")
+    return UnAV(classes, **splits)
+
+
+# ---------------------------------------------------------------------------------------------
+# Files: nothing is ever half-written under its final name
+# ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: object) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    with atomic(path) as temporary:
+        np.save(temporary, array)
+
+
+def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
+    """An .npy file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        return np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: not a complete .npy file ({error})") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# pack: the authors' download -> a packed folder
+# ---------------------------------------------------------------------------------------------
+
+# feature name -> (folder inside the source, vectors per second, vector size)
+LLP_FEATURES = {
+    "clap": ("LLP/feats_CLAP/segment_feats", 1, 512),
+    "clip": ("LLP/feats_CLIP/segment_feats", 1, 768),
+    "vggish": ("LLP/feats/vggish", 1, 128),
+    "res152": ("LLP/feats/res152", 8, 2048),
+    "r2plus1d_18": ("LLP/feats/r2plus1d_18", 1, 512),
+}
+UNAV_FEATURES = {
+    "clap": ("UnAV/feats_CLAP/segment_feats", 512),
+    "clip": ("UnAV/feats_CLIP/segment_feats", 768),
+}
+TEXT_FILES = {"clap": ("feats_CLAP/event_feats/all_event_feats.npy", 512),
+              "clip": ("feats_CLIP/event_feats/all_event_feats.npy", 768)}
+FORMAT = 1  # of the packed folder; raised when its layout changes
+CHUNK = 64  # videos a worker takes at a time
+
+
+def average_groups(x: np.ndarray, size: int) -> np.ndarray:
+    """Mean of each `size` consecutive vectors: (T * size, D) -> (T, D)."""
+    return x.reshape(-1, size, x.shape[1]).mean(1, dtype=np.float32)
+
+
+def pool_to(x: np.ndarray, segments: int) -> np.ndarray:
+    """Adaptive average pooling over time, (L, D) -> (segments, D): segment t averages the vectors
+    floor(t L / segments) .. ceil((t + 1) L / segments), as torch's adaptive_avg_pool1d does."""
+    length, t = len(x), np.arange(segments)
+    first, last = t * length // segments, -(-(t + 1) * length // segments)  # (segments,)
+    total = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, 0, dtype=np.float64)])  # (L + 1, D)
+    return ((total[last] - total[first]) / (last - first)[:, None]).astype(np.float32)  # (segments, D)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One packed array to fill: where its rows come from and where they go."""
+
+    target: Path  # the .npy to write
+    folder: Path  # holds <id>.npy
+    ids: list[str]  # (N)
+    lengths: np.ndarray  # (N,) segments of each video
+    shape: tuple[int, ...]  # of the packed array
+    vectors: int | None  # vectors per second in the file; None: any number, pooled
+    size: int  # D
+
+    @property
+    def part(self) -> Path:
+        return self.target.with_suffix(".npy.part")
+
+    @property
+    def done(self) -> Path:  # one byte a video: its rows are in `part`
+        return self.target.with_suffix(".npy.done")
+
+
+def pack(source: str | Path, out: str | Path, workers: int | None = None) -> dict:
+    """Pack the layout of the authors' download into `out`; returns the index.
+
+    Packs UnAV and every LLP feature whose folder exists. Stopped at any moment, it continues where it was;
+    `index.json` is written last. Raises FileNotFoundError / ValueError with one sentence that names
+    the file and the cause; what was packed before stays and is not done again.
+    """
+    source, out = Path(source), Path(out)
+    llp, unav = read_llp(source / "LLP"), read_unav(source / "UnAV/unav100_annotations.json")
+    found = [name for name, (folder, _, _) in LLP_FEATURES.items() if (source / folder).is_dir()]
+    for name in ("clap", "clip"):
+        if name not in found:
+            raise FileNotFoundError(f"{source / LLP_FEATURES[name][0]}: no such folder (the teacher needs it)")
+    index = {
+        "format": FORMAT,
+        "source": "pack",
+        "llp": {"classes": list(llp.classes), "features": found,
+                "videos": {s: getattr(llp, s).ids for s in LLP_WEAK_FILES}},
+        "unav": {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
+                 "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}},
+    }
+    if (out / "index.json").exists() and read_index(out) == index:
+        print(f"{out}: already complete")
+        return index
+    start_or_continue(out, index)
+
+    write_annotations(out, llp, unav)
+    for dataset, folder, classes in (("llp", "LLP", llp.classes), ("unav", "UnAV", unav.classes)):
+        for name, (file, size) in TEXT_FILES.items():
+            text = _checked(read_array(source / folder / file), (len(classes), size), source / folder / file)
+            write_array(out / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
+
+    jobs = _jobs(source, out, found, llp, unav)
+    for job in jobs:
+        _require_files(job)
+    with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+        for job in jobs:
+            _fill(job, pool)
+    write_json(out / "index.json", index)
+    (out / "plan.json").unlink()
+    return index
+
+
+def write_annotations(out: Path, llp: LLP, unav: UnAV) -> None:
+    """The label arrays of a packed folder (shapes: top of this file)."""
+    for split in LLP_WEAK_FILES:
+        data: LLPSplit = getattr(llp, split)
+        write_array(out / "llp" / split / "weak.npy", data.weak)
+        if data.audio is not None:
+            write_array(out / "llp" / split / "audio.npy", data.audio)
+            write_array(out / "llp" / split / "visual.npy", data.visual)
+    for split in UNAV_SPLITS:
+        labels = getattr(unav, split).labels
+        write_array(out / "unav" / split / "length.npy", np.array([len(x) for x in labels], np.int64))
+        empty = np.zeros((0, len(unav.classes)), np.uint8)
+        write_array(out / "unav" / split / "label.npy", np.concatenate([empty, *labels]))
+
+
+def read_index(folder: str | Path) -> dict:
+    """`index.json` of a packed folder. Raises FileNotFoundError or ValueError."""
+    path = Path(folder) / "index.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file, so {folder} is not a (complete) packed folder; "
+                                "make one with `python features.py pack` or `python demo_world.py make`")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        version = index["format"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: not an index of a packed folder") from None
+    if version != FORMAT:
+        raise ValueError(f"{path}: packed in format {version!r}, this code reads {FORMAT}; pack again")
+    return index
+
+
+def start_or_continue(out: Path, index: dict) -> None:
+    """Keep what an interrupted run of the *same* plan left in `out`; throw away anything else it packed."""
+    plan = out / "plan.json"
+    if not plan.exists() or json.loads(plan.read_text(encoding="utf-8")) != index:
+        (out / "index.json").unlink(missing_ok=True)
+        for dataset in ("llp", "unav"):
+            shutil.rmtree(out / dataset, ignore_errors=True)
+        write_json(plan, index)
+
+
+def _jobs(source: Path, out: Path, found: list[str], llp: LLP, unav: UnAV) -> list[_Job]:
+    jobs = []
+    for name in found:
+        folder, per_second, size = LLP_FEATURES[name]
+        for split in LLP_WEAK_FILES:
+            ids = getattr(llp, split).ids
+            lengths = np.full(len(ids), LLP_SEGMENTS)
+            jobs.append(_Job(out / "llp" / split / f"{name}.npy", source / folder, ids, lengths,
+                             (len(ids), LLP_SEGMENTS, size), per_second, size))
+    for name, (folder, size) in UNAV_FEATURES.items():
+        for split in UNAV_SPLITS:
+            data = getattr(unav, split)
+            lengths = np.array([len(x) for x in data.labels], np.int64)
+            jobs.append(_Job(out / "unav" / split / f"{name}.npy", source / folder, data.ids, lengths,
+                             (int(lengths.sum()), size), None, size))
+    return jobs
+
+
+def _require_files(job: _Job) -> None:
+    """One sentence for all the missing videos of a feature, before hours of work are spent on the rest."""
+    present = {entry.name for entry in os.scandir(job.folder)} if job.folder.is_dir() else set()
+    missing = [i for i in job.ids if f"{i}.npy" not in present]
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise FileNotFoundError(f"{job.folder}: {len(missing)} of {len(job.ids)} videos have no .npy file: "
+                                f"{', '.join(missing[:10])}{more}")
+
+
+def _fill(job: _Job, pool: multiprocessing.pool.Pool) -> None:
+    """Fill one packed array in parallel, skipping rows that an earlier run finished."""
+    if job.target.exists():
+        return
+    shape_of_part = read_array(job.part, mmap=True).shape if job.part.exists() and job.done.exists() else None
+    if shape_of_part != job.shape:  # a fresh start, or killed while the empty file was being made
+        job.done.unlink(missing_ok=True)
+        with atomic(job.part) as temporary:
+            np.lib.format.open_memmap(temporary, "w+", np.float16, job.shape).flush()
+        with atomic(job.done) as temporary:
+            temporary.write_bytes(bytes(len(job.ids)))
+    todo = np.flatnonzero(np.frombuffer(job.done.read_bytes(), np.uint8) == 0)
+    chunks = [(job, todo[i : i + CHUNK]) for i in range(0, len(todo), CHUNK)]
+    with tqdm(total=len(job.ids), initial=len(job.ids) - len(todo), unit="video",
+              desc="/".join(job.target.with_suffix("").parts[-3:])) as bar:
+        for count, error in pool.imap_unordered(_fill_chunk, chunks):
+            bar.update(count)
+            if error:
+                raise ValueError(error)
+    os.replace(job.part, job.target)
+    job.done.unlink()
+
+
+def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, str | None]:
+    """Worker: read, check, average and store some videos; returns how many, and one error sentence."""
+    job, rows = task
+    packed = np.lib.format.open_memmap(job.part, "r+")
+    done = np.memmap(job.done, np.uint8, "r+")
+    offsets = np.concatenate([[0], np.cumsum(job.lengths)])  # where each video begins when segments lie end to end
+    flat = packed.reshape(-1, job.size)  # (all segments, D), a view
+    for count, n in enumerate(rows):
+        path = job.folder / f"{job.ids[n]}.npy"
+        try:
+            x, T = read_array(path), int(job.lengths[n])
+            if job.vectors is None:
+                x = pool_to(_checked(x, (None, job.size), path), T)  # (T, D)
+            else:
+                x = average_groups(_checked(x, (T * job.vectors, job.size), path), job.vectors)  # (T, D)
+            flat[offsets[n] : offsets[n + 1]] = _checked(x.astype(np.float16), x.shape, path)
+        except (ValueError, FileNotFoundError) as error:
+            return count, str(error)
+        done[n] = 1
+    packed.flush()
+    return len(rows), None
+
+
+def _checked(x: np.ndarray, shape: tuple[int | None, ...], path: Path) -> np.ndarray:
+    """`x` if it is numeric, finite and of `shape` (None: any length above 0); ValueError otherwise."""
+    if x.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: holds {x.dtype}, expected numbers")
+    wrong = len(x.shape) != len(shape) or any(
+        have == 0 or (want is not None and have != want) for have, want in zip(x.shape, shape))
+    if wrong:
+        expected = ", ".join("L" if s is None else str(s) for s in shape)
+        raise ValueError(f"{path}: has shape {x.shape}, expected ({expected})")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{path}: holds NaN or infinite values (or values beyond half precision)")
+    return x
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Expected failures end a command with one sentence and exit status 1, not with a traceback."""
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, PermissionError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Feature files and annotations -> arrays that uwav.py trains on.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("pack", help="thousands of small .npy files -> a few memory-mapped arrays")
+    command.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them")
+    command.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
+    command.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
+    options = parser.parse_args(arguments)
+    with one_sentence_errors():
+        pack(options.source, options.out, options.workers)
+
+
+if __name__ == "__main__":
+    main()

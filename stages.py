@@ -1,0 +1,359 @@
+"""The command line of uwav.py: which files go into each stage of the method and which come out.
+
+    packed data --pretrain--> teacher.pt --label--> labels_teacher.npz --train--> han.pt --evaluate--> scores.json
+
+`ablate` runs all of it for every row of the ablation and every seed, and prints the two tables. A stage whose
+result is there already, made with the same settings from the same inputs, is not run again; one that was
+interrupted continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import uwav
+from features import atomic, one_sentence_errors, read_index, write_json
+
+# What the paper reports for LLP, for orientation beside our numbers (segment level A V AV Type Event, then event level).
+PAPER_LABELS = {  # Table 2
+    "segment": dict(seg_a=80.5, seg_v=61.7, seg_av=55.7, seg_type=66.0, seg_event=74.6),
+    "teacher": dict(seg_a=78.4, seg_v=74.5, seg_av=65.5, seg_type=72.8, seg_event=78.4),
+}
+PAPER_TYPE = {"video_only": 54.0, "valor": 62.0, "binary": 64.2, "soft": 64.4, "soft_reweight": 65.4, "soft_mixup": 65.2, "full": 65.9}
+PAPER_FULL = {  # UWAV with each feature set
+    "base": (64.2, 70.0, 63.4, 65.9, 63.9, 58.6, 66.7, 57.5, 60.9, 57.4),
+    "clip_clap": (68.9, 72.3, 65.6, 68.9, 68.3, 63.5, 68.7, 59.6, 63.9, 62.4),
+}
+SCORES = tuple(f"{level}_{kind}" for level in ("seg", "event") for kind in ("a", "v", "av", "type", "event"))
+
+# Rows of the ablation: (title, setting in uwav.ABLATION, whose labels).
+ROWS = {
+    "video_only": ("L_video only (HAN)", "video_only", "segment"),
+    "valor": ("hard labels, per segment (VALOR)", "binary", "segment"),
+    "binary": ("hard labels of the teacher", "binary", "teacher"),
+    "soft": ("soft labels", "soft", "teacher"),
+    "soft_reweight": ("soft + class balance", "soft_reweight", "teacher"),
+    "soft_mixup": ("soft + mixup", "soft_mixup", "teacher"),
+    "full": ("all (UWAV)", "full", "teacher"),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# What a stage works with
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Context:
+    """The options that all stages share."""
+
+    data: Path  # packed folder
+    preset: str = "paper"
+    seed: int = 0  # added to the published seeds
+    device: str = "cpu"
+    overrides: tuple[str, ...] = ()  # FIELD=VALUE
+
+    def config(self, config):
+        """A config of the preset with the overrides that concern it."""
+        return replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+
+    @property
+    def identity(self) -> str:
+        """Changes when the packed data do."""
+        return hashlib.sha256((self.data / "index.json").read_bytes()).hexdigest()[:16]
+
+
+CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig)
+
+
+def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float | str]:
+    """("epochs=3", ...) -> {"epochs": 3, ...}; ValueError for a field that no config has or a value of the wrong type."""
+    types = {f.name: f.type for config in CONFIGS for f in fields(config)}
+    read = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
+    values = {}
+    for text in overrides:
+        name, _, value = text.partition("=")
+        if name not in types:
+            raise ValueError(f"--set {text}: no such field; there are {', '.join(types)}")
+        try:
+            values[name] = read[types[name]](value.lower() if types[name] == "bool" else value)
+        except (ValueError, KeyError):
+            raise ValueError(f"--set {text}: {name} takes a value of type {types[name]}") from None
+    return values
+
+
+def check_finished(path: Path, made_with: dict, settings: dict) -> None:
+    if made_with != settings:
+        raise ValueError(f"{path}: made with other settings or other data; delete it or choose another folder")
+    print(f"{path}: finished before, kept", flush=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# pretrain, label, train, evaluate
+# ---------------------------------------------------------------------------------------------
+
+
+def pretrain(context: Context, out: Path) -> None:
+    """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history), teacher.json (AV F-score on validation and test)."""
+    read_index(context.data)
+    preset = uwav.PRESETS[context.preset]
+    model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
+    config = replace(config, seed=config.seed + context.seed)
+    settings = dict(data=context.identity, model=asdict(model_config), training=asdict(config))
+    path = out / "teacher.pt"
+    if path.exists() and (out / "teacher.json").exists():
+        return check_finished(path, uwav.load_file(path).get("settings"), settings)
+    train, validation, test = (uwav.load_source(context.data, s, context.device) for s in ("train", "validation", "test"))
+    text = uwav.load_text(context.data, "unav", context.device)
+    model = uwav.train_teacher(path, train, validation, text, model_config, config, settings)
+    scores = {s: uwav.teacher_score(model, split, text) for s, split in (("validation", validation), ("test", test))}
+    write_json(out / "teacher.json", scores)
+    print(f"{path}: AV F-score on UnAV validation {scores['validation']:.1f}, test {scores['test']:.1f}")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What `label` writes: logits of every split and the thresholds; hard and soft labels follow from them."""
+
+    settings: dict
+    logits: dict[str, tuple[Tensor, Tensor]]  # split -> audio, visual (N, T, C)
+    thresholds: tuple[Tensor, Tensor]  # audio, visual (C,)
+
+
+def label(context: Context, out: Path, teacher: Path | None) -> None:
+    """Logits and thresholds on LLP -> out/labels_teacher.npz, or without a teacher out/labels_segment.npz, and their quality (.json)."""
+    read_index(context.data)
+    model = teacher and uwav.load_model(teacher, context.device)
+    if model and not isinstance(model, uwav.Teacher):
+        raise ValueError(f"{teacher}: holds a {type(model).__name__}, expected a teacher")
+    settings = dict(data=context.identity, teacher=identity_of_checkpoint(teacher) if teacher else None)
+    path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
+    if path.exists() and path.with_suffix(".json").exists():
+        return check_finished(path, read_labels(path, "cpu").settings, settings)
+    text = uwav.load_text(context.data, "llp", context.device)
+    splits = {s: uwav.load_target(context.data, s, "clip_clap", context.device) for s in ("train", "val", "test")}
+    arrays, quality = {}, {}
+    logits = {s: uwav.teacher_logits(model, x, text) if model else uwav.segment_logits(*x.inputs(slice(None))[:2], *text) for s, x in splits.items()}
+    val = splits["val"]
+    thresholds = []
+    for m, modality in enumerate(("audio", "visual")):
+        threshold, f1 = uwav.fit_thresholds(logits["val"][m], getattr(val, f"{modality}_truth"), val.weak)
+        arrays |= {f"threshold_{modality}": threshold, f"f1_{modality}": f1}
+        arrays |= {f"{s}_{modality}": logits[s][m] for s in splits}
+        thresholds.append(threshold)
+    for s in ("val", "test"):
+        hard = [uwav.hard_labels(z, theta, splits[s].weak) for z, theta in zip(logits[s], thresholds)]
+        quality[s] = uwav.parsing_scores(*hard, splits[s].audio_truth, splits[s].visual_truth)
+    with atomic(path) as temporary:
+        np.savez(temporary, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
+    write_json(path.with_suffix(".json"), quality)
+    print(f"{path}: hard labels on test: {one_line(quality['test'])}")
+
+
+def read_labels(path: Path, device: str) -> Labels:
+    """Raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; make it with `python uwav.py label`")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            settings = json.loads(str(file["settings"]))
+            tensors = {k: torch.from_numpy(file[k]).to(device) for k in file.files if k != "settings"}
+        both = lambda name: (tensors[name.format("audio")], tensors[name.format("visual")])  # noqa: E731
+        return Labels(settings, {s: both(s + "_{}") for s in ("train", "val", "test")}, both("threshold_{}"))
+    except Exception as error:  # zip, npy and json raise a dozen kinds
+        raise ValueError(f"{path}: not a label file ({str(error).splitlines()[0]})") from None
+
+
+def identity_of_checkpoint(path: Path) -> dict | str:
+    """The settings that our checkpoints carry (the same after an interruption), the hash of any other file."""
+    return uwav.load_file(path).get("settings") or hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def train(context: Context, out: Path, labels_path: Path, setting: str, features: str) -> None:
+    """HAN on LLP -> out/han.pt, han.jsonl (history)."""
+    index = read_index(context.data)
+    preset = uwav.PRESETS[context.preset]
+    labels = read_labels(labels_path, context.device)
+    model_config = context.config(replace(preset.han[features], classes=len(index["llp"]["classes"])))
+    config = context.config(replace(preset.train, **uwav.ABLATION[setting]))
+    config = replace(config, seed=config.seed + context.seed)
+    uses_labels = config.pseudo_label != "none"
+    settings = dict(data=context.identity, features=features, labels=labels.settings if uses_labels else None,
+                    model=asdict(model_config), training=asdict(config))
+    path = out / "han.pt"
+    if path.exists():
+        return check_finished(path, uwav.load_file(path).get("settings"), settings)
+    data, validation = (uwav.load_target(context.data, s, features, context.device) for s in ("train", "val"))
+    pseudo = uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
+    uwav.train_han(path, out.name, data, validation, pseudo, model_config, config, settings)
+    best = max((json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()), key=lambda r: r["val"]["seg_type"])
+    print(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
+
+
+def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[str, float]:
+    """The ten scores of a HAN -> out/scores_SPLIT.json, its probabilities -> out/predictions_SPLIT.npz."""
+    index = read_index(context.data)
+    model = uwav.load_model(checkpoint, context.device)
+    if not isinstance(model, uwav.HAN):
+        raise ValueError(f"{checkpoint}: holds a {type(model).__name__}, expected a HAN")
+    if model.config.classes != len(index["llp"]["classes"]):
+        raise ValueError(f"{checkpoint}: knows {model.config.classes} classes, {context.data} has {len(index['llp']['classes'])}")
+    features = "base" if model.config.audio_dim == uwav.HANConfig().audio_dim else "clip_clap"
+    data = uwav.load_target(context.data, split, features, context.device)
+    probabilities = uwav.han_probabilities(model, data)
+    scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), data.audio_truth, data.visual_truth)
+    with atomic(out / f"predictions_{split}.npz") as temporary:
+        np.savez(temporary, **{k: p.cpu().numpy() for k, p in zip(("video", "audio", "visual"), probabilities)})
+    write_json(out / f"scores_{split}.json", scores)
+    print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
+    return scores
+
+
+def one_line(scores: dict[str, float]) -> str:
+    return "  ".join(f"{name} {scores[name]:.1f}" for name in SCORES if name in scores)
+
+
+# ---------------------------------------------------------------------------------------------
+# ablate: every row, every seed, two tables
+# ---------------------------------------------------------------------------------------------
+
+
+def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) -> None:
+    """All stages for every seed, feature set and row -> run/seed*/..., run/ablation.json, run/tables.txt.
+
+    Layout: labels_segment.npz, seedK/{teacher.pt, labels_teacher.npz}, seedK/FEATURES/ROW/{han.pt, scores_test.json}.
+    """
+    index = read_index(context.data)
+    available = [name for name, arrays in uwav.FEATURE_SETS.items() if all(a in index["llp"]["features"] for a in arrays if a)]
+    features = features or available
+    started, label_scores, scores = time.monotonic(), {"segment": [], "teacher": []}, {}
+    label(context, run, None)
+    for k in range(seeds):
+        seeded, folder = replace(context, seed=context.seed + k), run / f"seed{context.seed + k}"
+        pretrain(seeded, folder)
+        label(seeded, folder, folder / "teacher.pt")
+        for name, where in (("segment", run), ("teacher", folder)):
+            label_scores[name].append(json.loads((where / f"labels_{name}.json").read_text())["test"])
+        for feature_set in features:
+            for row, (_, setting, source) in ROWS.items():
+                out = folder / feature_set / row
+                labels = run / "labels_segment.npz" if source == "segment" else folder / "labels_teacher.npz"
+                train(seeded, out, labels, setting, feature_set)
+                scores.setdefault(feature_set, {}).setdefault(row, []).append(evaluate(seeded, out / "han.pt", "test", out))
+    write_json(run / "ablation.json", dict(seeds=[context.seed + k for k in range(seeds)], source=index["source"], labels=label_scores, scores=scores))
+    text = tables(label_scores, scores, index["source"])
+    with atomic(run / "tables.txt") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"\n{text}\n{run / 'tables.txt'}: written, {time.monotonic() - started:.0f} s for the ablation")
+
+
+def tables(label_scores: dict, scores: dict, source: object) -> str:
+    """Label quality and parsing scores as text; each of our rows above the paper's."""
+    if source == "pack":
+        note = "Paper's rows: LLP, the published numbers."
+    else:
+        note = "Paper's rows: LLP with real features. ANOTHER DATASET: ours has invented features, so only the order of rows compares."
+    seeds = len(next(iter(label_scores.values())))
+    spread = f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    segment_level = SCORES[:5]
+    lines = [f"Label quality: segment-level F-scores of the hard labels on the test split ({spread})",
+             table_row("", [s[4:] for s in segment_level])]
+    for name, title in (("segment", "per segment, no teacher"), ("teacher", "teacher")):
+        lines.append(table_row(title, [cell([s[c] for s in label_scores[name]]) for c in segment_level]))
+        lines.append(table_row("  paper", [f"{PAPER_LABELS[name][c]:.1f}" for c in segment_level]))
+    for feature_set, rows in scores.items():
+        lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", [s.replace("event_", "ev_") for s in SCORES] + ["paper's seg_type"])]
+        for row, values in rows.items():
+            paper_type = f"{PAPER_TYPE[row]:.1f}" if feature_set == "base" or source != "pack" else ""
+            lines.append(table_row(ROWS[row][0], [cell([v[c] for v in values]) for c in SCORES] + [paper_type]))
+        lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
+    return "\n".join([*lines, "", note, ""])
+
+
+def cell(values: list[float]) -> str:
+    return f"{values[0]:.1f}" if len(values) == 1 else f"{statistics.mean(values):.1f}±{statistics.stdev(values):.1f}"
+
+
+def table_row(title: str, cells: list[str]) -> str:
+    return f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="uwav.py", description="UWAV: learn from video-level labels which events are audible and visible in every second.",
+        epilog="Stages in order: pretrain, label, train, evaluate; ablate runs them all for every row of the ablation. "
+               "DATA is a packed folder made by `python features.py pack` or `python demo_world.py make`.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, *, trains: bool) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.add_argument("data", type=Path, metavar="DATA", help="packed folder")
+        sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:1")
+        if trains:
+            sub.add_argument("--preset", choices=uwav.PRESETS, default="paper", help="paper: the published run; demo: small models for a CPU")
+            sub.add_argument("--seed", type=int, default=0, help="added to the published seeds, so 0 is the published run")
+            sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
+                             help="change a field of the configurations at the top of uwav.py, e.g. --set temperature=1 (repeatable)")
+        return sub
+
+    sub = command("pretrain", "pre-train the teacher on UnAV", trains=True)
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for teacher.pt and its history")
+    sub = command("label", "write pseudo-labels for LLP: logits, and thresholds fitted on its validation split", trains=False)
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for labels_teacher.npz or labels_segment.npz")
+    who = sub.add_mutually_exclusive_group(required=True)
+    who.add_argument("--teacher", type=Path, help="teacher.pt, or a teacher checkpoint of the released code")
+    who.add_argument("--per-segment", action="store_true", help="no teacher: similarity of each segment's own CLIP / CLAP embedding (VALOR)")
+    sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels", trains=True)
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
+    sub.add_argument("--labels", type=Path, required=True, help="labels_teacher.npz or labels_segment.npz")
+    sub.add_argument("--setting", choices=uwav.ABLATION, default="full", help="row of the ablation; full is UWAV")
+    sub.add_argument("--features", choices=uwav.FEATURE_SETS, default="base", help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP")
+    sub = command("evaluate", "the ten parsing scores of a trained HAN", trains=False)
+    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="han.pt, or a HAN checkpoint of the released code")
+    sub.add_argument("--split", choices=("val", "test"), default="test")
+    sub.add_argument("--out", type=Path, help="folder for scores_SPLIT.json and predictions_SPLIT.npz (default: that of the checkpoint)")
+    sub = command("ablate", "every stage, every row of the ablation, every seed; prints both tables", trains=True)
+    sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
+    sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
+    sub.add_argument("--features", choices=uwav.FEATURE_SETS, nargs="+", help="feature sets (default: all that were packed)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = build_parser().parse_args(arguments)
+    with one_sentence_errors():
+        if options.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"--device {options.device}: this PyTorch sees no GPU")
+        trains = {k: getattr(options, k) for k in ("preset", "seed") if hasattr(options, k)}
+        context = Context(options.data, device=options.device, overrides=tuple(getattr(options, "overrides", ())), **trains)
+        parse_overrides(context.overrides)
+        if options.command == "pretrain":
+            pretrain(context, options.out)
+        elif options.command == "label":
+            label(context, options.out, options.teacher)
+        elif options.command == "train":
+            train(context, options.out, options.labels, options.setting, options.features)
+        elif options.command == "evaluate":
+            evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent)
+        else:
+            ablate(context, options.out, options.seeds, options.features)
+
+
+if __name__ == "__main__":
+    sys.exit("run `python uwav.py`")

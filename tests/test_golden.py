@@ -1,0 +1,181 @@
+"""Agreement with inputs and outputs recorded from the authors' released code: the definition of correct."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import features
+import uwav
+
+HEADS = 4  # of the small recorded models
+GRAD = dict(rtol=1e-4, atol=1e-4)
+VALUE = dict(rtol=1e-5, atol=1e-5)
+
+
+def weights(case: dict, prefix: str) -> dict:
+    return {k[len(prefix):]: v for k, v in case.items() if k.startswith(prefix)}
+
+
+def assert_same_gradients(model, load_released, case: dict) -> None:
+    """Recorded gradients, put under our names by the same loader that renames weights, equal ours."""
+    recorded = weights(case, "grad.")
+    skeleton = {k: recorded.get(k, v) for k, v in weights(case, "sd.").items()}
+    expected = dict(load_released(skeleton, heads=HEADS).named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].data, **GRAD, msg=lambda m: f"{name}: {m}")
+
+
+def labels_of(case: dict, setting: str) -> uwav.PseudoLabels | None:
+    """Labels of an ablation row, from the recorded teacher logits, thresholds and class frequencies."""
+    if setting == "video_only":
+        return None
+    config = uwav.TrainConfig(**uwav.ABLATION[setting])
+    weak = case["weak_label"]
+    per_modality, balance = [], []
+    for m in ("audio", "visual"):
+        z, theta = case[f"{m}_teacher_logits"], case[f"{m}_thresholds"]
+        hard = config.pseudo_label == "hard"
+        per_modality.append(uwav.hard_labels(z, theta, weak) if hard else uwav.soft_labels(z, theta, weak))
+        frequency = case[f"{m}_class_freq"]  # positive rate of each class over the whole training set
+        sum_of_rates = frequency.sum()
+        balance.append((config.W * (len(frequency) - sum_of_rates), sum_of_rates) if config.reweight else (1.0, 1.0))
+    return uwav.PseudoLabels(*per_modality, *balance)
+
+
+def losses_of(model, case: dict, setting: str) -> torch.Tensor:
+    labels = labels_of(case, setting)
+    mixup = None
+    if uwav.ABLATION[setting]["mixup"]:
+        mixup = [(float(case["lam"][m]), case[f"perm_{name}"]) for m, name in enumerate(("audio", "visual"))]
+    output = model(case["audio"], case["visual_2d"], case["visual_3d"])
+    return uwav.han_losses(model, output, case["weak_label"], labels and labels.audio, labels and labels.visual, labels, mixup)
+
+
+def test_han_outputs_equal_the_released_code(golden):
+    case = golden("han")
+    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    output = model(case["audio"], case["visual_2d"], case["visual_3d"])
+    for ours, theirs in zip(output, ("video_probs", "audio_logits", "visual_logits", "audio_feat", "visual_feat"), strict=True):
+        torch.testing.assert_close(ours, case[f"out.{theirs}"], **VALUE)
+
+
+@pytest.mark.parametrize("setting", uwav.ABLATION)
+def test_han_losses_of_every_ablation_row_equal_the_released_code(golden, setting):
+    case = golden("han")
+    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    losses = losses_of(model, case, setting)
+    ours = torch.cat([losses, losses.sum()[None]])
+    torch.testing.assert_close(ours.double(), case[f"loss.{setting}"], **VALUE)
+
+
+def test_han_gradients_equal_the_released_code(golden):
+    case = golden("han")
+    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    losses_of(model, case, "full").sum().backward()
+    assert_same_gradients(model, uwav.load_released_han, case)
+
+
+def test_hard_labels_equal_the_released_code(golden):
+    case = golden("han")
+    for m in ("audio", "visual"):
+        hard = uwav.hard_labels(case[f"{m}_teacher_logits"], case[f"{m}_thresholds"], case["weak_label"])
+        assert torch.equal(hard, case[f"{m}_hard"])
+
+
+def test_thirty_training_steps_follow_the_released_code(golden):
+    case = golden("han_trajectory")
+    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()  # recorded with dropout 0
+    beta1, beta2 = case["betas"].tolist()
+    config = uwav.TrainConfig(peak_lr=float(case["lr"]), weight_decay=float(case["weight_decay"]), beta1=beta1, beta2=beta2)
+    optimizer = uwav.adamw(model, config)
+    steps = len(case["losses"])
+    per_step = ("audio", "visual_2d", "visual_3d", "weak_label", "audio_teacher_logits", "visual_teacher_logits", "lam", "perm_audio", "perm_visual")
+    for step in range(steps):
+        batch = case | {name: case[name][step] for name in per_step}
+        loss = losses_of(model, batch, "full").sum()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        assert float(loss) == pytest.approx(float(case["losses"][step]), rel=1e-4)
+        assert float(norm) == pytest.approx(float(case["grad_norms"][step]), rel=1e-4)
+    end = dict(uwav.load_released_han(weights(case, "end."), heads=HEADS).named_parameters())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.data, end[name].data, rtol=1e-4, atol=1e-4)
+
+
+def teacher_case(golden):
+    case = golden("teacher")
+    model = uwav.load_released_teacher(weights(case, "sd."), heads=HEADS).eval()
+    mask = torch.arange(case["audio"].shape[1]) < case["durations"][:, None]  # (B, T)
+    logits = model(case["audio"], case["visual"], case["audio_event_feats"], case["visual_event_feats"], mask)
+    return case, model, mask, logits
+
+
+def test_teacher_logits_equal_the_released_code_on_valid_segments(golden):
+    case, _, mask, logits = teacher_case(golden)
+    for ours, m in zip(logits, ("audio", "visual")):
+        torch.testing.assert_close(ours[mask], case[f"out.{m}_logits"][mask], **VALUE)
+
+
+def test_teacher_loss_and_gradients_equal_the_released_code(golden):
+    case, model, mask, logits = teacher_case(golden)
+    loss = uwav.teacher_loss(*logits, case["labels"], mask, pos_weight=float(case["pos_weight"]))
+    assert float(loss) == pytest.approx(float(case["loss"]), abs=1e-5)
+    loss.backward()
+    assert_same_gradients(model, uwav.load_released_teacher, case)
+
+
+@pytest.fixture(scope="module")
+def llp(shared):
+    return features.read_llp(shared / "data/llp", report=lambda line: None)
+
+
+def test_thresholds_on_llp_validation_equal_the_released_code(golden, llp):
+    case = golden("thresholds_llp_val")
+    weak = torch.from_numpy(llp.val.weak)
+    for m in ("audio", "visual"):
+        logit = case[f"{m}_logits"].transpose(1, 2)  # (N, C, T) -> (N, T, C)
+        threshold, f1 = uwav.fit_thresholds(logit, torch.from_numpy(getattr(llp.val, m)), weak)
+        assert torch.equal(threshold, case[f"{m}_thresholds"])
+        assert torch.equal(f1, case[f"{m}_f1"])
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_ten_scores_on_llp_equal_the_released_code(golden, llp, split):
+    case, truth = golden(f"metrics_llp_{split}"), getattr(llp, split)
+    pred = [case[f"{m}_pred"].transpose(1, 2) for m in ("audio", "visual")]  # (N, T, C)
+    scores = uwav.parsing_scores(*pred, torch.from_numpy(truth.audio), torch.from_numpy(truth.visual))
+    assert [f[:11] for f in case["filenames"]] == truth.ids
+    for name, expected in json.loads(str(case["summary"])).items():
+        assert scores[name.lower().replace("-", "_")] == pytest.approx(expected, abs=1e-6)
+
+
+def test_per_video_scores_of_long_videos_equal_the_released_code(golden):
+    case = golden("metrics_long")
+    ap, vp, at, vt = (case[k].transpose(1, 2) for k in ("audio_pred", "visual_pred", "audio_gt", "visual_gt"))  # (N, T, C)
+    names = [str(n) for n in golden("metrics_llp_val")["per_video_columns"]]
+    for n, expected in enumerate(case["per_video"]):
+        scores = uwav.parsing_scores(*(x[n : n + 1] for x in (ap, vp, at, vt)))
+        assert [scores[k] / 100 for k in names] == pytest.approx(expected.tolist(), abs=1e-7)
+
+
+def test_unav_labels_and_pooling_equal_the_released_code(golden, shared):
+    case = golden("unav_labels")
+    unav = features.read_unav(shared / "data/unav/unav100_annotations.json", report=lambda line: None)
+    by_id = dict(zip(unav.validation.ids, unav.validation.labels))
+    ours = [by_id[i] for i in case["ids"]]
+    assert [len(x) for x in ours] == case["durations"].tolist()
+    assert np.array_equal(np.concatenate(ours), case["labels"].numpy())
+    for T in (10, 31, 44, 53, 60):
+        pooled = features.pool_to(case["pool_in"].numpy(), T)
+        assert np.abs(pooled - case[f"pool_{T}"].numpy()).max() < 1e-6
+
+
+@pytest.mark.parametrize("stage, config", [("teacher", uwav.PretrainConfig()), ("han", uwav.TrainConfig())])
+def test_learning_rate_of_all_80_epochs_equals_the_released_code(shared, stage, config):
+    recorded = json.loads((shared / "golden" / f"lr_{stage}.json").read_text())
+    ours = [uwav.learning_rate(e, config.epochs, config.peak_lr, config.min_lr, config.warmup) for e in range(1, 81)]
+    assert ours == pytest.approx(recorded, rel=1e-9)

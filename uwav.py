@@ -1,0 +1,913 @@
+"""UWAV: uncertainty-weighted weakly-supervised audio-visual video parsing (CVPR 2025), in one file.
+
+The task. A video is cut into T one-second segments; all we know for training is which of C event classes
+occur *somewhere* in it (the weak label). We want to know, for each second, which are audible and which visible.
+
+The method, in the order of this file (section and equation numbers are the paper's):
+
+    1  Configurations                every default is the published run
+    2  Attention                     written out, shared by both models
+    3  Teacher         (3.2)         two temporal transformers on CLAP / CLIP, pre-trained on UnAV-100 (Eq. 2-3)
+    4  Pseudo-labels   (3.2)         thresholds, hard labels, soft labels (Eq. 4)
+    5  HAN             (3.1)         Hybrid Attention Network with MMIL pooling (Eq. 1)
+    6  Losses          (3.3)         uncertainty-weighted, class-balanced, feature mixup (Eq. 5-9)
+    7  Scores          (4.1)         segment- and event-level F-scores
+    8  Data                          whole arrays in memory, nothing is read during training
+    9  Training                      the two loops
+   10  Checkpoints                   ours, and those of the authors' released code
+
+Shapes: B videos in a batch, T segments, C classes, D feature size, N videos in a split.
+`released code:` marks a choice that the published numbers were made with and the paper does not state,
+or states otherwise; the README lists them all.
+
+The command line (`python uwav.py --help`) is in stages.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from features import atomic, read_array, read_index
+
+# ---------------------------------------------------------------------------------------------
+# 1  Configurations
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    audio_dim: int = 512  # CLAP
+    visual_dim: int = 768  # CLIP ViT-L/14
+    hidden: int = 1024
+    heads: int = 16
+    feedforward: int = 2048
+    layers: int = 5
+    dropout: float = 0.3
+    audio_scale: float = 3.2912  # released code: ln of CLAP's temperature, 26.9
+    visual_scale: float = 4.6052  # released code: ln of CLIP's temperature, 100
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training of the teacher on UnAV-100."""
+
+    seed: int = 1000
+    epochs: int = 80
+    batch: int = 64  # videos
+    peak_lr: float = 1e-4
+    min_lr: float = 1e-5
+    warmup: int = 10  # epochs
+    weight_decay: float = 1e-3
+    beta1: float = 0.5  # of AdamW
+    beta2: float = 0.999
+    clip: float = 2.0  # gradient norm; released code: the paper says 1.0
+    pos_weight: float = 5.0  # released code: weight of the classes that occur in the video
+    length_pool: int = 8  # batches drawn together and sorted by length, so that padding is rare; 1: plain shuffling
+
+
+@dataclass(frozen=True)
+class HANConfig:
+    classes: int = 25
+    audio_dim: int = 128  # VGGish
+    visual_2d_dim: int = 2048  # ResNet-152
+    visual_3d_dim: int = 512  # R(2+1)D-18; 0: no 3D features
+    hidden: int = 512
+    heads: int = 16
+    feedforward: int = 2048
+    layers: int = 5
+    dropout: float = 0.1
+    project_visual: bool = True  # False: visual features enter as they are (their size must be `hidden`)
+    audio_first: bool = True  # released code: visual attends to the already updated audio; False: symmetric
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of the HAN on LLP. The last block switches the parts of L_total (Eq. 9)."""
+
+    seed: int = 20000
+    epochs: int = 80
+    batch: int = 64  # videos
+    peak_lr: float = 1e-4
+    min_lr: float = 5e-6
+    warmup: int = 10  # epochs
+    weight_decay: float = 1e-4
+    beta1: float = 0.9  # of AdamW
+    beta2: float = 0.999
+    clip: float = 1.0  # gradient norm
+
+    pseudo_label: str = "soft"  # none | hard | soft
+    temperature: float = 2.0  # of the soft labels; released code: the paper's Eq. 4 has 1
+    reweight: bool = True  # class-balanced weights (Eq. 7-8)
+    W: float = 0.5  # of Eq. 8
+    balance_sum: bool = True  # released code: weights C times those of Eq. 7-8
+    mixup: bool = True  # uncertainty-weighted feature mixup
+    alpha: float = 1.7  # lambda ~ Beta(alpha, alpha)
+
+
+# The paper's ablation (its Table 3): what each row changes in TrainConfig.
+ABLATION = {
+    "video_only": dict(pseudo_label="none", reweight=False, mixup=False),
+    "binary": dict(pseudo_label="hard", reweight=False, mixup=False),
+    "soft": dict(pseudo_label="soft", reweight=False, mixup=False),
+    "soft_reweight": dict(pseudo_label="soft", reweight=True, mixup=False),
+    "soft_mixup": dict(pseudo_label="soft", reweight=False, mixup=True),
+    "full": dict(pseudo_label="soft", reweight=True, mixup=True),
+}
+
+# Feature set -> names of (audio, visual 2D, visual 3D) arrays in a packed folder.
+FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
+
+
+class Preset(NamedTuple):
+    teacher: TeacherConfig
+    pretrain: PretrainConfig
+    han: dict[str, HANConfig]  # by feature set
+    train: TrainConfig
+
+
+# released code: with CLIP and CLAP features the visual input enters the encoder unprojected.
+_CLIP_CLAP = HANConfig(audio_dim=512, visual_2d_dim=768, visual_3d_dim=0, hidden=768, project_visual=False)
+PRESETS = {
+    "paper": Preset(TeacherConfig(), PretrainConfig(), {"base": HANConfig(), "clip_clap": _CLIP_CLAP}, TrainConfig()),
+    # Small enough for two CPU cores: same method, same losses, narrower and shallower models, fewer epochs
+    # and a learning rate to match.
+    "demo": Preset(
+        TeacherConfig(hidden=128, heads=4, feedforward=256, layers=2),
+        PretrainConfig(epochs=8, batch=16, warmup=2, peak_lr=1e-3, min_lr=1e-4),
+        {name: replace(config, hidden=128, heads=4, feedforward=256, layers=2, project_visual=True)
+         for name, config in (("base", HANConfig()), ("clip_clap", _CLIP_CLAP))},
+        TrainConfig(epochs=8, batch=32, warmup=2, peak_lr=1e-3, min_lr=5e-5),
+    ),
+}
+
+# ---------------------------------------------------------------------------------------------
+# 2  Attention
+# ---------------------------------------------------------------------------------------------
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
+
+
+class Attention(nn.Module):
+    """Multi-head attention, the computation and initialisation of nn.MultiheadAttention written out."""
+
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__()
+        if hidden % heads:
+            raise ValueError(f"hidden = {hidden} cannot be divided among heads = {heads}")
+        self.hidden, self.heads, self.dropout = hidden, heads, dropout
+        self.in_proj = nn.Linear(hidden, 3 * hidden)  # query, key, value
+        self.out_proj = nn.Linear(hidden, hidden)
+        nn.init.xavier_uniform_(self.in_proj.weight)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Queries from x (B, T, D), keys and values from source (B, S, D); mask (B, S), True = attend."""
+        B, T, D = x.shape
+        S, head_dim = source.shape[1], self.hidden // self.heads
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        q = F.linear(x, weight[:D], bias[:D]).view(B, T, self.heads, head_dim).transpose(1, 2)  # (B, H, T, D/H)
+        k, v = F.linear(source, weight[D:], bias[D:]).view(B, S, 2, self.heads, head_dim).permute(2, 0, 3, 1, 4)  # (B, H, S, D/H) each
+        if mask is not None:
+            mask = mask[:, None, None, :]  # (B, 1, 1, S)
+        y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D/H)
+        return self.out_proj(y.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
+
+
+class FeedForward(nn.Module):
+    """x <- LN(x + drop(W2 drop(relu(W1 x)))), the second half of every layer here."""
+
+    def __init__(self, hidden: int, feedforward: int, dropout: float):
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(hidden, feedforward), nn.Linear(feedforward, hidden)
+        self.norm, self.drop = nn.LayerNorm(hidden), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.drop(self.linear2(self.drop(F.relu(self.linear1(x))))))  # (B, T, D)
+
+
+# ---------------------------------------------------------------------------------------------
+# 3  Teacher: the pseudo-label generator (paper 3.2)
+# ---------------------------------------------------------------------------------------------
+
+
+class TeacherLayer(nn.Module):
+    """A post-norm transformer encoder layer."""
+
+    def __init__(self, hidden: int, heads: int, feedforward: int, dropout: float):
+        super().__init__()
+        self.self_attn = Attention(hidden, heads, dropout)
+        self.norm, self.drop = nn.LayerNorm(hidden), nn.Dropout(dropout)
+        self.feedforward = FeedForward(hidden, feedforward, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.norm(x + self.drop(self.self_attn(x, x, mask)))
+        return self.feedforward(x)  # (B, T, h)
+
+
+class TeacherBranch(nn.Module):
+    """One modality: per-second embeddings in, embeddings that know their neighbours out. No positional encoding."""
+
+    def __init__(self, dim: int, scale: float, config: TeacherConfig):
+        super().__init__()
+        h = config.hidden
+        self.scale = scale
+        self.mlp_in = mlp(dim, 2 * h, h)  # released code: the two MLPs are not in the paper
+        self.layers = nn.ModuleList(
+            TeacherLayer(h, config.heads, config.feedforward, config.dropout) for _ in range(config.layers))
+        self.mlp_out = mlp(h, dim, dim)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.mlp_in(x)  # (B, T, d) -> (B, T, h)
+        for layer in self.layers:
+            x = layer(x, mask)
+        g = self.mlp_out(x)  # (B, T, d), not normalised
+        return self.scale * g @ text.T  # (B, T, C); released code: Eq. 2 has no scale
+
+
+class Teacher(nn.Module):
+    """Logit of class c in segment t: the inner product of a contextualised embedding with the class's text embedding (Eq. 2).
+
+    Classes enter only through their text embeddings, so the same weights serve the 100 classes of
+    UnAV, the 25 of LLP, or any other list.
+    """
+
+    def __init__(self, config: TeacherConfig = TeacherConfig()):
+        super().__init__()
+        self.config = config
+        self.audio = TeacherBranch(config.audio_dim, config.audio_scale, config)
+        self.visual = TeacherBranch(config.visual_dim, config.visual_scale, config)
+
+    def forward(self, audio: Tensor, visual: Tensor, audio_text: Tensor, visual_text: Tensor,
+                mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """audio (B, T, 512), visual (B, T, 768), text (C, 512) and (C, 768) of unit length,
+        mask (B, T) bool, True = a real segment, None = all are -> two logits (B, T, C)."""
+        return self.audio(audio, audio_text, mask), self.visual(visual, visual_text, mask)
+
+
+def teacher_loss(audio_logit: Tensor, visual_logit: Tensor, label: Tensor, mask: Tensor, pos_weight: float = 5.0) -> Tensor:
+    """Eq. 3: BCE of p_av = p_a * p_v against the audio-visual label, (B, T, C) each, over the valid segments of mask (B, T)."""
+    p_av = audio_logit.float().sigmoid() * visual_logit.float().sigmoid()  # (B, T, C)
+    occurs = (label * mask[..., None]).amax(1, keepdim=True) > 0  # (B, 1, C)
+    weight = torch.where(occurs, pos_weight, 1.0) * mask[..., None]  # (B, T, C); released code: pos_weight
+    total = F.binary_cross_entropy(p_av, label.float(), weight, reduction="sum")
+    return total / (mask.sum() * label.shape[-1])
+
+
+# ---------------------------------------------------------------------------------------------
+# 4  Pseudo-labels (paper 3.2)
+# ---------------------------------------------------------------------------------------------
+
+
+def fit_thresholds(logit: Tensor, truth: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
+    """Per class, the threshold of best F1 of `logit > threshold` over all (video, segment) pairs of the validation split.
+
+    logit, truth (N, T, C), weak (N, C) -> threshold, f1 (C,). Logits of classes absent from a video's weak label count
+    as -inf. Candidates: midpoints between distinct neighbours in the sorted logits, and -inf (every segment of a
+    video that has the class). Of equal F1 the lowest threshold wins.
+    """
+    C = logit.shape[-1]
+    score = logit.masked_fill(weak[:, None, :] == 0, -torch.inf).reshape(-1, C)  # (M, C), M = N * T
+    truth = truth.reshape(-1, C) > 0  # (M, C)
+    score, order = score.sort(0, descending=True)  # (M, C)
+    positives = torch.arange(1, len(score) + 1, device=score.device, dtype=torch.float64)[:, None]  # (M, 1): predict the k highest
+    f1 = 2 * truth.gather(0, order).cumsum(0) / (positives + truth.sum(0))  # (M, C): 2 TP / (predicted + true)
+    below = torch.cat([score[1:], torch.full_like(score[:1], -torch.inf)])  # (M, C): the next lower logit
+    f1 = f1.masked_fill((score == below) | (score == -torch.inf), 0.0)  # no threshold cuts there
+    best = f1.amax(0)  # (C,)
+    cut = len(f1) - 1 - (f1 == best).flip(0).byte().argmax(0)  # (C,): the last, so the lowest
+    upper, lower = score.gather(0, cut[None])[0], below.gather(0, cut[None])[0]  # (C,) each
+    middle = (upper + lower) / 2
+    threshold = torch.where(middle < upper, middle, lower)  # adjacent floats: the midpoint may round up
+    return threshold.masked_fill(best == 0, -torch.inf), best.to(logit.dtype)
+
+
+def hard_labels(logit: Tensor, threshold: Tensor, weak: Tensor) -> Tensor:
+    """1[z > theta] * y: logit (N, T, C), threshold (C,), weak (N, C) -> (N, T, C) of 0 / 1."""
+    return (logit > threshold).to(logit.dtype) * weak[:, None, :]  # (N, T, C)
+
+
+def soft_labels(logit: Tensor, threshold: Tensor, weak: Tensor, temperature: float = 2.0) -> Tensor:
+    """Eq. 4, sigmoid((z - theta) / temperature) * y -> (N, T, C): the farther from the threshold, the more certain.
+
+    A threshold of -inf counts as (the lowest logit of that class among the logits given) - 1.
+    """
+    lowest = logit.amin((0, 1)) - 1  # (C,); released code: the lowest of the batch, here of the set
+    threshold = torch.where(threshold == -torch.inf, lowest, threshold)
+    return torch.sigmoid((logit - threshold) / temperature) * weak[:, None, :]  # released code: temperature 2
+
+
+def segment_logits(audio: Tensor, visual: Tensor, audio_text: Tensor, visual_text: Tensor) -> tuple[Tensor, Tensor]:
+    """Without a teacher (as VALOR does): cosine similarity of each segment's own CLAP / CLIP embedding with the text -> (N, T, C) twice."""
+    return F.normalize(audio, dim=-1) @ audio_text.T, F.normalize(visual, dim=-1) @ visual_text.T
+
+
+# ---------------------------------------------------------------------------------------------
+# 5  HAN: the parser (paper 3.1)
+# ---------------------------------------------------------------------------------------------
+
+
+class HANLayer(nn.Module):
+    """Hybrid attention: self- and cross-attention side by side; one set of weights serves both modalities."""
+
+    def __init__(self, config: HANConfig):
+        super().__init__()
+        self.self_attn = Attention(config.hidden, config.heads, config.dropout)
+        self.cross_attn = Attention(config.hidden, config.heads, config.dropout)
+        self.norm, self.drop = nn.LayerNorm(config.hidden), nn.Dropout(config.dropout)
+        self.feedforward = FeedForward(config.hidden, config.feedforward, config.dropout)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        x = self.norm(x + self.drop(self.cross_attn(x, other)) + self.drop(self.self_attn(x, x)))
+        return self.feedforward(x)  # (B, T, h)
+
+
+class HANOutput(NamedTuple):
+    video_prob: Tensor  # (B, C)
+    audio_logit: Tensor  # (B, T, C)
+    visual_logit: Tensor  # (B, T, C)
+    audio_feat: Tensor  # (B, T, h)
+    visual_feat: Tensor  # (B, T, h)
+
+
+class HAN(nn.Module):
+    """Hybrid Attention Network with multi-modal multiple-instance (MMIL) pooling."""
+
+    def __init__(self, config: HANConfig = HANConfig()):
+        super().__init__()
+        self.config = config
+        h, C, visual_dim = config.hidden, config.classes, config.visual_2d_dim + config.visual_3d_dim
+        if not config.project_visual and visual_dim != h:
+            raise ValueError(f"project_visual = False needs hidden = {visual_dim} (the visual features), not {h}")
+        self.audio_proj = mlp(config.audio_dim, 2 * h, h)
+        self.visual_proj = nn.Linear(visual_dim, h) if config.project_visual else nn.Identity()
+        self.layers = nn.ModuleList(HANLayer(config) for _ in range(config.layers))
+        self.classifier = nn.Linear(h, C)  # shared by both modalities
+        self.time_pool = nn.Linear(h, C)
+        self.modal_pool = nn.Linear(h, C)
+
+    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> HANOutput:
+        """audio (B, T, Da), visual_2d (B, T, D2) or, at k vectors a second, (B, k T, D2), visual_3d (B, T, D3) or None."""
+        B, T, _ = audio.shape
+        if visual_2d.shape[1] != T:
+            visual_2d = visual_2d.view(B, T, -1, visual_2d.shape[2]).mean(2)  # (B, k T, D2) -> (B, T, D2)
+        visual = visual_2d if visual_3d is None else torch.cat([visual_2d, visual_3d], -1)  # (B, T, D2 + D3)
+        a, v = self.audio_proj(audio), self.visual_proj(visual)  # (B, T, h) each
+        for layer in self.layers:
+            new_a = layer(a, v)
+            a, v = new_a, layer(v, new_a if self.config.audio_first else a)  # released code: the updated audio
+        audio_logit, visual_logit = self.classifier(a), self.classifier(v)  # (B, T, C) each
+        return HANOutput(self.pool(a, v, audio_logit, visual_logit), audio_logit, visual_logit, a, v)
+
+    def pool(self, a: Tensor, v: Tensor, audio_logit: Tensor, visual_logit: Tensor) -> Tensor:
+        """MMIL (Eq. 1): attention-weighted mean of the segment probabilities over time and modalities -> (B, C)."""
+        x = torch.stack([a, v], 2)  # (B, T, 2, h)
+        p = torch.stack([audio_logit, visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
+        w_time = self.time_pool(x).float().softmax(1)  # (B, T, 2, C), sums to 1 over T
+        w_modal = self.modal_pool(x).float().softmax(2)  # (B, T, 2, C), sums to 1 over the modalities
+        return (w_time * w_modal * p).sum((1, 2))  # (B, C)
+
+
+# ---------------------------------------------------------------------------------------------
+# 6  Losses of the HAN (paper 3.3)
+# ---------------------------------------------------------------------------------------------
+
+PROBABILITY_MARGIN = 1e-7  # keeps the logarithms of L_video finite
+
+
+def video_loss(video_prob: Tensor, weak: Tensor) -> Tensor:
+    """L_video: BCE of the pooled probability against the weak label, (B, C) each."""
+    return F.binary_cross_entropy(video_prob.clamp(PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN), weak.float())
+
+
+def class_balance(hard: Tensor, W: float = 0.5, balance_sum: bool = True) -> tuple[Tensor, Tensor]:
+    """Eq. 7-8 from the hard labels (N, T, C) of the training set: rare positives weigh more than the many negatives.
+
+    Paper: w_neg = positive rate, w_pos = W (1 - positive rate). released code: both C times that (balance_sum).
+    """
+    rate = hard.float().mean()  # over N, T, C
+    factor = hard.shape[-1] if balance_sum else 1
+    return W * factor * (1 - rate), factor * rate  # w_pos, w_neg
+
+
+def segment_loss(logit: Tensor, label: Tensor, weak: Tensor, w_pos: float | Tensor = 1.0, w_neg: float | Tensor = 1.0) -> Tensor:
+    """L_w-soft of one modality (Eq. 5-6): logit, label (B, T, C); weight w_pos where the class is in the weak label (B, C), else w_neg."""
+    weight = weak[:, None, :] * w_pos + (1 - weak[:, None, :]) * w_neg  # (B, 1, C)
+    return (weight * F.binary_cross_entropy_with_logits(logit.float(), label, reduction="none")).mean()
+
+
+def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | Tensor, perm: Tensor) -> Tensor:
+    """L_mix of one modality: segments mixed across the batch, judged by equally mixed labels.
+
+    feat (B, T, h), label (B, T, C), lam in [0, 1], perm a permutation of the B * T segments.
+    """
+    feat, label = feat.flatten(0, 1), label.flatten(0, 1)  # (B T, h), (B T, C)
+    mixed_feat = lam * feat + (1 - lam) * feat[perm]  # (B T, h)
+    mixed_label = lam * label + (1 - lam) * label[perm]  # (B T, C)
+    return F.binary_cross_entropy_with_logits(classifier(mixed_feat).float(), mixed_label)
+
+
+class PseudoLabels(NamedTuple):
+    """What the HAN learns from besides the weak labels: (N, T, C) labels and the weights of Eq. 7-8, per modality."""
+
+    audio: Tensor
+    visual: Tensor
+    audio_weights: tuple[float | Tensor, float | Tensor] = (1.0, 1.0)  # w_pos, w_neg
+    visual_weights: tuple[float | Tensor, float | Tensor] = (1.0, 1.0)
+
+
+def han_losses(model: HAN, output: HANOutput, weak: Tensor, audio_label: Tensor | None, visual_label: Tensor | None,
+               labels: PseudoLabels | None, mixup: tuple | None) -> Tensor:
+    """The five terms of L_total (Eq. 9), (5,): video, audio segment, visual segment, audio mix, visual mix; those switched off are 0.
+
+    mixup is ((lam, perm) of audio, (lam, perm) of visual) or None.
+    """
+    zero = output.video_prob.new_zeros(())
+    terms = [video_loss(output.video_prob, weak), zero, zero, zero, zero]
+    if labels is not None:
+        terms[1] = segment_loss(output.audio_logit, audio_label, weak, *labels.audio_weights)
+        terms[2] = segment_loss(output.visual_logit, visual_label, weak, *labels.visual_weights)
+    if mixup is not None:
+        terms[3] = mixup_loss(output.audio_feat, audio_label, model.classifier, *mixup[0])
+        terms[4] = mixup_loss(output.visual_feat, visual_label, model.classifier, *mixup[1])
+    return torch.stack(terms)
+
+
+def learning_rate(epoch: int, epochs: int, peak: float, minimum: float, warmup: int = 10) -> float:
+    """Linear warm-up to `peak`, then a cosine down to `minimum`; epoch counts from 1."""
+    if epoch < warmup:
+        return epoch / warmup * peak
+    progress = (epoch - warmup) / max(1, epochs - warmup)
+    return minimum + (peak - minimum) / 2 * (1 + math.cos(math.pi * progress))
+
+
+# ---------------------------------------------------------------------------------------------
+# 7  Scores (paper 4.1): whole tensors, any T, any device
+# ---------------------------------------------------------------------------------------------
+
+GATE = 0.5  # a segment or video probability above it is a prediction
+MIN_IOU = 0.5  # for an event to be found
+
+
+def parsing_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
+    """The field's ten scores in percent, from (N, T, C) arrays of 0 / 1.
+
+    seg_* compare seconds, event_* compare events (maximal runs of positive seconds). a, v, av: audible, visible, both;
+    type: mean of these three; event: counts of a and v pooled before the F-score.
+    """
+    ap, vp, at, vt = (torch.as_tensor(x).bool().transpose(1, 2).contiguous()
+                      for x in (audio_pred, visual_pred, audio_truth, visual_truth))  # (N, C, T) each
+    names, values = [], []
+    for level, counts in (("seg", segment_counts), ("event", event_counts)):
+        a, v, av = counts(ap, at), counts(vp, vt), counts(ap & vp, at & vt)  # (3, N, C) each
+        f = [mean_f_score(x) for x in (a, v, av)]
+        names += [f"{level}_{kind}" for kind in ("a", "v", "av", "type", "event")]
+        values += [*f, sum(f) / 3, mean_f_score(a + v)]
+    return dict(zip(names, (100 * torch.stack(values)).tolist()))
+
+
+def segment_counts(pred: Tensor, truth: Tensor) -> Tensor:
+    """TP, FP, FN in segments: two (N, C, T) bool -> (3, N, C)."""
+    return torch.stack([(pred & truth).sum(-1), (pred & ~truth).sum(-1), (~pred & truth).sum(-1)])
+
+
+def event_counts(pred: Tensor, truth: Tensor) -> Tensor:
+    """TP, FP, FN in events: two (N, C, T) bool -> (3, N, C).
+
+    Two runs that overlap share a segment, so it is enough to look, in every segment where both are positive,
+    at the two runs it lies in: their IoU decides for both of them.
+    """
+    pred_start, pred_end = run_bounds(pred)  # (N, C, T) each
+    true_start, true_end = run_bounds(truth)
+    intersection = torch.minimum(pred_end, true_end) - torch.maximum(pred_start, true_start) + 1
+    union = torch.maximum(pred_end, true_end) - torch.minimum(pred_start, true_start) + 1
+    hit = pred & truth & (intersection >= MIN_IOU * union)  # (N, C, T)
+    found_pred, found_true = count_runs_with(hit, pred_start), count_runs_with(hit, true_start)  # (N, C) each
+    return torch.stack([found_pred, count_runs_with(pred, pred_start) - found_pred, count_runs_with(truth, true_start) - found_true])
+
+
+def run_bounds(x: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last segment of the run that each positive segment of x (N, C, T) lies in; meaningless elsewhere."""
+    t = torch.arange(x.shape[-1], device=x.device, dtype=torch.int32)
+    before, after = F.pad(x, (1, -1)), F.pad(x, (-1, 1))  # (N, C, T): x one segment earlier, later
+    start = torch.where(x & ~before, t, 0).cummax(-1).values  # (N, C, T)
+    end = torch.where(x & ~after, t, x.shape[-1]).flip(-1).cummin(-1).values.flip(-1)  # (N, C, T)
+    return start, end
+
+
+def count_runs_with(hit: Tensor, start: Tensor) -> Tensor:
+    """How many different runs (told apart by their first segment) have a hit: (N, C, T) -> (N, C)."""
+    marked = torch.zeros_like(hit, dtype=torch.uint8)
+    return marked.scatter_reduce_(-1, start.long(), hit.byte(), "amax").sum(-1)
+
+
+def mean_f_score(counts: Tensor) -> Tensor:
+    """(3, N, C) counts -> mean over videos of the mean F over the classes predicted or true; 1 for a video with none."""
+    tp, fp, fn = counts.double()
+    size = 2 * tp + fp + fn  # (N, C); 0: the class is neither predicted nor true
+    f = 2 * tp / size.clamp(min=1)
+    present = (size > 0).sum(-1)  # (N,)
+    return torch.where(present > 0, f.sum(-1) / present.clamp(min=1), 1.0).mean()
+
+
+def gated_predictions(video_prob: Tensor, audio_prob: Tensor, visual_prob: Tensor) -> tuple[Tensor, Tensor]:
+    """Segment predictions (N, T, C) bool; a class may occur only in a video whose pooled probability (N, C) says so."""
+    gate = video_prob[:, None, :] > GATE  # (N, 1, C)
+    return (audio_prob > GATE) & gate, (visual_prob > GATE) & gate
+
+
+# ---------------------------------------------------------------------------------------------
+# 8  Data: whole arrays, in half precision, on the device that trains
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TargetSplit:
+    """One split of LLP (or of your own data) in memory."""
+
+    audio: Tensor  # (N, T, Da) half
+    visual_2d: Tensor  # (N, T, D2) half
+    visual_3d: Tensor | None  # (N, T, D3) half
+    weak: Tensor  # (N, C) float
+    audio_truth: Tensor | None  # (N, T, C) uint8
+    visual_truth: Tensor | None
+
+    def inputs(self, index: Tensor | slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Float features of some videos, in the order of HAN.forward."""
+        return tuple(None if x is None else x[index].float() for x in (self.audio, self.visual_2d, self.visual_3d))
+
+
+def load_target(folder: str | Path, split: str, features: str, device: str | torch.device) -> TargetSplit:
+    """Read one split of `llp/` from a packed folder; features: a key of FEATURE_SETS."""
+    part = Path(folder) / "llp" / split
+
+    def load(name: str | None) -> Tensor | None:
+        return None if name is None or not (part / f"{name}.npy").exists() else torch.from_numpy(read_array(part / f"{name}.npy")).to(device)
+
+    names = FEATURE_SETS[features]
+    missing = [n for n in names if n and not (part / f"{n}.npy").exists()]
+    if missing:
+        raise FileNotFoundError(f"{part}: feature set {features!r} needs {', '.join(missing)}, which was not packed")
+    return TargetSplit(*(load(n) for n in names), load("weak").float(), load("audio"), load("visual"))
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """One split of UnAV: the segments of all videos end to end (S in total), as lengths differ."""
+
+    audio: Tensor  # (S, 512) half
+    visual: Tensor  # (S, 768) half
+    label: Tensor  # (S, C) uint8
+    length: np.ndarray  # (N,) segments of each video
+
+    def rows(self, videos: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Where the segments of some videos lie: row numbers (B, T) and validity mask (B, T), T the longest of them."""
+        first = np.cumsum(self.length) - self.length  # (N,)
+        t = np.arange(self.length[videos].max())
+        mask = t < self.length[videos, None]  # (B, T)
+        rows = np.where(mask, first[videos, None] + t, 0)  # (B, T)
+        return torch.from_numpy(rows).to(self.audio.device), torch.from_numpy(mask).to(self.audio.device)
+
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """rows (B, T) -> audio (B, T, 512), visual (B, T, 768), label (B, T, C), all float; padding holds row 0."""
+        return self.audio[rows].float(), self.visual[rows].float(), self.label[rows].float()
+
+
+def load_source(folder: str | Path, split: str, device: str | torch.device) -> SourceSplit:
+    """Read one split of `unav/` from a packed folder."""
+    part = Path(folder) / "unav" / split
+    arrays = (torch.from_numpy(read_array(part / f"{name}.npy")).to(device) for name in ("clap", "clip", "label"))
+    return SourceSplit(*arrays, read_array(part / "length.npy"))
+
+
+def load_text(folder: str | Path, dataset: str, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Class text embeddings (C, 512) for audio and (C, 768) for visual; dataset: llp | unav."""
+    return tuple(torch.from_numpy(read_array(Path(folder) / dataset / f"text_{name}.npy")).float().to(device) for name in ("clap", "clip"))
+
+
+# ---------------------------------------------------------------------------------------------
+# 9  Training
+# ---------------------------------------------------------------------------------------------
+
+EVAL_BATCH = 256  # videos at a time where no gradient is needed
+SAVE_EVERY = 60.0  # seconds between saved states; a stopped run repeats at most that much
+SEED_STRIDE = 10_000  # seeds * stride + epoch: no two epochs of any two seeds share their random numbers
+
+
+class Run:
+    """The files of one training run: PATH.pt (the best epoch), PATH.jsonl (history), PATH.state.pt (to resume; gone at the end).
+
+    Every epoch seeds its own random numbers, so weights and optimiser are all that resuming needs, and
+    a run that was killed ends with the very numbers of one that was not.
+    """
+
+    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
+        self.path, self.model, self.optimizer, self.settings = path, model, optimizer, settings
+        self.history, self.best_score, self.best_weights, self.saved_at = [], -math.inf, None, time.monotonic()
+        self.state_path = path.with_suffix(".state.pt")
+        if self.state_path.exists():
+            state = load_file(self.state_path, next(model.parameters()).device)
+            if state["settings"] != settings:
+                raise ValueError(f"{self.state_path}: an unfinished run with other settings; delete it or choose another folder")
+            model.load_state_dict(state["weights"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.history, self.best_score, self.best_weights = state["history"], state["best_score"], state["best_weights"]
+
+    @property
+    def next_epoch(self) -> int:
+        return len(self.history) + 1
+
+    def end_epoch(self, record: dict, score: float) -> None:
+        """Note the epoch; keep its weights if its validation score is the best so far; save the state now and then."""
+        if not math.isfinite(record["loss"]):
+            raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; lower the learning rate (--set peak_lr=...)")
+        self.history.append(record)
+        if score > self.best_score:
+            self.best_score = score
+            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        with atomic(self.path.with_suffix(".jsonl")) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
+        if time.monotonic() - self.saved_at > SAVE_EVERY:
+            state = dict(settings=self.settings, weights=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
+                         history=self.history, best_score=self.best_score, best_weights=self.best_weights)
+            with atomic(self.state_path) as temporary:
+                torch.save(state, temporary)
+            self.saved_at = time.monotonic()
+
+    def finish(self) -> nn.Module:
+        """Write the checkpoint of the best epoch and return that model, ready for inference."""
+        self.model.load_state_dict(self.best_weights)
+        with atomic(self.path) as temporary:
+            torch.save(dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
+                            score=self.best_score, weights=self.best_weights), temporary)
+        self.state_path.unlink(missing_ok=True)
+        return self.model.eval()
+
+
+def adamw(model: nn.Module, config: PretrainConfig | TrainConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=config.peak_lr, betas=(config.beta1, config.beta2), eps=1e-8,
+                             weight_decay=config.weight_decay, fused=True)
+
+
+def begin_epoch(optimizer: torch.optim.Optimizer, config: PretrainConfig | TrainConfig, epoch: int) -> float:
+    """Seed the epoch and set its learning rate, which is returned."""
+    torch.manual_seed(config.seed * SEED_STRIDE + epoch)
+    lr = learning_rate(epoch, config.epochs, config.peak_lr, config.min_lr, config.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
+def progress(name: str, run: Run, epochs: int, steps: int) -> tqdm:
+    """A bar over all steps of all epochs; quiet where the output is a file."""
+    return tqdm(total=epochs * steps, initial=(run.next_epoch - 1) * steps, desc=name, unit="step",
+                mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True)
+
+
+def batches_by_length(length: np.ndarray, batch: int, pool: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """A shuffled epoch, as lists of video numbers: within pools of `pool` batches videos are sorted by length, which saves padding."""
+    order = generator.permutation(len(length))
+    pools = [order[i : i + batch * pool] for i in range(0, len(order), batch * pool)]
+    batches = [b for p in pools for s in [p[np.argsort(length[p], kind="stable")] if pool > 1 else p]
+               for b in np.split(s, range(batch, len(s), batch))]
+    return [batches[i] for i in generator.permutation(len(batches))]
+
+
+def train_teacher(path: Path, data: SourceSplit, validation: SourceSplit, text: tuple[Tensor, Tensor],
+                  model_config: TeacherConfig, config: PretrainConfig, settings: dict) -> Teacher:
+    """Pre-train the teacher (Eq. 3) and keep the epoch of best validation AV F-score. Writes the files of Run at `path`."""
+    device = data.audio.device
+    torch.manual_seed(config.seed)
+    model = Teacher(model_config).to(device)
+    optimizer = adamw(model, config)
+    run = Run(path, model, optimizer, settings)
+    steps = math.ceil(len(data.length) / config.batch)
+    with progress("teacher", run, config.epochs, steps) as bar:
+        for epoch in range(run.next_epoch, config.epochs + 1):
+            started, lr = time.monotonic(), begin_epoch(optimizer, config, epoch)
+            plan = batches_by_length(data.length, config.batch, config.length_pool, np.random.default_rng((config.seed, epoch)))
+            plan = [data.rows(videos) for videos in plan]  # row numbers and masks: on the device before the first step
+            total = torch.zeros((), device=device)
+            model.train()
+            for rows, mask in plan:
+                audio, visual, label = data.batch(rows)  # (B, T, 512) (B, T, 768) (B, T, C)
+                loss = teacher_loss(*model(audio, visual, *text, mask), label, mask, config.pos_weight)
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                optimizer.step()
+                total += loss.detach()
+                bar.update()
+            score = teacher_score(model, validation, text)
+            run.end_epoch(dict(epoch=epoch, lr=lr, loss=float(total) / len(plan), val_av=score,
+                               seconds=time.monotonic() - started), score)
+            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {run.history[-1]['loss']:.4f}, val AV {score:.1f}")
+    return run.finish()
+
+
+@torch.no_grad()
+def teacher_score(model: Teacher, data: SourceSplit, text: tuple[Tensor, Tensor]) -> float:
+    """Segment-level AV F-score in percent, predictions being p_av >= 0.5."""
+    model.eval()
+    counts = []
+    for videos in np.split(np.arange(len(data.length)), range(EVAL_BATCH, len(data.length), EVAL_BATCH)):
+        rows, mask = data.rows(videos)
+        audio, visual, label = data.batch(rows)
+        audio_logit, visual_logit = model(audio, visual, *text, mask)  # (B, T, C) each
+        pred = (audio_logit.sigmoid() * visual_logit.sigmoid() >= GATE) & mask[..., None]
+        truth = (label > 0) & mask[..., None]
+        counts.append(segment_counts(pred.transpose(1, 2), truth.transpose(1, 2)))  # (3, B, C)
+    return 100 * float(mean_f_score(torch.cat(counts, 1)))
+
+
+@torch.no_grad()
+def teacher_logits(model: Teacher, data: TargetSplit, text: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits of every video of a split loaded with the features `clip_clap` -> two (N, T, C)."""
+    model.eval()
+    pairs = [model(*data.inputs(slice(i, i + EVAL_BATCH))[:2], *text) for i in range(0, len(data.weak), EVAL_BATCH)]
+    return tuple(torch.cat(x) for x in zip(*pairs))
+
+
+def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tensor], weak: Tensor, config: TrainConfig) -> PseudoLabels | None:
+    """Labels and class-balance weights that `config` asks for; None for pseudo_label = none. logits (N, T, C), thresholds (C,), weak (N, C)."""
+    if config.pseudo_label == "none":
+        return None
+    hard = [hard_labels(z, theta, weak) for z, theta in zip(logits, thresholds)]  # (N, T, C) each
+    soft = [soft_labels(z, theta, weak, config.temperature) for z, theta in zip(logits, thresholds)]
+    weights = [class_balance(h, config.W, config.balance_sum) for h in hard] if config.reweight else [(1.0, 1.0)] * 2
+    return PseudoLabels(*(hard if config.pseudo_label == "hard" else soft), *weights)
+
+
+def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit, labels: PseudoLabels | None,
+              model_config: HANConfig, config: TrainConfig, settings: dict) -> HAN:
+    """Train the HAN (Eq. 9) and keep the epoch of best validation Type score. Writes the files of Run at `path`."""
+    device, N, T = data.weak.device, len(data.weak), data.audio.shape[1]
+    if config.mixup and labels is None:
+        raise ValueError("mixup needs pseudo-labels: pseudo_label = none goes with mixup = False")
+    torch.manual_seed(config.seed)
+    model = HAN(model_config).to(device)
+    optimizer = adamw(model, config)
+    run = Run(path, model, optimizer, settings)
+    steps = math.ceil(N / config.batch)
+    with progress(name, run, config.epochs, steps) as bar:
+        for epoch in range(run.next_epoch, config.epochs + 1):
+            started, lr = time.monotonic(), begin_epoch(optimizer, config, epoch)
+            order = torch.randperm(N).to(device)  # (N,)
+            lam = torch.distributions.Beta(config.alpha, config.alpha).sample((steps, 2)).to(device)  # (steps, 2)
+            terms = torch.zeros(5, device=device)
+            model.train()
+            for step, index in enumerate(order.split(config.batch)):
+                weak = data.weak[index]  # (B, C)
+                audio_label, visual_label = (None, None) if labels is None else (labels.audio[index], labels.visual[index])  # (B, T, C) each
+                mixup = None
+                if config.mixup:
+                    mixup = [(lam[step, m], torch.randperm(len(index) * T, device=device)) for m in range(2)]
+                output = model(*data.inputs(index))
+                losses = han_losses(model, output, weak, audio_label, visual_label, labels, mixup)  # (5,)
+                optimizer.zero_grad()
+                losses.sum().backward()
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+                optimizer.step()
+                terms += losses.detach()
+                bar.update()
+            names = ("loss_video", "loss_audio", "loss_visual", "loss_mix_audio", "loss_mix_visual")
+            means = dict(zip(names, (terms / steps).tolist()))
+            scores = han_scores(model, validation)
+            run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(means.values()), **means, val=scores,
+                               seconds=time.monotonic() - started), scores["seg_type"])
+            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {run.history[-1]['loss']:.4f}, val Type {scores['seg_type']:.1f}")
+    return run.finish()
+
+
+@torch.no_grad()
+def han_probabilities(model: HAN, data: TargetSplit) -> tuple[Tensor, Tensor, Tensor]:
+    """Video (N, C), audio (N, T, C) and visual (N, T, C) probabilities of a whole split."""
+    model.eval()
+    outputs = [model(*data.inputs(slice(i, i + EVAL_BATCH))) for i in range(0, len(data.weak), EVAL_BATCH)]
+    video, audio, visual = (torch.cat([o[k] for o in outputs]) for k in range(3))
+    return video, audio.sigmoid(), visual.sigmoid()
+
+
+def han_scores(model: HAN, data: TargetSplit) -> dict[str, float]:
+    """The ten parsing scores on a split that has dense truth."""
+    return parsing_scores(*gated_predictions(*han_probabilities(model, data)), data.audio_truth, data.visual_truth)
+
+
+# ---------------------------------------------------------------------------------------------
+# 10  Checkpoints
+# ---------------------------------------------------------------------------------------------
+
+
+def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
+    """A file written by torch.save; nothing in it is executed. Raises FileNotFoundError or ValueError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise a dozen kinds
+        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
+    return content
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> Teacher | HAN:
+    """A trained model from its checkpoint alone: one of ours, or a state dict of the authors' released code."""
+    content = load_file(path, device)
+    try:
+        if "kind" in content:
+            build: Callable = {"Teacher": lambda c: Teacher(TeacherConfig(**c)), "HAN": lambda c: HAN(HANConfig(**c))}[content["kind"]]
+            model = build(content["config"])
+            model.load_state_dict(content["weights"])
+        else:
+            model = load_released_han(content) if "fc_prob.weight" in content else load_released_teacher(content)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({str(error).splitlines()[0]})") from None
+    return model.to(device).eval()
+
+
+# Names inside a layer: released code -> here.
+_RENAME = {"in_proj_": "in_proj.", "cm_attn": "cross_attn", "linear1": "feedforward.linear1", "linear2": "feedforward.linear2",
+           "norm1": "norm", "norm2": "feedforward.norm", "layers.0.": "0.", "layers.1.": "2."}
+
+
+def _translate(state: dict[str, Tensor], parts: dict[str, str]) -> dict[str, Tensor]:
+    """Weights whose name begins with a key of `parts`, under our names; MLPs count their layers 0, 1 there and 0, 2 here."""
+    renamed = {}
+    for name, weight in state.items():
+        for theirs, ours in parts.items():
+            if name.startswith(theirs):
+                rest = name[len(theirs):]
+                encoder = theirs.endswith("encoder.layers.")
+                for old, new in _RENAME.items():
+                    if old.startswith("layers.") != encoder:
+                        rest = rest.replace(old, new)
+                renamed[ours + rest] = weight
+    return renamed
+
+
+def load_released_teacher(state_dict: dict[str, Tensor], heads: int = 16) -> Teacher:
+    """A teacher trained with the released code. Sizes are read off the weights; the number of heads cannot be."""
+    parts = {f"{kind}_{m}.": f"{name}.{ours}." for m, name in (("a", "audio"), ("v", "visual"))
+             for kind, ours in (("proj", "mlp_in"), ("final_proj", "mlp_out"))}
+    parts |= {f"{m}_transformer.encoder.layers.": f"{name}.layers." for m, name in (("a", "audio"), ("v", "visual"))}
+    weights = _translate(state_dict, parts)
+    config = TeacherConfig(
+        audio_dim=weights["audio.mlp_in.0.weight"].shape[1], visual_dim=weights["visual.mlp_in.0.weight"].shape[1],
+        hidden=weights["audio.mlp_in.2.weight"].shape[0], heads=heads,
+        feedforward=weights["audio.layers.0.feedforward.linear1.weight"].shape[0], layers=_count_layers(weights, "audio.layers."),
+        audio_scale=float(state_dict["a_logit_scale"]), visual_scale=float(state_dict["v_logit_scale"]))
+    model = Teacher(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def load_released_han(state_dict: dict[str, Tensor], heads: int = 16, visual_3d_dim: int | None = None) -> HAN:
+    """A HAN trained with the released code. Its two final norms (`final_norm_*`) take no part in the computation there either.
+
+    Neither the heads nor how many of the visual inputs are 3D features can be read off the weights; unless told,
+    the latter is the published 512 where the total is the published 2048 + 512, else 0.
+    """
+    weights = _translate(state_dict, {"hat_encoder.layers.": "layers.", "fc_a.": "audio_proj.", "fc_fusion.": "visual_proj.",
+                                      "fc_prob.": "classifier.", "fc_frame_att.": "time_pool.", "fc_av_att.": "modal_pool."})
+    weights = {k.replace("visual_proj.0.", "visual_proj.").replace("pool.0.", "pool."): v for k, v in weights.items()}
+    classes, hidden = weights["classifier.weight"].shape
+    audio_dim = weights["audio_proj.0.weight"].shape[1]
+    project = "visual_proj.weight" in weights
+    visual_dim = weights["visual_proj.weight"].shape[1] if project else hidden
+    if visual_3d_dim is None:
+        published = HANConfig()
+        is_published = visual_dim == published.visual_2d_dim + published.visual_3d_dim
+        visual_3d_dim = published.visual_3d_dim if is_published else 0
+    config = HANConfig(classes=classes, audio_dim=audio_dim, visual_2d_dim=visual_dim - visual_3d_dim,
+                       visual_3d_dim=visual_3d_dim, hidden=hidden, heads=heads,
+                       feedforward=weights["layers.0.feedforward.linear1.weight"].shape[0],
+                       layers=_count_layers(weights, "layers."), project_visual=project)
+    model = HAN(config)
+    model.load_state_dict(weights)
+    return model
+
+
+def _count_layers(weights: dict[str, Tensor], prefix: str) -> int:
+    return len({name[len(prefix):].split(".")[0] for name in weights if name.startswith(prefix)})
+
+
+if __name__ == "__main__":
+    from stages import main
+
+    main()
