@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -36,9 +37,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from features import (FORMAT, LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit, atomic,
-                      one_sentence_errors, read_index, read_llp, read_unav, start_or_continue, write_annotations, write_array, write_json)
-from uwav import fit_thresholds, hard_labels, parsing_scores
+from features import (FORMAT, LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit,
+                      atomic, one_sentence_errors, read_index, read_llp, read_unav, start_or_continue,
+                      write_annotations, write_array, write_json)
+from scores import parsing_scores
+from uwav import fit_thresholds, hard_labels
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class WorldConfig:
     seed: int = 0
     # Length of the noise, a class signal being about 1 long; along any one latent direction it is a seventh of that.
     # Both found by `python demo_world.py calibrate`.
-    audio_noise: float = 0.78
-    visual_noise: float = 2.72
+    audio_noise: float = 1.16
+    visual_noise: float = 3.47
     # videos of the invented sets (the real ones bring their own)
     train: int = 1500
     val: int = 400
@@ -62,7 +65,7 @@ class WorldConfig:
 # ---------------------------------------------------------------------------------------------
 
 CLASSES_PER_VIDEO = {1: 0.33, 2: 0.55, 3: 0.09, 4: 0.03}
-# A weakly labelled class is: perceived in both modalities, audible only, visible only, in neither (a label without dense row)
+# A weakly labelled class is perceived in both modalities, in one, or in neither (a weak label without dense row)
 PERCEIVED = ("both", "audio", "visual", "neither")
 PERCEIVED_SPEECH = (0.22, 0.77, 0.00, 0.01)  # off-screen speakers
 PERCEIVED_OTHER = (0.76, 0.17, 0.06, 0.01)
@@ -76,8 +79,8 @@ FREQUENT, COMMON, RARE = 0.50, 0.15, 0.01  # share of videos with the most frequ
 SOURCE_CLASSES = 100
 SOURCE_CLASSES_PER_VIDEO = {1: 0.60, 2: 0.27, 3: 0.09, 4: 0.04}
 SOURCE_SECONDS = (10, 42, 60, 10)  # shortest, mean, longest, standard deviation
-SOURCE_FULL = 0.16  # an event fills its video
-SOURCE_RUNS, SOURCE_RUN_SHARE = 1.8, 0.2  # else: mean number of runs, mean share of the video each covers
+SOURCE_FULL = 0.2  # an event fills its video
+SOURCE_RUNS, SOURCE_RUN_SHARE = 3.2, 0.3  # else: mean number of runs, mean share of the video each covers
 SOURCE_DISTRACTOR = 0.5  # chance of an unannotated class heard but not seen, and of one seen but not heard
 
 
@@ -95,16 +98,19 @@ def draw_weak(videos: int, classes: int, rng: np.random.Generator) -> np.ndarray
 
 
 def draw_span(T: int, modality: str, rng: np.random.Generator) -> np.ndarray:
-    """A partial span, (T,) bool: one run of any length, or two to three runs."""
+    """A partial span, (T,) bool: one run of any length, or a long one with one or two gaps."""
     span = np.zeros(T, bool)
     if rng.random() < ONE_RUN[modality]:
         length = rng.integers(1, T)
         start = rng.integers(0, T - length + 1)
         span[start : start + length] = True
     else:
-        ends = np.sort(rng.choice(T + 1, 2 * rng.choice([2, 3], p=[0.8, 0.2]), replace=False))
-        for start, end in ends.reshape(-1, 2):
-            span[start:end] = True
+        length = rng.integers(T // 2, T + 1)
+        start = rng.integers(0, T - length + 1)
+        span[start : start + length] = True
+        for _ in range(rng.choice([1, 2], p=[0.8, 0.2])):  # short gaps
+            gap = rng.integers(start + 1, start + length - 1)
+            span[gap : min(gap + rng.geometric(0.5), start + length - 1)] = False
     return span
 
 
@@ -116,10 +122,16 @@ def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.n
         perceived = PERCEIVED[rng.choice(4, p=PERCEIVED_SPEECH if c == 0 else PERCEIVED_OTHER)]
         if perceived == "both":
             spans = SPANS[rng.choice(5, p=SPANS_OF_BOTH)]
-            audio = np.ones(T, bool) if spans in ("both full", "audio full, visual partial") else draw_span(T, "audio", rng)
-            visual = np.ones(T, bool) if spans in ("both full", "audio partial, visual full") else draw_span(T, "visual", rng)
-            truth["audio"][n, :, c] = audio
-            truth["visual"][n, :, c] = audio if spans == "same, partial" else visual
+            audio_full = spans in ("both full", "audio full, visual partial")
+            visual_full = spans in ("both full", "audio partial, visual full")
+            truth["audio"][n, :, c] = True if audio_full else draw_span(T, "audio", rng)
+            truth["visual"][n, :, c] = True if visual_full else draw_span(T, "visual", rng)
+            audio = truth["audio"][n, :, c]
+            if spans == "same, partial":
+                truth["visual"][n, :, c] = audio
+            elif spans == "different":  # but of one event: the nearer of two draws
+                draws = [truth["visual"][n, :, c].copy(), draw_span(T, "visual", rng)]
+                truth["visual"][n, :, c] = max(draws, key=lambda visual: (audio & visual).sum() / (audio | visual).sum())
         elif perceived != "neither":
             full = rng.random() < FULL_ALONE[perceived]
             truth[perceived][n, :, c] = True if full else draw_span(T, perceived, rng)
@@ -198,13 +210,17 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def related(target: str, source: str) -> bool:
-    """Two class names share a word, up to its ending ("Lawn_mower", "lawn mowing"); speech and speaking are the one irregular pair."""
-    stems = [{w if len(w) < 4 else w[:4] for w in "".join(c if c.isalpha() else " " for c in name.lower().replace("speaking", "speech")).split()}
-             for name in (target, source)]
-    return bool(stems[0] & stems[1])
+    """Two class names share a word up to its ending ("Lawn_mower", "lawn mowing")."""
+
+    def stems(name: str) -> set[str]:
+        name = name.lower().replace("speaking", "speech")  # the one irregular pair
+        return {word[:4] for word in re.findall("[a-z]+", name)}
+
+    return bool(stems(target) & stems(source))
 
 
-def class_concepts(target: tuple[str, ...], source: tuple[str, ...], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def class_concepts(target: tuple[str, ...], source: tuple[str, ...],
+                   rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Unit concept vectors of target (C, K) and source classes, before modality."""
     families = unit(rng.standard_normal((FAMILIES, LATENT)))
 
@@ -216,8 +232,8 @@ def class_concepts(target: tuple[str, ...], source: tuple[str, ...], rng: np.ran
     for c, name in enumerate(target):
         relatives = [s for s, other in enumerate(source) if related(name, other)]
         if relatives:
-            own = unit(rng.standard_normal(LATENT))
-            target_concepts[c] = unit(RELATIVE_COSINE * source_concepts[relatives[0]] + math.sqrt(1 - RELATIVE_COSINE**2) * own)
+            own = math.sqrt(1 - RELATIVE_COSINE**2) * unit(rng.standard_normal(LATENT))
+            target_concepts[c] = unit(RELATIVE_COSINE * source_concepts[relatives[0]] + own)
     return target_concepts, source_concepts
 
 
@@ -257,7 +273,7 @@ def build_geometry(llp: LLP, unav: UnAV, seed: int) -> dict[tuple[str, str], Geo
 
 
 def drift(n: int, T: int, size: int, memory: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise of unit variance that remembers: (n, T, size), correlation `memory` from one second to the next."""
+    """Gaussian noise (n, T, size) of unit variance, correlated by `memory` from one second to the next."""
     x = rng.standard_normal((n, T, size), np.float32)
     for t in range(1, T):
         x[:, t] = memory * x[:, t - 1] + math.sqrt(1 - memory**2) * x[:, t]
@@ -274,7 +290,7 @@ def lost_evidence(shape: tuple[int, int, int], rng: np.random.Generator) -> np.n
 
 
 def render(truth: np.ndarray, present: np.ndarray, g: Geometry, noise: float, rng: np.random.Generator) -> np.ndarray:
-    """Embeddings (n, T, D) of unit length; truth (n, T, C): perceived in this modality, present (n, C): occurs in the video."""
+    """Unit embeddings (n, T, D); truth (n, T, C): perceived in this modality, present (n, C): in the video."""
     n, T, C = truth.shape
     K, D = g.basis.shape
     strength = np.exp(STRENGTH_SPREAD * rng.standard_normal((n, 1, C)))
@@ -293,14 +309,15 @@ VIDEOS_AT_A_TIME = 128
 
 
 def perceived(split: LLPSplit | UnAVSplit, modality: str, seed: tuple[int, ...]) -> tuple[list[np.ndarray], np.ndarray]:
-    """What the features of a split show in one modality: N truths (T_n, C), and which classes occur in each video (N, C).
+    """What the features of a split show in one modality: N truths (T_n, C), and the classes of each video (N, C).
 
     LLP train: a truth drawn to agree with the weak labels (the same for both modalities; it is never stored).
     UnAV: the annotations, and in some videos a class perceived in this modality alone that nobody annotated.
     """
     rng = np.random.default_rng(seed)
     if isinstance(split, LLPSplit):
-        audio, visual = (split.audio, split.visual) if split.audio is not None else draw_truth(split.weak, LLP_SEGMENTS, rng)
+        known = split.audio is not None
+        audio, visual = (split.audio, split.visual) if known else draw_truth(split.weak, LLP_SEGMENTS, rng)
         return list(audio if modality == "audio" else visual), split.weak | (audio | visual).any(1)
     present = np.stack([label.any(0) for label in split.labels])  # (N, C)
     truths = []
@@ -317,7 +334,8 @@ def add_distractor(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return label
 
 
-def render_split(truths: list[np.ndarray], present: np.ndarray, g: Geometry, noise: float, seed: tuple[int, ...], out: np.ndarray) -> None:
+def render_split(truths: list[np.ndarray], present: np.ndarray, g: Geometry, noise: float,
+                 seed: tuple[int, ...], out: np.ndarray) -> None:
     """Render all videos of a split into `out` (all segments end to end, D), a few at a time."""
     lengths = np.array([len(t) for t in truths])
     first = np.concatenate([[0], np.cumsum(lengths)])  # (N + 1,)
@@ -376,13 +394,13 @@ def noise_of(config: WorldConfig, feature: str) -> float:
 # Calibration: the noise at which per-segment labels are as good as VALOR's
 # ---------------------------------------------------------------------------------------------
 
-# VALOR's hard labels (per-segment CLIP / CLAP similarity, validation thresholds) on the LLP test split, UWAV paper, Table 2
+# VALOR's hard labels (per-segment CLIP / CLAP similarity, validation thresholds) on the LLP test split: paper, Table 2
 VALOR = {"seg_a": 80.5, "seg_v": 61.7, "seg_av": 55.7, "seg_type": 66.0, "seg_event": 74.6}
 BISECTIONS = 8
 
 
 def segment_label_scores(config: WorldConfig) -> dict[str, float]:
-    """Segment-level scores of per-segment hard labels on the invented test split, thresholds from its validation split."""
+    """Segment-level scores of per-segment hard labels on the invented test split, thresholds from validation."""
     llp = invented_llp(config)
     geometry = build_geometry(llp, invented_unav(config), config.seed)
     logit = {}  # (split, modality) -> (N, T, C)
@@ -397,7 +415,8 @@ def segment_label_scores(config: WorldConfig) -> dict[str, float]:
             logit[split, modality] = similarity.view(len(truths), LLP_SEGMENTS, -1)
     hard = []
     for modality in MODALITY.values():
-        threshold, _ = fit_thresholds(logit["val", modality], torch.from_numpy(getattr(llp.val, modality)), torch.from_numpy(llp.val.weak))
+        truth, weak = torch.from_numpy(getattr(llp.val, modality)), torch.from_numpy(llp.val.weak)
+        threshold, _ = fit_thresholds(logit["val", modality], truth, weak)
         hard.append(hard_labels(logit["test", modality], threshold, torch.from_numpy(llp.test.weak)))
     scores = parsing_scores(*hard, torch.from_numpy(llp.test.audio), torch.from_numpy(llp.test.visual))
     return {name: scores[name] for name in VALOR}
@@ -417,7 +436,7 @@ def calibrate(config: WorldConfig) -> WorldConfig:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="CLIP- and CLAP-like embeddings of an invented (or really annotated) LLP and UnAV-100.")
+    parser = argparse.ArgumentParser(description="Invented CLIP- and CLAP-like embeddings of an LLP and an UnAV-100.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("make", help="write a packed folder")
     command.add_argument("out", type=Path)
@@ -433,7 +452,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             config = calibrate(WorldConfig())
             print(f"calibrated: audio_noise = {config.audio_noise:.2f}, visual_noise = {config.visual_noise:.2f}")
-            print("\n".join(f"{k:10s} {v:5.1f}   VALOR on LLP {VALOR[k]:5.1f}" for k, v in segment_label_scores(config).items()))
+            for name, score in segment_label_scores(config).items():
+                print(f"{name:10s} {score:5.1f}   VALOR on LLP {VALOR[name]:5.1f}")
 
 
 if __name__ == "__main__":

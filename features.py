@@ -74,7 +74,7 @@ class LLP:
 
 
 def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
-    """Read the five `AVVP_*.csv` files of LLP (SPEC of the columns: README, "Your own data").
+    """Read the five `AVVP_*.csv` files of LLP (columns: README, "Bringing the real data").
 
     The published files disagree with themselves in places; that is counted, told to `report` in one
     line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as
@@ -121,7 +121,7 @@ def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
     if undated:
         report(f"LLP: {undated} weak (video, class) labels have no dense row (kept as weak labels)")
     if unlisted:
-        report(f"LLP: {unlisted} (video, class) pairs of the dense truth are missing from the weak label (kept as truth)")
+        report(f"LLP: {unlisted} (video, class) pairs of the dense truth are not in the weak label (kept as truth)")
     return LLP(LLP_CLASSES, *(LLPSplit(ids[s], weak[s], **dense.get(s, {})) for s in LLP_WEAK_FILES))
 
 
@@ -218,15 +218,23 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success."""
+    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success.
+
+    The temporary name is always the same, so what a killed run leaves behind the next run overwrites.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says; its name if it says nothing."""
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def write_json(path: str | Path, content: object) -> None:
@@ -246,7 +254,7 @@ def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a complete .npy file ({error})") from None
+        raise ValueError(f"{path}: not a complete .npy file ({reason(error)})") from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -341,9 +349,10 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None) -> dic
     jobs = _jobs(source, out, found, llp, unav)
     for job in jobs:
         _require_files(job)
-    with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+    with (multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool,
+          tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar):
         for job in jobs:
-            _fill(job, pool)
+            _fill(job, pool, bar)
     write_json(out / "index.json", index)
     (out / "plan.json").unlink()
     return index
@@ -418,9 +427,10 @@ def _require_files(job: _Job) -> None:
                                 f"{', '.join(missing[:10])}{more}")
 
 
-def _fill(job: _Job, pool: multiprocessing.pool.Pool) -> None:
+def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> None:
     """Fill one packed array in parallel, skipping rows that an earlier run finished."""
     if job.target.exists():
+        bar.update(len(job.ids))
         return
     shape_of_part = read_array(job.part, mmap=True).shape if job.part.exists() and job.done.exists() else None
     if shape_of_part != job.shape:  # a fresh start, or killed while the empty file was being made
@@ -431,12 +441,12 @@ def _fill(job: _Job, pool: multiprocessing.pool.Pool) -> None:
             temporary.write_bytes(bytes(len(job.ids)))
     todo = np.flatnonzero(np.frombuffer(job.done.read_bytes(), np.uint8) == 0)
     chunks = [(job, todo[i : i + CHUNK]) for i in range(0, len(todo), CHUNK)]
-    with tqdm(total=len(job.ids), initial=len(job.ids) - len(todo), unit="video",
-              desc="/".join(job.target.with_suffix("").parts[-3:])) as bar:
-        for count, error in pool.imap_unordered(_fill_chunk, chunks):
-            bar.update(count)
-            if error:
-                raise ValueError(error)
+    bar.update(len(job.ids) - len(todo))
+    bar.set_postfix_str("/".join(job.target.with_suffix("").parts[-3:]))
+    for count, error in pool.imap_unordered(_fill_chunk, chunks):
+        bar.update(count)
+        if error:
+            raise ValueError(error)
     os.replace(job.part, job.target)
     job.done.unlink()
 

@@ -23,15 +23,18 @@ import torch
 from torch import Tensor
 
 import uwav
-from features import atomic, one_sentence_errors, read_index, write_json
+from features import LLP_WEAK_FILES, UNAV_SPLITS, atomic, one_sentence_errors, read_index, reason, write_json
 
-# What the paper reports for LLP, for orientation beside our numbers (segment level A V AV Type Event, then event level).
+# What the paper reports for LLP, for orientation beside our numbers.
 PAPER_LABELS = {  # Table 2
     "segment": dict(seg_a=80.5, seg_v=61.7, seg_av=55.7, seg_type=66.0, seg_event=74.6),
     "teacher": dict(seg_a=78.4, seg_v=74.5, seg_av=65.5, seg_type=72.8, seg_event=78.4),
 }
-PAPER_TYPE = {"video_only": 54.0, "valor": 62.0, "binary": 64.2, "soft": 64.4, "soft_reweight": 65.4, "soft_mixup": 65.2, "full": 65.9}
-PAPER_FULL = {  # UWAV with each feature set
+PAPER_TYPE = {  # Table 3, segment-level Type, features `base`
+    "video_only": 54.0, "valor": 62.0, "binary": 64.2, "soft": 64.4,
+    "soft_reweight": 65.4, "soft_mixup": 65.2, "full": 65.9,
+}
+PAPER_FULL = {  # the ten scores of UWAV: Table 1, and the supplement's table with CLIP and CLAP features
     "base": (64.2, 70.0, 63.4, 65.9, 63.9, 58.6, 66.7, 57.5, 60.9, 57.4),
     "clip_clap": (68.9, 72.3, 65.6, 68.9, 68.3, 63.5, 68.7, 59.6, 63.9, 62.4),
 }
@@ -39,7 +42,7 @@ SCORES = tuple(f"{level}_{kind}" for level in ("seg", "event") for kind in ("a",
 
 # Rows of the ablation: (title, setting in uwav.ABLATION, whose labels).
 ROWS = {
-    "video_only": ("L_video only (HAN)", "video_only", "segment"),
+    "video_only": ("L_video only (HAN)", "video_only", None),
     "valor": ("hard labels, per segment (VALOR)", "binary", "segment"),
     "binary": ("hard labels of the teacher", "binary", "teacher"),
     "soft": ("soft labels", "soft", "teacher"),
@@ -78,7 +81,7 @@ CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainCo
 
 
 def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float | str]:
-    """("epochs=3", ...) -> {"epochs": 3, ...}; ValueError for a field that no config has or a value of the wrong type."""
+    """("epochs=3", ...) -> {"epochs": 3, ...}; ValueError for an unknown field or a value of the wrong type."""
     types = {f.name: f.type for config in CONFIGS for f in fields(config)}
     read = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
     values = {}
@@ -114,7 +117,7 @@ def pretrain(context: Context, out: Path) -> None:
     path = out / "teacher.pt"
     if path.exists() and (out / "teacher.json").exists():
         return check_finished(path, uwav.load_file(path).get("settings"), settings)
-    train, validation, test = (uwav.load_source(context.data, s, context.device) for s in ("train", "validation", "test"))
+    train, validation, test = (uwav.load_source(context.data, s, context.device) for s in UNAV_SPLITS)
     text = uwav.load_text(context.data, "unav", context.device)
     model = uwav.train_teacher(path, train, validation, text, model_config, config, settings)
     scores = {s: uwav.teacher_score(model, split, text) for s, split in (("validation", validation), ("test", test))}
@@ -132,7 +135,10 @@ class Labels:
 
 
 def label(context: Context, out: Path, teacher: Path | None) -> None:
-    """Logits and thresholds on LLP -> out/labels_teacher.npz, or without a teacher out/labels_segment.npz, and their quality (.json)."""
+    """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz.
+
+    Beside it, as .json: the segment- and event-level scores of the hard labels on val and test.
+    """
     read_index(context.data)
     model = teacher and uwav.load_model(teacher, context.device)
     if model and not isinstance(model, uwav.Teacher):
@@ -142,10 +148,11 @@ def label(context: Context, out: Path, teacher: Path | None) -> None:
     if path.exists() and path.with_suffix(".json").exists():
         return check_finished(path, read_labels(path, "cpu").settings, settings)
     text = uwav.load_text(context.data, "llp", context.device)
-    splits = {s: uwav.load_target(context.data, s, "clip_clap", context.device) for s in ("train", "val", "test")}
-    arrays, quality = {}, {}
-    logits = {s: uwav.teacher_logits(model, x, text) if model else uwav.segment_logits(*x.inputs(slice(None))[:2], *text) for s, x in splits.items()}
-    val = splits["val"]
+    splits = {s: uwav.load_target(context.data, s, "clip_clap", context.device) for s in LLP_WEAK_FILES}
+    arrays, quality, logits, val = {}, {}, {}, splits["val"]
+    for s, x in splits.items():
+        audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
+        logits[s] = uwav.teacher_logits(model, x, text) if model else uwav.segment_logits(audio, visual, *text)
     thresholds = []
     for m, modality in enumerate(("audio", "visual")):
         threshold, f1 = uwav.fit_thresholds(logits["val"][m], getattr(val, f"{modality}_truth"), val.weak)
@@ -169,10 +176,10 @@ def read_labels(path: Path, device: str) -> Labels:
         with np.load(path, allow_pickle=False) as file:
             settings = json.loads(str(file["settings"]))
             tensors = {k: torch.from_numpy(file[k]).to(device) for k in file.files if k != "settings"}
-        both = lambda name: (tensors[name.format("audio")], tensors[name.format("visual")])  # noqa: E731
-        return Labels(settings, {s: both(s + "_{}") for s in ("train", "val", "test")}, both("threshold_{}"))
+        logits = {s: (tensors[f"{s}_audio"], tensors[f"{s}_visual"]) for s in LLP_WEAK_FILES}
+        return Labels(settings, logits, (tensors["threshold_audio"], tensors["threshold_visual"]))
     except Exception as error:  # zip, npy and json raise a dozen kinds
-        raise ValueError(f"{path}: not a label file ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: not a label file ({reason(error)})") from None
 
 
 def identity_of_checkpoint(path: Path) -> dict | str:
@@ -180,24 +187,29 @@ def identity_of_checkpoint(path: Path) -> dict | str:
     return uwav.load_file(path).get("settings") or hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def train(context: Context, out: Path, labels_path: Path, setting: str, features: str) -> None:
-    """HAN on LLP -> out/han.pt, han.jsonl (history)."""
+def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str) -> None:
+    """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none."""
     index = read_index(context.data)
     preset = uwav.PRESETS[context.preset]
-    labels = read_labels(labels_path, context.device)
     model_config = context.config(replace(preset.han[features], classes=len(index["llp"]["classes"])))
     config = context.config(replace(preset.train, **uwav.ABLATION[setting]))
     config = replace(config, seed=config.seed + context.seed)
-    uses_labels = config.pseudo_label != "none"
-    settings = dict(data=context.identity, features=features, labels=labels.settings if uses_labels else None,
+    if config.pseudo_label == "none":
+        labels = None
+    elif labels_path is None:
+        raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
+    else:
+        labels = read_labels(labels_path, context.device)
+    settings = dict(data=context.identity, features=features, labels=labels and labels.settings,
                     model=asdict(model_config), training=asdict(config))
     path = out / "han.pt"
     if path.exists():
         return check_finished(path, uwav.load_file(path).get("settings"), settings)
     data, validation = (uwav.load_target(context.data, s, features, context.device) for s in ("train", "val"))
-    pseudo = uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
+    pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
     uwav.train_han(path, out.name, data, validation, pseudo, model_config, config, settings)
-    best = max((json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()), key=lambda r: r["val"]["seg_type"])
+    history = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+    best = max(history, key=lambda record: record["val"]["seg_type"])
     print(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
 
 
@@ -208,7 +220,8 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     if not isinstance(model, uwav.HAN):
         raise ValueError(f"{checkpoint}: holds a {type(model).__name__}, expected a HAN")
     if model.config.classes != len(index["llp"]["classes"]):
-        raise ValueError(f"{checkpoint}: knows {model.config.classes} classes, {context.data} has {len(index['llp']['classes'])}")
+        raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
+                         f"those of {context.data} {len(index['llp']['classes'])}")
     features = "base" if model.config.audio_dim == uwav.HANConfig().audio_dim else "clip_clap"
     data = uwav.load_target(context.data, split, features, context.device)
     probabilities = uwav.han_probabilities(model, data)
@@ -235,8 +248,8 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) 
     Layout: labels_segment.npz, seedK/{teacher.pt, labels_teacher.npz}, seedK/FEATURES/ROW/{han.pt, scores_test.json}.
     """
     index = read_index(context.data)
-    available = [name for name, arrays in uwav.FEATURE_SETS.items() if all(a in index["llp"]["features"] for a in arrays if a)]
-    features = features or available
+    packed = {*index["llp"]["features"], None}
+    features = features or [name for name, arrays in uwav.FEATURE_SETS.items() if packed.issuperset(arrays)]
     started, label_scores, scores = time.monotonic(), {"segment": [], "teacher": []}, {}
     label(context, run, None)
     for k in range(seeds):
@@ -248,10 +261,12 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) 
         for feature_set in features:
             for row, (_, setting, source) in ROWS.items():
                 out = folder / feature_set / row
-                labels = run / "labels_segment.npz" if source == "segment" else folder / "labels_teacher.npz"
+                labels = source and (run if source == "segment" else folder) / f"labels_{source}.npz"
                 train(seeded, out, labels, setting, feature_set)
-                scores.setdefault(feature_set, {}).setdefault(row, []).append(evaluate(seeded, out / "han.pt", "test", out))
-    write_json(run / "ablation.json", dict(seeds=[context.seed + k for k in range(seeds)], source=index["source"], labels=label_scores, scores=scores))
+                result = evaluate(seeded, out / "han.pt", "test", out)
+                scores.setdefault(feature_set, {}).setdefault(row, []).append(result)
+    write_json(run / "ablation.json", dict(seeds=[context.seed + k for k in range(seeds)], source=index["source"],
+                                           labels=label_scores, scores=scores))
     text = tables(label_scores, scores, index["source"])
     with atomic(run / "tables.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -263,7 +278,8 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
     if source == "pack":
         note = "Paper's rows: LLP, the published numbers."
     else:
-        note = "Paper's rows: LLP with real features. ANOTHER DATASET: ours has invented features, so only the order of rows compares."
+        note = ("Rows and columns named `paper`: the published numbers, on LLP with real features, for orientation.\n"
+                "OURS IS ANOTHER DATASET: its features are invented. Do not compare the numbers.")
     seeds = len(next(iter(label_scores.values())))
     spread = f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
     segment_level = SCORES[:5]
@@ -273,12 +289,19 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
         lines.append(table_row(title, [cell([s[c] for s in label_scores[name]]) for c in segment_level]))
         lines.append(table_row("  paper", [f"{PAPER_LABELS[name][c]:.1f}" for c in segment_level]))
     for feature_set, rows in scores.items():
-        lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", [s.replace("event_", "ev_") for s in SCORES] + ["paper's seg_type"])]
+        header = [s.replace("event_", "ev_") for s in SCORES]
+        header += ["  | paper: seg_type"] if paper_column(feature_set, source) else []
+        lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
         for row, values in rows.items():
-            paper_type = f"{PAPER_TYPE[row]:.1f}" if feature_set == "base" or source != "pack" else ""
+            paper_type = f"{PAPER_TYPE[row]:.1f}" if paper_column(feature_set, source) else ""
             lines.append(table_row(ROWS[row][0], [cell([v[c] for v in values]) for c in SCORES] + [paper_type]))
         lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
     return "\n".join([*lines, "", note, ""])
+
+
+def paper_column(feature_set: str, source: object) -> bool:
+    """The paper's ablation is on features `base`; beside real `clip_clap` features it would mislead."""
+    return feature_set == "base" or source != "pack"
 
 
 def cell(values: list[float]) -> str:
@@ -286,7 +309,7 @@ def cell(values: list[float]) -> str:
 
 
 def table_row(title: str, cells: list[str]) -> str:
-    return f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)
+    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -296,42 +319,49 @@ def table_row(title: str, cells: list[str]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="uwav.py", description="UWAV: learn from video-level labels which events are audible and visible in every second.",
+        prog="uwav.py",
+        description="UWAV: learn from video-level labels which events are audible and visible in every second.",
         epilog="Stages in order: pretrain, label, train, evaluate; ablate runs them all for every row of the ablation. "
                "DATA is a packed folder made by `python features.py pack` or `python demo_world.py make`.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, *, trains: bool) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.add_argument("data", type=Path, metavar="DATA", help="packed folder")
         sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:1")
         if trains:
-            sub.add_argument("--preset", choices=uwav.PRESETS, default="paper", help="paper: the published run; demo: small models for a CPU")
-            sub.add_argument("--seed", type=int, default=0, help="added to the published seeds, so 0 is the published run")
+            sub.add_argument("--preset", choices=uwav.PRESETS, default="paper",
+                             help="paper: the published run; demo: small models for a CPU")
+            sub.add_argument("--seed", type=int, default=0, help="added to the published seeds; 0 is the published run")
             sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
-                             help="change a field of the configurations at the top of uwav.py, e.g. --set temperature=1 (repeatable)")
+                             help="change a field of the configurations at the top of uwav.py, "
+                                  "e.g. --set temperature=1 (repeatable)")
         return sub
 
     sub = command("pretrain", "pre-train the teacher on UnAV", trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for teacher.pt and its history")
-    sub = command("label", "write pseudo-labels for LLP: logits, and thresholds fitted on its validation split", trains=False)
+    sub = command("label", "write pseudo-labels for LLP: logits, and thresholds fitted on validation", trains=False)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for labels_teacher.npz or labels_segment.npz")
     who = sub.add_mutually_exclusive_group(required=True)
     who.add_argument("--teacher", type=Path, help="teacher.pt, or a teacher checkpoint of the released code")
-    who.add_argument("--per-segment", action="store_true", help="no teacher: similarity of each segment's own CLIP / CLAP embedding (VALOR)")
+    who.add_argument("--per-segment", action="store_true",
+                     help="no teacher: similarity of each segment's own CLIP / CLAP embedding with the text (VALOR)")
     sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels", trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
-    sub.add_argument("--labels", type=Path, required=True, help="labels_teacher.npz or labels_segment.npz")
+    sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
     sub.add_argument("--setting", choices=uwav.ABLATION, default="full", help="row of the ablation; full is UWAV")
-    sub.add_argument("--features", choices=uwav.FEATURE_SETS, default="base", help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP")
+    sub.add_argument("--features", choices=uwav.FEATURE_SETS, default="base",
+                     help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP")
     sub = command("evaluate", "the ten parsing scores of a trained HAN", trains=False)
-    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="han.pt, or a HAN checkpoint of the released code")
+    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="han.pt, or one of the released code")
     sub.add_argument("--split", choices=("val", "test"), default="test")
-    sub.add_argument("--out", type=Path, help="folder for scores_SPLIT.json and predictions_SPLIT.npz (default: that of the checkpoint)")
+    sub.add_argument("--out", type=Path,
+                     help="folder for scores_SPLIT.json and predictions_SPLIT.npz; None: that of the checkpoint")
     sub = command("ablate", "every stage, every row of the ablation, every seed; prints both tables", trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
-    sub.add_argument("--features", choices=uwav.FEATURE_SETS, nargs="+", help="feature sets (default: all that were packed)")
+    sub.add_argument("--features", choices=uwav.FEATURE_SETS, nargs="+", help="None: all that were packed")
     return parser
 
 
@@ -341,7 +371,8 @@ def main(arguments: list[str] | None = None) -> None:
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"--device {options.device}: this PyTorch sees no GPU")
         trains = {k: getattr(options, k) for k in ("preset", "seed") if hasattr(options, k)}
-        context = Context(options.data, device=options.device, overrides=tuple(getattr(options, "overrides", ())), **trains)
+        overrides = tuple(getattr(options, "overrides", ()))
+        context = Context(options.data, device=options.device, overrides=overrides, **trains)
         parse_overrides(context.overrides)
         if options.command == "pretrain":
             pretrain(context, options.out)

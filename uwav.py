@@ -11,9 +11,9 @@ The method, in the order of this file (section and equation numbers are the pape
     4  Pseudo-labels   (3.2)         thresholds, hard labels, soft labels (Eq. 4)
     5  HAN             (3.1)         Hybrid Attention Network with MMIL pooling (Eq. 1)
     6  Losses          (3.3)         uncertainty-weighted, class-balanced, feature mixup (Eq. 5-9)
-    7  Scores          (4.1)         segment- and event-level F-scores
+    7  Inference       (4.1)         the gate; the F-scores are in scores.py
     8  Data                          whole arrays in memory, nothing is read during training
-    9  Training                      the two loops
+    9  Training                      the two loops; their files are in checkpoints.py
    10  Checkpoints                   ours, and those of the authors' released code
 
 Shapes: B videos in a batch, T segments, C classes, D feature size, N videos in a split.
@@ -25,12 +25,10 @@ The command line (`python uwav.py --help`) is in stages.py.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +38,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from features import atomic, read_array, read_index
+from checkpoints import Run, load_file
+from features import read_array, reason
+from scores import mean_f_score, parsing_scores, segment_counts
 
 # ---------------------------------------------------------------------------------------------
 # 1  Configurations
@@ -182,7 +182,8 @@ class Attention(nn.Module):
         S, head_dim = source.shape[1], self.hidden // self.heads
         weight, bias = self.in_proj.weight, self.in_proj.bias
         q = F.linear(x, weight[:D], bias[:D]).view(B, T, self.heads, head_dim).transpose(1, 2)  # (B, H, T, D/H)
-        k, v = F.linear(source, weight[D:], bias[D:]).view(B, S, 2, self.heads, head_dim).permute(2, 0, 3, 1, 4)  # (B, H, S, D/H) each
+        kv = F.linear(source, weight[D:], bias[D:]).view(B, S, 2, self.heads, head_dim)
+        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, H, S, D/H) each
         if mask is not None:
             mask = mask[:, None, None, :]  # (B, 1, 1, S)
         y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D/H)
@@ -241,7 +242,7 @@ class TeacherBranch(nn.Module):
 
 
 class Teacher(nn.Module):
-    """Logit of class c in segment t: the inner product of a contextualised embedding with the class's text embedding (Eq. 2).
+    """Logit of class c in segment t (Eq. 2): inner product of a contextualised embedding and the class's text.
 
     Classes enter only through their text embeddings, so the same weights serve the 100 classes of
     UnAV, the 25 of LLP, or any other list.
@@ -260,13 +261,21 @@ class Teacher(nn.Module):
         return self.audio(audio, audio_text, mask), self.visual(visual, visual_text, mask)
 
 
-def teacher_loss(audio_logit: Tensor, visual_logit: Tensor, label: Tensor, mask: Tensor, pos_weight: float = 5.0) -> Tensor:
-    """Eq. 3: BCE of p_av = p_a * p_v against the audio-visual label, (B, T, C) each, over the valid segments of mask (B, T)."""
-    p_av = audio_logit.float().sigmoid() * visual_logit.float().sigmoid()  # (B, T, C)
+PROBABILITY_MARGIN = 1e-7  # from 0 and 1: keeps logarithms finite
+
+
+def teacher_loss(audio_logit: Tensor, visual_logit: Tensor, label: Tensor, mask: Tensor,
+                 pos_weight: float = 5.0) -> Tensor:
+    """Eq. 3: BCE of p_av = p_a * p_v against the audio-visual label, over the valid segments.
+
+    Logits and label (B, T, C), mask (B, T) bool.
+    """
+    log_p = F.logsigmoid(audio_logit.float()) + F.logsigmoid(visual_logit.float())  # (B, T, C), ln p_av
+    log_not_p = torch.log1p(-log_p.exp().clamp(max=1 - PROBABILITY_MARGIN))  # (B, T, C), ln (1 - p_av)
+    bce = -(label * log_p + (1 - label) * log_not_p)  # (B, T, C)
     occurs = (label * mask[..., None]).amax(1, keepdim=True) > 0  # (B, 1, C)
     weight = torch.where(occurs, pos_weight, 1.0) * mask[..., None]  # (B, T, C); released code: pos_weight
-    total = F.binary_cross_entropy(p_av, label.float(), weight, reduction="sum")
-    return total / (mask.sum() * label.shape[-1])
+    return (weight * bce).sum() / (mask.sum() * label.shape[-1])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -275,18 +284,18 @@ def teacher_loss(audio_logit: Tensor, visual_logit: Tensor, label: Tensor, mask:
 
 
 def fit_thresholds(logit: Tensor, truth: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
-    """Per class, the threshold of best F1 of `logit > threshold` over all (video, segment) pairs of the validation split.
+    """Per class, the threshold at which `logit > threshold` has the best F1 over all (video, segment) pairs.
 
-    logit, truth (N, T, C), weak (N, C) -> threshold, f1 (C,). Logits of classes absent from a video's weak label count
-    as -inf. Candidates: midpoints between distinct neighbours in the sorted logits, and -inf (every segment of a
-    video that has the class). Of equal F1 the lowest threshold wins.
+    logit, truth (N, T, C), weak (N, C), all of the validation split -> threshold, f1 (C,). Logits of classes
+    absent from a video's weak label count as -inf. Candidates: midpoints between distinct neighbours in the sorted
+    logits, and -inf (every segment of a video that has the class). Of equal F1 the lowest threshold wins.
     """
     C = logit.shape[-1]
     score = logit.masked_fill(weak[:, None, :] == 0, -torch.inf).reshape(-1, C)  # (M, C), M = N * T
     truth = truth.reshape(-1, C) > 0  # (M, C)
     score, order = score.sort(0, descending=True)  # (M, C)
-    positives = torch.arange(1, len(score) + 1, device=score.device, dtype=torch.float64)[:, None]  # (M, 1): predict the k highest
-    f1 = 2 * truth.gather(0, order).cumsum(0) / (positives + truth.sum(0))  # (M, C): 2 TP / (predicted + true)
+    predicted = torch.arange(1, len(score) + 1, device=score.device, dtype=torch.float64)  # (M,): the k highest
+    f1 = 2 * truth.gather(0, order).cumsum(0) / (predicted[:, None] + truth.sum(0))  # (M, C): 2 TP / (predicted + true)
     below = torch.cat([score[1:], torch.full_like(score[:1], -torch.inf)])  # (M, C): the next lower logit
     f1 = f1.masked_fill((score == below) | (score == -torch.inf), 0.0)  # no threshold cuts there
     best = f1.amax(0)  # (C,)
@@ -313,7 +322,10 @@ def soft_labels(logit: Tensor, threshold: Tensor, weak: Tensor, temperature: flo
 
 
 def segment_logits(audio: Tensor, visual: Tensor, audio_text: Tensor, visual_text: Tensor) -> tuple[Tensor, Tensor]:
-    """Without a teacher (as VALOR does): cosine similarity of each segment's own CLAP / CLIP embedding with the text -> (N, T, C) twice."""
+    """Without a teacher, as in VALOR: cosine similarity of each segment's own CLAP / CLIP embedding with the text.
+
+    audio (N, T, 512), visual (N, T, 768), text (C, 512) and (C, 768) -> two (N, T, C).
+    """
     return F.normalize(audio, dim=-1) @ audio_text.T, F.normalize(visual, dim=-1) @ visual_text.T
 
 
@@ -362,7 +374,7 @@ class HAN(nn.Module):
         self.modal_pool = nn.Linear(h, C)
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> HANOutput:
-        """audio (B, T, Da), visual_2d (B, T, D2) or, at k vectors a second, (B, k T, D2), visual_3d (B, T, D3) or None."""
+        """audio (B, T, Da); visual_2d (B, T, D2), or (B, k T, D2) at k vectors a second; visual_3d (B, T, D3)."""
         B, T, _ = audio.shape
         if visual_2d.shape[1] != T:
             visual_2d = visual_2d.view(B, T, -1, visual_2d.shape[2]).mean(2)  # (B, k T, D2) -> (B, T, D2)
@@ -387,12 +399,11 @@ class HAN(nn.Module):
 # 6  Losses of the HAN (paper 3.3)
 # ---------------------------------------------------------------------------------------------
 
-PROBABILITY_MARGIN = 1e-7  # keeps the logarithms of L_video finite
-
 
 def video_loss(video_prob: Tensor, weak: Tensor) -> Tensor:
     """L_video: BCE of the pooled probability against the weak label, (B, C) each."""
-    return F.binary_cross_entropy(video_prob.clamp(PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN), weak.float())
+    p = video_prob.clamp(PROBABILITY_MARGIN, 1 - PROBABILITY_MARGIN)
+    return -(weak * p.log() + (1 - weak) * (1 - p).log()).mean()
 
 
 def class_balance(hard: Tensor, W: float = 0.5, balance_sum: bool = True) -> tuple[Tensor, Tensor]:
@@ -405,8 +416,12 @@ def class_balance(hard: Tensor, W: float = 0.5, balance_sum: bool = True) -> tup
     return W * factor * (1 - rate), factor * rate  # w_pos, w_neg
 
 
-def segment_loss(logit: Tensor, label: Tensor, weak: Tensor, w_pos: float | Tensor = 1.0, w_neg: float | Tensor = 1.0) -> Tensor:
-    """L_w-soft of one modality (Eq. 5-6): logit, label (B, T, C); weight w_pos where the class is in the weak label (B, C), else w_neg."""
+def segment_loss(logit: Tensor, label: Tensor, weak: Tensor,
+                 w_pos: float | Tensor = 1.0, w_neg: float | Tensor = 1.0) -> Tensor:
+    """L_w-soft of one modality (Eq. 5-6): BCE weighted w_pos for the classes of the weak label, w_neg for the others.
+
+    logit, label (B, T, C), weak (B, C).
+    """
     weight = weak[:, None, :] * w_pos + (1 - weak[:, None, :]) * w_neg  # (B, 1, C)
     return (weight * F.binary_cross_entropy_with_logits(logit.float(), label, reduction="none")).mean()
 
@@ -433,9 +448,9 @@ class PseudoLabels(NamedTuple):
 
 def han_losses(model: HAN, output: HANOutput, weak: Tensor, audio_label: Tensor | None, visual_label: Tensor | None,
                labels: PseudoLabels | None, mixup: tuple | None) -> Tensor:
-    """The five terms of L_total (Eq. 9), (5,): video, audio segment, visual segment, audio mix, visual mix; those switched off are 0.
+    """The terms of L_total (Eq. 9), (5,): video, audio and visual segment, audio and visual mix; 0 if switched off.
 
-    mixup is ((lam, perm) of audio, (lam, perm) of visual) or None.
+    Labels (B, T, C), weak (B, C). mixup is ((lam, perm) of audio, (lam, perm) of visual) or None.
     """
     zero = output.video_prob.new_zeros(())
     terms = [video_loss(output.video_prob, weak), zero, zero, zero, zero]
@@ -457,72 +472,10 @@ def learning_rate(epoch: int, epochs: int, peak: float, minimum: float, warmup: 
 
 
 # ---------------------------------------------------------------------------------------------
-# 7  Scores (paper 4.1): whole tensors, any T, any device
+# 7  Inference (paper 4.1): the scores themselves are in scores.py
 # ---------------------------------------------------------------------------------------------
 
 GATE = 0.5  # a segment or video probability above it is a prediction
-MIN_IOU = 0.5  # for an event to be found
-
-
-def parsing_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
-    """The field's ten scores in percent, from (N, T, C) arrays of 0 / 1.
-
-    seg_* compare seconds, event_* compare events (maximal runs of positive seconds). a, v, av: audible, visible, both;
-    type: mean of these three; event: counts of a and v pooled before the F-score.
-    """
-    ap, vp, at, vt = (torch.as_tensor(x).bool().transpose(1, 2).contiguous()
-                      for x in (audio_pred, visual_pred, audio_truth, visual_truth))  # (N, C, T) each
-    names, values = [], []
-    for level, counts in (("seg", segment_counts), ("event", event_counts)):
-        a, v, av = counts(ap, at), counts(vp, vt), counts(ap & vp, at & vt)  # (3, N, C) each
-        f = [mean_f_score(x) for x in (a, v, av)]
-        names += [f"{level}_{kind}" for kind in ("a", "v", "av", "type", "event")]
-        values += [*f, sum(f) / 3, mean_f_score(a + v)]
-    return dict(zip(names, (100 * torch.stack(values)).tolist()))
-
-
-def segment_counts(pred: Tensor, truth: Tensor) -> Tensor:
-    """TP, FP, FN in segments: two (N, C, T) bool -> (3, N, C)."""
-    return torch.stack([(pred & truth).sum(-1), (pred & ~truth).sum(-1), (~pred & truth).sum(-1)])
-
-
-def event_counts(pred: Tensor, truth: Tensor) -> Tensor:
-    """TP, FP, FN in events: two (N, C, T) bool -> (3, N, C).
-
-    Two runs that overlap share a segment, so it is enough to look, in every segment where both are positive,
-    at the two runs it lies in: their IoU decides for both of them.
-    """
-    pred_start, pred_end = run_bounds(pred)  # (N, C, T) each
-    true_start, true_end = run_bounds(truth)
-    intersection = torch.minimum(pred_end, true_end) - torch.maximum(pred_start, true_start) + 1
-    union = torch.maximum(pred_end, true_end) - torch.minimum(pred_start, true_start) + 1
-    hit = pred & truth & (intersection >= MIN_IOU * union)  # (N, C, T)
-    found_pred, found_true = count_runs_with(hit, pred_start), count_runs_with(hit, true_start)  # (N, C) each
-    return torch.stack([found_pred, count_runs_with(pred, pred_start) - found_pred, count_runs_with(truth, true_start) - found_true])
-
-
-def run_bounds(x: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last segment of the run that each positive segment of x (N, C, T) lies in; meaningless elsewhere."""
-    t = torch.arange(x.shape[-1], device=x.device, dtype=torch.int32)
-    before, after = F.pad(x, (1, -1)), F.pad(x, (-1, 1))  # (N, C, T): x one segment earlier, later
-    start = torch.where(x & ~before, t, 0).cummax(-1).values  # (N, C, T)
-    end = torch.where(x & ~after, t, x.shape[-1]).flip(-1).cummin(-1).values.flip(-1)  # (N, C, T)
-    return start, end
-
-
-def count_runs_with(hit: Tensor, start: Tensor) -> Tensor:
-    """How many different runs (told apart by their first segment) have a hit: (N, C, T) -> (N, C)."""
-    marked = torch.zeros_like(hit, dtype=torch.uint8)
-    return marked.scatter_reduce_(-1, start.long(), hit.byte(), "amax").sum(-1)
-
-
-def mean_f_score(counts: Tensor) -> Tensor:
-    """(3, N, C) counts -> mean over videos of the mean F over the classes predicted or true; 1 for a video with none."""
-    tp, fp, fn = counts.double()
-    size = 2 * tp + fp + fn  # (N, C); 0: the class is neither predicted nor true
-    f = 2 * tp / size.clamp(min=1)
-    present = (size > 0).sum(-1)  # (N,)
-    return torch.where(present > 0, f.sum(-1) / present.clamp(min=1), 1.0).mean()
 
 
 def gated_predictions(video_prob: Tensor, audio_prob: Tensor, visual_prob: Tensor) -> tuple[Tensor, Tensor]:
@@ -557,7 +510,8 @@ def load_target(folder: str | Path, split: str, features: str, device: str | tor
     part = Path(folder) / "llp" / split
 
     def load(name: str | None) -> Tensor | None:
-        return None if name is None or not (part / f"{name}.npy").exists() else torch.from_numpy(read_array(part / f"{name}.npy")).to(device)
+        path = part / f"{name}.npy"
+        return torch.from_numpy(read_array(path)).to(device) if name and path.exists() else None
 
     names = FEATURE_SETS[features]
     missing = [n for n in names if n and not (part / f"{n}.npy").exists()]
@@ -597,7 +551,8 @@ def load_source(folder: str | Path, split: str, device: str | torch.device) -> S
 
 def load_text(folder: str | Path, dataset: str, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """Class text embeddings (C, 512) for audio and (C, 768) for visual; dataset: llp | unav."""
-    return tuple(torch.from_numpy(read_array(Path(folder) / dataset / f"text_{name}.npy")).float().to(device) for name in ("clap", "clip"))
+    paths = (Path(folder) / dataset / f"text_{name}.npy" for name in ("clap", "clip"))
+    return tuple(torch.from_numpy(read_array(path)).float().to(device) for path in paths)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -605,58 +560,7 @@ def load_text(folder: str | Path, dataset: str, device: str | torch.device) -> t
 # ---------------------------------------------------------------------------------------------
 
 EVAL_BATCH = 256  # videos at a time where no gradient is needed
-SAVE_EVERY = 60.0  # seconds between saved states; a stopped run repeats at most that much
 SEED_STRIDE = 10_000  # seeds * stride + epoch: no two epochs of any two seeds share their random numbers
-
-
-class Run:
-    """The files of one training run: PATH.pt (the best epoch), PATH.jsonl (history), PATH.state.pt (to resume; gone at the end).
-
-    Every epoch seeds its own random numbers, so weights and optimiser are all that resuming needs, and
-    a run that was killed ends with the very numbers of one that was not.
-    """
-
-    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
-        self.path, self.model, self.optimizer, self.settings = path, model, optimizer, settings
-        self.history, self.best_score, self.best_weights, self.saved_at = [], -math.inf, None, time.monotonic()
-        self.state_path = path.with_suffix(".state.pt")
-        if self.state_path.exists():
-            state = load_file(self.state_path, next(model.parameters()).device)
-            if state["settings"] != settings:
-                raise ValueError(f"{self.state_path}: an unfinished run with other settings; delete it or choose another folder")
-            model.load_state_dict(state["weights"])
-            optimizer.load_state_dict(state["optimizer"])
-            self.history, self.best_score, self.best_weights = state["history"], state["best_score"], state["best_weights"]
-
-    @property
-    def next_epoch(self) -> int:
-        return len(self.history) + 1
-
-    def end_epoch(self, record: dict, score: float) -> None:
-        """Note the epoch; keep its weights if its validation score is the best so far; save the state now and then."""
-        if not math.isfinite(record["loss"]):
-            raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; lower the learning rate (--set peak_lr=...)")
-        self.history.append(record)
-        if score > self.best_score:
-            self.best_score = score
-            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        with atomic(self.path.with_suffix(".jsonl")) as temporary:
-            temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
-        if time.monotonic() - self.saved_at > SAVE_EVERY:
-            state = dict(settings=self.settings, weights=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
-                         history=self.history, best_score=self.best_score, best_weights=self.best_weights)
-            with atomic(self.state_path) as temporary:
-                torch.save(state, temporary)
-            self.saved_at = time.monotonic()
-
-    def finish(self) -> nn.Module:
-        """Write the checkpoint of the best epoch and return that model, ready for inference."""
-        self.model.load_state_dict(self.best_weights)
-        with atomic(self.path) as temporary:
-            torch.save(dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
-                            score=self.best_score, weights=self.best_weights), temporary)
-        self.state_path.unlink(missing_ok=True)
-        return self.model.eval()
 
 
 def adamw(model: nn.Module, config: PretrainConfig | TrainConfig) -> torch.optim.AdamW:
@@ -680,17 +584,19 @@ def progress(name: str, run: Run, epochs: int, steps: int) -> tqdm:
 
 
 def batches_by_length(length: np.ndarray, batch: int, pool: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """A shuffled epoch, as lists of video numbers: within pools of `pool` batches videos are sorted by length, which saves padding."""
-    order = generator.permutation(len(length))
-    pools = [order[i : i + batch * pool] for i in range(0, len(order), batch * pool)]
-    batches = [b for p in pools for s in [p[np.argsort(length[p], kind="stable")] if pool > 1 else p]
-               for b in np.split(s, range(batch, len(s), batch))]
+    """A shuffled epoch as lists of video numbers; `pool` batches at a time are sorted by length, to save padding."""
+    order, batches = generator.permutation(len(length)), []
+    for i in range(0, len(order), batch * pool):
+        videos = order[i : i + batch * pool]
+        if pool > 1:
+            videos = videos[np.argsort(length[videos], kind="stable")]
+        batches += np.split(videos, range(batch, len(videos), batch))
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
 def train_teacher(path: Path, data: SourceSplit, validation: SourceSplit, text: tuple[Tensor, Tensor],
                   model_config: TeacherConfig, config: PretrainConfig, settings: dict) -> Teacher:
-    """Pre-train the teacher (Eq. 3) and keep the epoch of best validation AV F-score. Writes the files of Run at `path`."""
+    """Pre-train the teacher (Eq. 3) and keep the epoch of best validation AV F-score; the files of Run at `path`."""
     device = data.audio.device
     torch.manual_seed(config.seed)
     model = Teacher(model_config).to(device)
@@ -700,8 +606,9 @@ def train_teacher(path: Path, data: SourceSplit, validation: SourceSplit, text: 
     with progress("teacher", run, config.epochs, steps) as bar:
         for epoch in range(run.next_epoch, config.epochs + 1):
             started, lr = time.monotonic(), begin_epoch(optimizer, config, epoch)
-            plan = batches_by_length(data.length, config.batch, config.length_pool, np.random.default_rng((config.seed, epoch)))
-            plan = [data.rows(videos) for videos in plan]  # row numbers and masks: on the device before the first step
+            generator = np.random.default_rng((config.seed, epoch))
+            batches = batches_by_length(data.length, config.batch, config.length_pool, generator)
+            plan = [data.rows(videos) for videos in batches]  # rows and masks, on the device before the first step
             total = torch.zeros((), device=device)
             model.train()
             for rows, mask in plan:
@@ -714,9 +621,9 @@ def train_teacher(path: Path, data: SourceSplit, validation: SourceSplit, text: 
                 total += loss.detach()
                 bar.update()
             score = teacher_score(model, validation, text)
-            run.end_epoch(dict(epoch=epoch, lr=lr, loss=float(total) / len(plan), val_av=score,
-                               seconds=time.monotonic() - started), score)
-            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {run.history[-1]['loss']:.4f}, val AV {score:.1f}")
+            loss = float(total) / len(plan)
+            run.end_epoch(dict(epoch=epoch, lr=lr, loss=loss, val_av=score, seconds=time.monotonic() - started), score)
+            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {loss:.4f}, val AV {score:.1f}")
     return run.finish()
 
 
@@ -743,8 +650,12 @@ def teacher_logits(model: Teacher, data: TargetSplit, text: tuple[Tensor, Tensor
     return tuple(torch.cat(x) for x in zip(*pairs))
 
 
-def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tensor], weak: Tensor, config: TrainConfig) -> PseudoLabels | None:
-    """Labels and class-balance weights that `config` asks for; None for pseudo_label = none. logits (N, T, C), thresholds (C,), weak (N, C)."""
+def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tensor], weak: Tensor,
+                  config: TrainConfig) -> PseudoLabels | None:
+    """The labels and class-balance weights that `config` asks for; None for pseudo_label = none.
+
+    Per modality: logits (N, T, C), thresholds (C,); weak (N, C).
+    """
     if config.pseudo_label == "none":
         return None
     hard = [hard_labels(z, theta, weak) for z, theta in zip(logits, thresholds)]  # (N, T, C) each
@@ -755,7 +666,7 @@ def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tenso
 
 def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit, labels: PseudoLabels | None,
               model_config: HANConfig, config: TrainConfig, settings: dict) -> HAN:
-    """Train the HAN (Eq. 9) and keep the epoch of best validation Type score. Writes the files of Run at `path`."""
+    """Train the HAN (Eq. 9) and keep the epoch of best validation Type score; the files of Run at `path`."""
     device, N, T = data.weak.device, len(data.weak), data.audio.shape[1]
     if config.mixup and labels is None:
         raise ValueError("mixup needs pseudo-labels: pseudo_label = none goes with mixup = False")
@@ -773,8 +684,9 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit,
             model.train()
             for step, index in enumerate(order.split(config.batch)):
                 weak = data.weak[index]  # (B, C)
-                audio_label, visual_label = (None, None) if labels is None else (labels.audio[index], labels.visual[index])  # (B, T, C) each
-                mixup = None
+                audio_label = visual_label = mixup = None
+                if labels is not None:
+                    audio_label, visual_label = labels.audio[index], labels.visual[index]  # (B, T, C) each
                 if config.mixup:
                     mixup = [(lam[step, m], torch.randperm(len(index) * T, device=device)) for m in range(2)]
                 output = model(*data.inputs(index))
@@ -787,10 +699,10 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit,
                 bar.update()
             names = ("loss_video", "loss_audio", "loss_visual", "loss_mix_audio", "loss_mix_visual")
             means = dict(zip(names, (terms / steps).tolist()))
-            scores = han_scores(model, validation)
-            run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(means.values()), **means, val=scores,
-                               seconds=time.monotonic() - started), scores["seg_type"])
-            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {run.history[-1]['loss']:.4f}, val Type {scores['seg_type']:.1f}")
+            loss, scores = sum(means.values()), han_scores(model, validation)
+            run.end_epoch(dict(epoch=epoch, lr=lr, loss=loss, **means, val=scores, seconds=time.monotonic() - started),
+                          scores["seg_type"])
+            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {loss:.4f}, val Type {scores['seg_type']:.1f}")
     return run.finish()
 
 
@@ -813,50 +725,36 @@ def han_scores(model: HAN, data: TargetSplit) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------
 
 
-def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
-    """A file written by torch.save; nothing in it is executed. Raises FileNotFoundError or ValueError."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise a dozen kinds
-        raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
-    return content
-
-
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> Teacher | HAN:
     """A trained model from its checkpoint alone: one of ours, or a state dict of the authors' released code."""
     content = load_file(path, device)
     try:
         if "kind" in content:
-            build: Callable = {"Teacher": lambda c: Teacher(TeacherConfig(**c)), "HAN": lambda c: HAN(HANConfig(**c))}[content["kind"]]
-            model = build(content["config"])
+            model_class, config_class = {"Teacher": (Teacher, TeacherConfig), "HAN": (HAN, HANConfig)}[content["kind"]]
+            model = model_class(config_class(**content["config"]))
             model.load_state_dict(content["weights"])
         else:
             model = load_released_han(content) if "fc_prob.weight" in content else load_released_teacher(content)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({reason(error)})") from None
     return model.to(device).eval()
 
 
-# Names inside a layer: released code -> here.
-_RENAME = {"in_proj_": "in_proj.", "cm_attn": "cross_attn", "linear1": "feedforward.linear1", "linear2": "feedforward.linear2",
-           "norm1": "norm", "norm2": "feedforward.norm", "layers.0.": "0.", "layers.1.": "2."}
+# Names inside an encoder layer and inside an MLP: released code -> here.
+_IN_LAYER = {"in_proj_": "in_proj.", "cm_attn": "cross_attn", "norm1": "norm", "norm2": "feedforward.norm",
+             "linear1": "feedforward.linear1", "linear2": "feedforward.linear2"}
+_IN_MLP = {"layers.0.": "0.", "layers.1.": "2."}  # numbered without and with the ReLU
 
 
 def _translate(state: dict[str, Tensor], parts: dict[str, str]) -> dict[str, Tensor]:
-    """Weights whose name begins with a key of `parts`, under our names; MLPs count their layers 0, 1 there and 0, 2 here."""
+    """The weights whose names begin with a key of `parts`, under our names."""
     renamed = {}
     for name, weight in state.items():
         for theirs, ours in parts.items():
             if name.startswith(theirs):
                 rest = name[len(theirs):]
-                encoder = theirs.endswith("encoder.layers.")
-                for old, new in _RENAME.items():
-                    if old.startswith("layers.") != encoder:
-                        rest = rest.replace(old, new)
+                for old, new in (_IN_LAYER if theirs.endswith("encoder.layers.") else _IN_MLP).items():
+                    rest = rest.replace(old, new)
                 renamed[ours + rest] = weight
     return renamed
 
@@ -870,7 +768,8 @@ def load_released_teacher(state_dict: dict[str, Tensor], heads: int = 16) -> Tea
     config = TeacherConfig(
         audio_dim=weights["audio.mlp_in.0.weight"].shape[1], visual_dim=weights["visual.mlp_in.0.weight"].shape[1],
         hidden=weights["audio.mlp_in.2.weight"].shape[0], heads=heads,
-        feedforward=weights["audio.layers.0.feedforward.linear1.weight"].shape[0], layers=_count_layers(weights, "audio.layers."),
+        feedforward=weights["audio.layers.0.feedforward.linear1.weight"].shape[0],
+        layers=_count_layers(weights, "audio.layers."),
         audio_scale=float(state_dict["a_logit_scale"]), visual_scale=float(state_dict["v_logit_scale"]))
     model = Teacher(config)
     model.load_state_dict(weights)
@@ -878,13 +777,14 @@ def load_released_teacher(state_dict: dict[str, Tensor], heads: int = 16) -> Tea
 
 
 def load_released_han(state_dict: dict[str, Tensor], heads: int = 16, visual_3d_dim: int | None = None) -> HAN:
-    """A HAN trained with the released code. Its two final norms (`final_norm_*`) take no part in the computation there either.
+    """A HAN trained with the released code, whose two final norms (`final_norm_*`) nothing there uses either.
 
     Neither the heads nor how many of the visual inputs are 3D features can be read off the weights; unless told,
     the latter is the published 512 where the total is the published 2048 + 512, else 0.
     """
-    weights = _translate(state_dict, {"hat_encoder.layers.": "layers.", "fc_a.": "audio_proj.", "fc_fusion.": "visual_proj.",
-                                      "fc_prob.": "classifier.", "fc_frame_att.": "time_pool.", "fc_av_att.": "modal_pool."})
+    weights = _translate(state_dict, {
+        "hat_encoder.layers.": "layers.", "fc_a.": "audio_proj.", "fc_fusion.": "visual_proj.",
+        "fc_prob.": "classifier.", "fc_frame_att.": "time_pool.", "fc_av_att.": "modal_pool."})
     weights = {k.replace("visual_proj.0.", "visual_proj.").replace("pool.0.", "pool."): v for k, v in weights.items()}
     classes, hidden = weights["classifier.weight"].shape
     audio_dim = weights["audio_proj.0.weight"].shape[1]

@@ -50,14 +50,16 @@ def losses_of(model, case: dict, setting: str) -> torch.Tensor:
     if uwav.ABLATION[setting]["mixup"]:
         mixup = [(float(case["lam"][m]), case[f"perm_{name}"]) for m, name in enumerate(("audio", "visual"))]
     output = model(case["audio"], case["visual_2d"], case["visual_3d"])
-    return uwav.han_losses(model, output, case["weak_label"], labels and labels.audio, labels and labels.visual, labels, mixup)
+    audio, visual = (labels.audio, labels.visual) if labels else (None, None)
+    return uwav.han_losses(model, output, case["weak_label"], audio, visual, labels, mixup)
 
 
 def test_han_outputs_equal_the_released_code(golden):
     case = golden("han")
     model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
     output = model(case["audio"], case["visual_2d"], case["visual_3d"])
-    for ours, theirs in zip(output, ("video_probs", "audio_logits", "visual_logits", "audio_feat", "visual_feat"), strict=True):
+    names = ("video_probs", "audio_logits", "visual_logits", "audio_feat", "visual_feat")
+    for ours, theirs in zip(output, names, strict=True):
         torch.testing.assert_close(ours, case[f"out.{theirs}"], **VALUE)
 
 
@@ -88,10 +90,12 @@ def test_thirty_training_steps_follow_the_released_code(golden):
     case = golden("han_trajectory")
     model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()  # recorded with dropout 0
     beta1, beta2 = case["betas"].tolist()
-    config = uwav.TrainConfig(peak_lr=float(case["lr"]), weight_decay=float(case["weight_decay"]), beta1=beta1, beta2=beta2)
+    decay = float(case["weight_decay"])
+    config = uwav.TrainConfig(peak_lr=float(case["lr"]), weight_decay=decay, beta1=beta1, beta2=beta2)
     optimizer = uwav.adamw(model, config)
     steps = len(case["losses"])
-    per_step = ("audio", "visual_2d", "visual_3d", "weak_label", "audio_teacher_logits", "visual_teacher_logits", "lam", "perm_audio", "perm_visual")
+    per_step = ("audio", "visual_2d", "visual_3d", "weak_label", "audio_teacher_logits", "visual_teacher_logits",
+                "lam", "perm_audio", "perm_visual")
     for step in range(steps):
         batch = case | {name: case[name][step] for name in per_step}
         loss = losses_of(model, batch, "full").sum()
@@ -99,11 +103,18 @@ def test_thirty_training_steps_follow_the_released_code(golden):
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        assert float(loss) == pytest.approx(float(case["losses"][step]), rel=1e-4)
+        assert loss.item() == pytest.approx(float(case["losses"][step]), rel=1e-4)
         assert float(norm) == pytest.approx(float(case["grad_norms"][step]), rel=1e-4)
     end = dict(uwav.load_released_han(weights(case, "end."), heads=HEADS).named_parameters())
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.data, end[name].data, rtol=1e-4, atol=1e-4)
+        ours, theirs = parameter.data, end[name].data
+        # A softmax cancels a constant added to all that it compares: the exact gradient of these biases is zero,
+        # what AdamW sees is rounding noise, and it scales noise up to full steps. Nothing else may differ.
+        if name in ("time_pool.bias", "modal_pool.bias"):
+            continue
+        if name.endswith("attn.in_proj.bias"):
+            ours, theirs = (torch.cat([x.chunk(3)[0], x.chunk(3)[2]]) for x in (ours, theirs))  # without the key's
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4, msg=lambda m: f"{name}: {m}")
 
 
 def teacher_case(golden):
@@ -123,7 +134,7 @@ def test_teacher_logits_equal_the_released_code_on_valid_segments(golden):
 def test_teacher_loss_and_gradients_equal_the_released_code(golden):
     case, model, mask, logits = teacher_case(golden)
     loss = uwav.teacher_loss(*logits, case["labels"], mask, pos_weight=float(case["pos_weight"]))
-    assert float(loss) == pytest.approx(float(case["loss"]), abs=1e-5)
+    assert loss.item() == pytest.approx(float(case["loss"]), abs=1e-5)
     loss.backward()
     assert_same_gradients(model, uwav.load_released_teacher, case)
 
@@ -140,7 +151,7 @@ def test_thresholds_on_llp_validation_equal_the_released_code(golden, llp):
         logit = case[f"{m}_logits"].transpose(1, 2)  # (N, C, T) -> (N, T, C)
         threshold, f1 = uwav.fit_thresholds(logit, torch.from_numpy(getattr(llp.val, m)), weak)
         assert torch.equal(threshold, case[f"{m}_thresholds"])
-        assert torch.equal(f1, case[f"{m}_f1"])
+        torch.testing.assert_close(f1, case[f"{m}_f1"], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -155,10 +166,10 @@ def test_ten_scores_on_llp_equal_the_released_code(golden, llp, split):
 
 def test_per_video_scores_of_long_videos_equal_the_released_code(golden):
     case = golden("metrics_long")
-    ap, vp, at, vt = (case[k].transpose(1, 2) for k in ("audio_pred", "visual_pred", "audio_gt", "visual_gt"))  # (N, T, C)
+    arrays = [case[k].transpose(1, 2) for k in ("audio_pred", "visual_pred", "audio_gt", "visual_gt")]  # (N, T, C)
     names = [str(n) for n in golden("metrics_llp_val")["per_video_columns"]]
     for n, expected in enumerate(case["per_video"]):
-        scores = uwav.parsing_scores(*(x[n : n + 1] for x in (ap, vp, at, vt)))
+        scores = uwav.parsing_scores(*(x[n : n + 1] for x in arrays))
         assert [scores[k] / 100 for k in names] == pytest.approx(expected.tolist(), abs=1e-7)
 
 

@@ -1,0 +1,82 @@
+"""The files of a training run: a checkpoint of the best epoch, a history for plotting, a state to resume from."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from features import atomic, reason
+
+SAVE_EVERY = 60.0  # seconds between saved states; a stopped run repeats at most that much
+
+
+class Run:
+    """The files of one training run: X.pt (the best epoch), X.jsonl (history), X.state.pt (to resume; gone at the end).
+
+    Every epoch seeds its own random numbers, so weights and optimiser are all that resuming needs, and
+    a run that was killed ends with the very numbers of one that was not.
+    """
+
+    def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
+        self.path, self.model, self.optimizer, self.settings = path, model, optimizer, settings
+        self.history, self.best_score, self.best_weights, self.saved_at = [], -math.inf, None, time.monotonic()
+        self.state_path = path.with_suffix(".state.pt")
+        if self.state_path.exists():
+            state = load_file(self.state_path, next(model.parameters()).device)
+            if state["settings"] != settings:
+                raise ValueError(f"{self.state_path}: an unfinished run with other settings or other data; "
+                                 "delete it or choose another folder")
+            model.load_state_dict(state["weights"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.history, self.best_score = state["history"], state["best_score"]
+            self.best_weights = state["best_weights"]
+
+    @property
+    def next_epoch(self) -> int:
+        return len(self.history) + 1
+
+    def end_epoch(self, record: dict, score: float) -> None:
+        """Note the epoch; keep its weights if its validation score is the best so far; save the state now and then."""
+        if not math.isfinite(record["loss"]):
+            raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
+                             "lower the learning rate (--set peak_lr=...)")
+        self.history.append(record)
+        if score > self.best_score:
+            self.best_score = score
+            self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        with atomic(self.path.with_suffix(".jsonl")) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
+        if time.monotonic() - self.saved_at > SAVE_EVERY:
+            state = dict(settings=self.settings, weights=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
+                         history=self.history, best_score=self.best_score, best_weights=self.best_weights)
+            with atomic(self.state_path) as temporary:
+                torch.save(state, temporary)
+            self.saved_at = time.monotonic()
+
+    def finish(self) -> nn.Module:
+        """Write the checkpoint of the best epoch and return that model, ready for inference."""
+        self.model.load_state_dict(self.best_weights)
+        with atomic(self.path) as temporary:
+            torch.save(dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
+                            score=self.best_score, weights=self.best_weights), temporary)
+        self.state_path.unlink(missing_ok=True)
+        return self.model.eval()
+
+
+def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
+    """A file written by torch.save; nothing in it is executed. Raises FileNotFoundError or ValueError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # pickle, zip and torch raise a dozen kinds
+        raise ValueError(f"{path}: not a readable checkpoint ({reason(error)})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
+    return content

@@ -1,0 +1,115 @@
+#!/usr/bin/env bash
+# UWAV from nothing to two tables. Finished stages are not run again; an interrupted one continues.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+bash run_all.sh [options]          every stage on the demo world (invented features, about 5 minutes on 2 CPU cores)
+bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: README)
+bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
+bash run_all.sh test [pytest options]    set up and run the tests
+
+  --out DIR        where everything goes (default: runs/demo, runs/real or runs/paper)
+  --seeds N        repeat with N seeds and report mean and standard deviation (default: 1)
+  --preset NAME    demo (small models) or paper (the published ones; default with --data)
+  --features SET   base or clip_clap (default: all that are there)
+  --device NAME    cpu or cuda (default: cuda where there is a GPU)
+  --fresh          throw away what earlier runs left in the output folder
+  -- OPTIONS       passed on to every training stage, e.g. -- --set epochs=1
+
+The first run makes a virtual environment in .venv, unless the active python has all packages already.
+UWAV_TORCH names the PyTorch to install, e.g. UWAV_TORCH=torch==2.13.0.
+TEXT
+}
+
+die() { echo "error: $*" >&2; exit 1; }
+
+# ---- setup: $python can import what we need ----
+
+setup() { # setup MODULES
+    python=python3
+    if python3 -c "import $1" 2>/dev/null; then return; fi
+    python=.venv/bin/python
+    local installed
+    installed=.venv/installed-$(cksum <pyproject.toml | cut -d' ' -f1)
+    if [ -e "$installed" ]; then return; fi
+    # The newest PyTorch where there is a GPU; elsewhere the version that the README's CPU figures were made with.
+    local torch=torch==2.13.0
+    if command -v nvidia-smi >/dev/null; then torch=torch; fi
+    echo "== setup: installing ${UWAV_TORCH:-$torch} and the other packages into .venv (minutes, once)"
+    [ -x "$python" ] || python3 -m venv .venv
+    "$python" -m pip install --quiet "${UWAV_TORCH:-$torch}"
+    "$python" -m pip install --quiet --editable ".[test]"
+    touch "$installed"
+}
+
+# ---- options ----
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+if [ "${1:-}" = test ]; then
+    shift
+    setup "torch, numpy, tqdm, matplotlib, pytest, hypothesis"
+    exec "$python" -m pytest "$@"
+fi
+
+data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' extra=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --fresh) fresh=yes; shift; continue ;;
+        -h | --help) usage; exit 0 ;;
+        --) shift; extra=("$@"); break ;;
+        --data | --llp | --unav | --out | --seeds | --preset | --features | --device)
+            [ $# -ge 2 ] || die "$1 needs a value"
+            printf -v "${1#--}" %s "$2"; shift 2 ;;
+        *) usage >&2; die "unknown option $1" ;;
+    esac
+done
+[ -z "$data" ] || [ -z "$llp$unav" ] || die "--data brings its own annotations: leave out --llp and --unav"
+if [ -n "$data" ]; then
+    out=${out:-runs/paper} preset=${preset:-paper}
+elif [ -n "$llp$unav" ]; then
+    out=${out:-runs/real}
+else
+    out=${out:-runs/demo}
+fi
+train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${extra[@]+"${extra[@]}"})
+setup "torch, numpy, tqdm, matplotlib"
+if [ -n "$fresh" ]; then
+    rm -rf "$out"/data "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt
+fi
+
+# ---- the stages ----
+
+stage() { # stage TITLE COMMAND...
+    local started=$SECONDS
+    number=$((${number:-0} + 1))
+    printf '\n== %d. %s\n   %s\n' "$number" "$1" "${*:2}"
+    "${@:2}"
+    echo "   done in $((SECONDS - started)) s"
+}
+
+packed=$out/data seed=$out/seed0
+if [ -n "$data" ]; then
+    stage "Pack the feature files into arrays" "$python" features.py pack "$data" "$packed"
+else
+    stage "Make the demo world: invented CLIP and CLAP embeddings" \
+        "$python" demo_world.py make "$packed" ${llp:+--llp "$llp"} ${unav:+--unav "$unav"}
+fi
+if [ -z "$features" ]; then
+    if [ -e "$packed/llp/train/res152.npy" ]; then first=base; else first=clip_clap; fi
+else
+    first=$features
+fi
+stage "Pre-train the teacher on UnAV (Eq. 2-3)" \
+    "$python" uwav.py pretrain "$packed" "$seed" "${train_options[@]}"
+stage "Pseudo-labels of the teacher for LLP: thresholds, hard and soft labels (Eq. 4)" \
+    "$python" uwav.py label "$packed" "$seed" --teacher "$seed/teacher.pt" ${device:+--device "$device"}
+stage "Train the HAN with soft labels, class balance and mixup (Eq. 5-9)" \
+    "$python" uwav.py train "$packed" "$seed/$first/full" --labels "$seed/labels_teacher.npz" \
+    --features "$first" "${train_options[@]}"
+stage "Score it on the test split" \
+    "$python" uwav.py evaluate "$packed" "$seed/$first/full/han.pt" ${device:+--device "$device"}
+stage "Ablation: every row of the paper's table, seeds: $seeds" \
+    "$python" uwav.py ablate "$packed" "$out" --seeds "$seeds" ${features:+--features "$features"} "${train_options[@]}"
+echo
+echo "Everything is in $out; all of it took $SECONDS s."

@@ -1,0 +1,75 @@
+"""The scores of audio-visual video parsing (paper 4.1): F-scores over segments and over events.
+
+Everything works on whole tensors, for any number of segments, on any device; no loop over videos.
+N videos, T segments, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MIN_IOU = 0.5  # for an event to be found
+
+
+def parsing_scores(audio_pred: Tensor, visual_pred: Tensor,
+                   audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
+    """The field's ten scores in percent, from (N, T, C) arrays of 0 / 1.
+
+    seg_* compare seconds, event_* compare events (maximal runs of positive seconds). a, v, av: audible, visible, both;
+    type: mean of these three; event: counts of a and v pooled before the F-score.
+    """
+    ap, vp, at, vt = (torch.as_tensor(x).bool().transpose(1, 2).contiguous()
+                      for x in (audio_pred, visual_pred, audio_truth, visual_truth))  # (N, C, T) each
+    names, values = [], []
+    for level, counts in (("seg", segment_counts), ("event", event_counts)):
+        a, v, av = counts(ap, at), counts(vp, vt), counts(ap & vp, at & vt)  # (3, N, C) each
+        f = [mean_f_score(x) for x in (a, v, av)]
+        names += [f"{level}_{kind}" for kind in ("a", "v", "av", "type", "event")]
+        values += [*f, sum(f) / 3, mean_f_score(a + v)]
+    return dict(zip(names, (100 * torch.stack(values)).tolist()))
+
+
+def segment_counts(pred: Tensor, truth: Tensor) -> Tensor:
+    """TP, FP, FN in segments: two (N, C, T) bool -> (3, N, C)."""
+    return torch.stack([(pred & truth).sum(-1), (pred & ~truth).sum(-1), (~pred & truth).sum(-1)])
+
+
+def event_counts(pred: Tensor, truth: Tensor) -> Tensor:
+    """TP, FP, FN in events: two (N, C, T) bool -> (3, N, C).
+
+    Two runs that overlap share a segment, so it is enough to look, in every segment where both are positive,
+    at the two runs it lies in: their IoU decides for both of them.
+    """
+    pred_start, pred_end = run_bounds(pred)  # (N, C, T) each
+    true_start, true_end = run_bounds(truth)
+    intersection = torch.minimum(pred_end, true_end) - torch.maximum(pred_start, true_start) + 1
+    union = torch.maximum(pred_end, true_end) - torch.minimum(pred_start, true_start) + 1
+    hit = pred & truth & (intersection >= MIN_IOU * union)  # (N, C, T)
+    tp, found = count_runs_with(hit, pred_start), count_runs_with(hit, true_start)  # (N, C) each
+    return torch.stack([tp, count_runs_with(pred, pred_start) - tp, count_runs_with(truth, true_start) - found])
+
+
+def run_bounds(x: Tensor) -> tuple[Tensor, Tensor]:
+    """First and last segment of the run that each positive segment of x (N, C, T) lies in; meaningless elsewhere."""
+    t = torch.arange(x.shape[-1], device=x.device, dtype=torch.int32)
+    before, after = F.pad(x, (1, -1)), F.pad(x, (-1, 1))  # (N, C, T): x one segment earlier, later
+    start = torch.where(x & ~before, t, 0).cummax(-1).values  # (N, C, T)
+    end = torch.where(x & ~after, t, x.shape[-1]).flip(-1).cummin(-1).values.flip(-1)  # (N, C, T)
+    return start, end
+
+
+def count_runs_with(hit: Tensor, start: Tensor) -> Tensor:
+    """How many different runs (told apart by their first segment) have a hit: (N, C, T) -> (N, C)."""
+    marked = torch.zeros_like(hit, dtype=torch.uint8)
+    return marked.scatter_reduce_(-1, start.long(), hit.byte(), "amax").sum(-1)
+
+
+def mean_f_score(counts: Tensor) -> Tensor:
+    """Counts (3, N, C) -> mean over videos of the mean F over the classes predicted or true; 1 if there are none."""
+    tp, fp, fn = counts.double()
+    size = 2 * tp + fp + fn  # (N, C); 0: the class is neither predicted nor true
+    f = 2 * tp / size.clamp(min=1)
+    present = (size > 0).sum(-1)  # (N,)
+    return torch.where(present > 0, f.sum(-1) / present.clamp(min=1), 1.0).mean()

@@ -1,0 +1,298 @@
+"""Readers of the annotations, and `pack`: from many small files to a few arrays."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+
+import features
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# ---- annotations ----
+
+WEAK = {"AVVP_train.csv": "a-_b_c_d_e1_20_30\tSpeech,Dog\n", "AVVP_val_pd.csv": "val00000001_0_10\tCat\n",
+        "AVVP_test_pd.csv": "test0000001_5_15\tSpeech\n"}
+DENSE = {"AVVP_eval_audio.csv": "val00000001_0_10\t2\t5\tCat\ntest0000001_5_15\t0\t10\tSpeech\n",
+         "AVVP_eval_visual.csv": "val00000001_0_10\t0\t1\tCat\n"}
+
+
+def write_llp(folder: Path, **changed: str) -> Path:
+    """A three-video LLP; `changed` replaces the rows of a file (name without .csv)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (WEAK | DENSE).items():
+        header = "filename\tevent_labels\n" if name in WEAK else "filename\tonset\toffset\tevent_labels\n"
+        (folder / name).write_text(header + changed.get(name.removesuffix(".csv"), rows))
+    return folder
+
+
+def unav_database() -> dict:
+    def video(subset, duration, *events):
+        return dict(subset=subset, duration=duration,
+                    annotations=[dict(segment=s, label=("dog", "car")[c], label_id=c) for c, *s in events])
+
+    return {"u1": video("train", 10.2, (0, 0.5, 2.1), (1, 9.9, 10.2)), "u2": video("validation", 12, (0, 0, 12)),
+            "u3": video("test", 11, (1, 3, 4), (0, 40, 41))}
+
+
+def write_unav(path: Path, database: dict | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"version": "unav100", "database": database or unav_database()}))
+    return path
+
+
+def test_llp_by_hand(tmp_path):
+    reported = []
+    llp = features.read_llp(write_llp(tmp_path), reported.append)
+    assert llp.train.ids == ["a-_b_c_d_e1"] and llp.train.audio is None  # ids hold underscores and dashes
+    names = np.array(llp.classes)
+    assert names[llp.train.weak[0] > 0].tolist() == ["Speech", "Dog"]
+    cat = llp.classes.index("Cat")
+    assert llp.val.audio[0, :, cat].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0, 0] and llp.val.audio.sum() == 3
+    assert llp.val.visual[0, :, cat].tolist() == [1] + [0] * 9
+    assert llp.test.audio[0, :, 0].all() and not llp.test.visual.any()
+    assert reported == []
+
+
+def test_warts_of_llp_are_counted_and_reported_once_each(tmp_path):
+    audio = "nobody_0_10\t0\t5\tCat\nval00000001_0_10\t4\t4\tCat\nval00000001_0_10\t0\t2\tDog\n"
+    reported = []
+    llp = features.read_llp(write_llp(tmp_path, AVVP_eval_audio=audio, AVVP_eval_visual=""), reported.append)
+    assert [re.sub(r"[^0-9]*(\d+).*", r"\1", line) for line in reported] == ["1", "1", "2", "1"]
+    assert [w in line for w, line in zip(("outside", "empty", "no dense row", "not in the weak label"), reported)] == [True] * 4
+    assert llp.val.audio[0, :2, llp.classes.index("Dog")].tolist() == [1, 1]
+
+
+def test_real_llp_has_the_known_sizes_and_warts(shared):
+    reported = []
+    llp = features.read_llp(shared / "data/llp", reported.append)
+    assert [len(s.ids) for s in (llp.train, llp.val, llp.test)] == [10_000, 649, 1_200]
+    assert [[int(n) for n in re.findall(r"\d+", line)][0] for line in reported] == [14, 6, 11, 38, 65]
+    assert np.concatenate([llp.val.audio, llp.test.audio]).mean() == pytest.approx(0.049, abs=5e-4)
+    assert np.concatenate([llp.val.visual, llp.test.visual]).mean() == pytest.approx(0.039, abs=5e-4)
+
+
+def test_real_unav_has_the_known_sizes(shared):
+    unav = features.read_unav(shared / "data/unav/unav100_annotations.json")
+    assert [len(s.ids) for s in (unav.train, unav.validation, unav.test)] == [6_489, 2_134, 2_167]
+    assert len(unav.classes) == 100 and {x.shape[1] for x in unav.train.labels} == {100}
+
+
+@pytest.mark.parametrize("file, rows, message", [
+    ("AVVP_train", "x_0_10\tSpeech,Unicorn\n", r"line 2: unknown class 'Unicorn'"),
+    ("AVVP_eval_audio", "val00000001_0_10\t-1\t5\tCat\n", r"line 2: '-1' is not a whole second"),
+    ("AVVP_eval_audio", "val00000001_0_10\t0\t11\tCat\n", r"line 2: '11' is not a whole second"),
+    ("AVVP_eval_audio", "val00000001_0_10\t0\n", r"line 2: a column is empty or missing"),
+    ("AVVP_val_pd", WEAK["AVVP_train.csv"], r"line 2: the video a-_b_c_d_e1_20_30 is listed twice"),
+])
+def test_bad_llp_row_is_refused_with_file_and_line(tmp_path, file, rows, message):
+    with pytest.raises(ValueError, match=message) as error:
+        features.read_llp(write_llp(tmp_path, **{file: rows}), lambda line: None)
+    assert f"{file}.csv" in str(error.value)
+
+
+def test_missing_or_binary_annotation_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="AVVP_train.csv"):
+        features.read_llp(tmp_path)
+    write_llp(tmp_path)
+    (tmp_path / "AVVP_train.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="AVVP_train.csv: not a tab-separated UTF-8"):
+        features.read_llp(tmp_path)
+
+
+def test_unav_by_hand(tmp_path):
+    reported = []
+    unav = features.read_unav(write_unav(tmp_path / "u.json"), reported.append)
+    assert unav.classes == ("dog", "car")
+    assert unav.train.labels[0].T.tolist() == [[1, 1, 1] + [0] * 8, [0] * 9 + [1, 1]]  # ceil(10.2) = 11; floor .. ceil
+    assert len(reported) == 1 and reported[0].startswith("UnAV: 1 annotations cover no segment")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"database": {"a": {}}}', '{"database": {"a": {"annotations": 3}}}'])
+def test_bad_unav_file_is_refused_with_one_sentence(tmp_path, content):
+    (tmp_path / "u.json").write_text(content)
+    with pytest.raises(ValueError, match="u.json: not "):
+        features.read_unav(tmp_path / "u.json")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 99))
+def test_pooling_equals_torch_adaptive_average_pooling(length, segments, seed):
+    x = np.random.default_rng(seed).standard_normal((length, 3)).astype(np.float32)
+    expected = F.adaptive_avg_pool1d(torch.from_numpy(x).T[None], segments)[0].T
+    torch.testing.assert_close(torch.from_numpy(features.pool_to(x, segments)), expected, rtol=1e-5, atol=1e-5)
+
+
+# ---- pack ----
+
+
+def write_source(folder: Path, videos: int = 1) -> Path:
+    """The authors' layout with all features; `videos` training clips."""
+    rng = np.random.default_rng(0)
+    train = "".join(f"train{n:06d}_0_10\tSpeech\n" for n in range(videos))
+    write_llp(folder / "LLP", AVVP_train=train)
+    ids = [f"train{n:06d}" for n in range(videos)] + ["val00000001", "test0000001"]
+    for place, vectors, size in features.LLP_FEATURES.values():
+        (folder / place).mkdir(parents=True)
+        for video in ids:
+            np.save(folder / place / f"{video}.npy", rng.standard_normal((10 * vectors, size), np.float32))
+    write_unav(folder / "UnAV/unav100_annotations.json")
+    for place, size in features.UNAV_FEATURES.values():
+        (folder / place).mkdir(parents=True)
+        for video, length in (("u1", 9), ("u2", 12), ("u3", 30)):
+            np.save(folder / place / f"{video}.npy", rng.standard_normal((length, size), np.float32))
+    for dataset, classes in (("LLP", 25), ("UnAV", 2)):
+        for file, size in features.TEXT_FILES.values():
+            (folder / dataset / file).parent.mkdir(parents=True)
+            np.save(folder / dataset / file, rng.standard_normal((classes, size), np.float32))
+    return folder
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, ROOT / "features.py", *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return write_source(tmp_path_factory.mktemp("source"), videos=70)
+
+
+@pytest.fixture(scope="module")
+def packed(source, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "out"
+    features.pack(source, out, workers=2)
+    return out
+
+
+def test_pack_holds_what_the_files_hold(source, packed):
+    index = features.read_index(packed)
+    assert index["llp"]["features"] == list(features.LLP_FEATURES)
+    n = index["llp"]["videos"]["train"].index("train000042")
+    for name, (place, vectors, size) in features.LLP_FEATURES.items():
+        original = np.load(source / place / "train000042.npy")
+        expected = original.reshape(10, vectors, size).mean(1)
+        array = np.load(packed / "llp/train" / f"{name}.npy", mmap_mode="r")
+        assert array.shape == (70, 10, size) and array.dtype == np.float16
+        np.testing.assert_allclose(array[n], expected, atol=2e-3)
+    pooled = np.load(packed / "unav/train/clap.npy")
+    assert pooled.shape == (11, 512) and np.load(packed / "unav/train/length.npy").tolist() == [11]
+    np.testing.assert_allclose(pooled, features.pool_to(np.load(source / "UnAV/feats_CLAP/segment_feats/u1.npy"), 11), atol=2e-3)
+    assert np.load(packed / "llp/val/audio.npy").sum() == 3 and not (packed / "llp/train/audio.npy").exists()
+
+
+def test_pack_leaves_nothing_temporary_and_is_not_done_twice(source, packed, capsys):
+    before = {p: p.stat().st_mtime_ns for p in packed.rglob("*")}
+    assert not [p for p in before if "part" in p.name or p.suffix == ".done" or p.name == "plan.json"]
+    features.pack(source, packed)
+    assert "already complete" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in packed.rglob("*")}
+
+
+def test_packing_again_from_changed_annotations_starts_over(tmp_path):
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    features.pack(source, out, workers=1)
+    write_llp(source / "LLP", AVVP_train="train000000_0_10\tDog\n", AVVP_val_pd="test0000001_5_15\tCat\n",
+              AVVP_test_pd="val00000001_0_10\tCat\n", AVVP_eval_audio="", AVVP_eval_visual="")
+    features.pack(source, out, workers=1)
+    np.testing.assert_allclose(np.load(out / "llp/val/clap.npy")[0],
+                               np.load(source / "LLP/feats_CLAP/segment_feats/test0000001.npy"), atol=2e-3)
+
+
+def test_pack_killed_in_the_middle_and_rerun_equals_an_undisturbed_pack(source, packed, tmp_path):
+    out = tmp_path / "out"
+    for finished in (3, 12, 20, 30):  # arrays: kill early, and later each time
+        process = subprocess.Popen([sys.executable, ROOT / "features.py", "pack", source, out, "--workers", "1"],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and len(list(out.rglob("*.npy"))) < finished:
+            time.sleep(0.002)
+        assert process.poll() is None, "it finished before it could be killed: make the source larger"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert run("pack", source, tmp_path / "out").returncode == 0
+    assert tree(tmp_path / "out") == tree(packed)
+
+
+def break_truncated(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def break_nan(path):
+    x = np.load(path)
+    x[3, 5] = np.nan
+    np.save(path, x)
+
+
+def break_shape(path):
+    np.save(path, np.load(path)[:-1])
+
+
+def break_pickled(path):
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (break_truncated, "not a complete .npy file"), (break_nan, "holds NaN or infinite values"),
+    (break_shape, r"has shape \(79, 2048\), expected \(80, 2048\)"), (Path.unlink, "1 of 1 videos have no .npy file: train000000"),
+    (break_pickled, "not a complete .npy file"),
+])
+def test_damaged_feature_file_is_one_sentence_and_exit_status_1_and_can_be_mended(tmp_path, damage, message):
+    source = write_source(tmp_path / "source")
+    path = source / "LLP/feats/res152/train000000.npy"
+    intact = path.read_bytes()
+    damage(path)
+    result = run("pack", source, tmp_path / "out", "--workers", 1)
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 1 and last.startswith("error: ") and re.search(message, last) and "res152" in last
+    assert "Traceback" not in result.stderr and not (tmp_path / "out/index.json").exists()
+    path.write_bytes(intact)
+    assert run("pack", source, tmp_path / "out", "--workers", 1).returncode == 0
+
+
+def test_all_missing_videos_are_listed_in_one_sentence(tmp_path):
+    source = write_source(tmp_path / "source", videos=30)
+    for n in range(12):
+        (source / f"LLP/feats/vggish/train{n:06d}.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"12 of 30 videos .*train000000, .*train000009 and 2 more"):
+        features.pack(source, tmp_path / "out", workers=1)
+
+
+def test_half_precision_overflow_is_refused(tmp_path):
+    source = write_source(tmp_path / "source")
+    path = source / "LLP/feats/vggish/train000000.npy"
+    np.save(path, np.full((10, 128), 1e6, np.float32))
+    with pytest.raises(ValueError, match="beyond half precision"):
+        features.pack(source, tmp_path / "out", workers=1)
+
+
+def test_unpacked_folder_is_refused_with_a_way_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match="features.py pack"):
+        features.read_index(tmp_path)
+    (tmp_path / "index.json").write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="pack again"):
+        features.read_index(tmp_path)
+
+
+# ---- files ----
+
+
+def test_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), features.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.json"]

@@ -1,0 +1,278 @@
+"""The stage commands, run for real on a tiny demo world: results, resuming, refusing, and run_all.sh itself."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import demo_world
+import stages
+import uwav
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "data"
+    config = replace(demo_world.WorldConfig(), train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)
+    demo_world.make(folder, config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory) -> Path:
+    """A whole ablation over two seeds."""
+    run = tmp_path_factory.mktemp("run")
+    stages.main(["ablate", str(world), str(run), "--seeds", "2", *SMALL, "--set", "epochs=2"])
+    return run
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "uwav.py"), *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+
+
+def weights_of(path: Path) -> dict:
+    return uwav.load_file(path)["weights"]
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    a, b = weights_of(a), weights_of(b)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- results ----
+
+
+def test_ablation_has_every_row_every_seed_and_both_tables(finished):
+    content = json.loads((finished / "ablation.json").read_text())
+    rows = content["scores"]["clip_clap"]
+    assert list(rows) == list(stages.ROWS) and content["seeds"] == [0, 1]
+    for values in rows.values():
+        assert len(values) == 2 and all(set(v) == set(stages.SCORES) for v in values)
+    text = (finished / "tables.txt").read_text()
+    assert "Label quality" in text and "Parsing scores" in text and "ANOTHER DATASET" in text and "±" in text
+    for title, _, _ in stages.ROWS.values():
+        assert title in text
+
+
+def test_scores_in_the_tables_are_those_of_the_saved_predictions(world, finished):
+    folder = finished / "seed1/clip_clap/full"
+    with np.load(folder / "predictions_test.npz") as file:
+        probabilities = [torch.from_numpy(file[k]) for k in ("video", "audio", "visual")]
+    truth = [torch.from_numpy(np.load(world / "llp/test" / f"{m}.npy")) for m in ("audio", "visual")]
+    scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), *truth)
+    assert scores == pytest.approx(json.loads((folder / "scores_test.json").read_text()))
+    assert scores == pytest.approx(json.loads((finished / "ablation.json").read_text())["scores"]["clip_clap"]["full"][1])
+
+
+def test_training_writes_its_history_and_keeps_the_best_epoch(world, finished):
+    folder = finished / "seed0/clip_clap/full"
+    history = [json.loads(line) for line in (folder / "han.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in history] == [1, 2]
+    assert all(r["loss"] == pytest.approx(sum(v for k, v in r.items() if k.startswith("loss_"))) for r in history)
+    model = uwav.load_model(folder / "han.pt")  # from the checkpoint alone
+    val = uwav.load_target(world, "val", "clip_clap", "cpu")
+    assert uwav.han_scores(model, val)["seg_type"] == pytest.approx(max(r["val"]["seg_type"] for r in history))
+    assert not list(finished.rglob("*.state.pt")) and not list(finished.rglob(".*"))
+
+
+def test_same_seed_gives_the_same_numbers_and_another_seed_others(world, finished, tmp_path):
+    stages.main(["pretrain", str(world), str(tmp_path), *SMALL, "--set", "epochs=2"])
+    assert_same_weights(tmp_path / "teacher.pt", finished / "seed0/teacher.pt")
+    a, b = weights_of(finished / "seed0/teacher.pt"), weights_of(finished / "seed1/teacher.pt")
+    assert not all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_finished_ablation_is_not_run_again(world, finished, capsys):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.pt")}
+    tables = (finished / "tables.txt").read_text()
+    stages.main(["ablate", str(world), str(finished), "--seeds", "2", *SMALL, "--set", "epochs=2"])
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.pt")}
+    assert tables == (finished / "tables.txt").read_text() and "finished before, kept" in capsys.readouterr().out
+
+
+def test_hard_labels_by_the_command_are_thresholded_logits_of_the_teacher(world, finished):
+    labels = stages.read_labels(finished / "seed0/labels_teacher.npz", "cpu")
+    model = uwav.load_model(finished / "seed0/teacher.pt")
+    val = uwav.load_target(world, "val", "clip_clap", "cpu")
+    logits = uwav.teacher_logits(model, val, uwav.load_text(world, "llp", "cpu"))
+    for m, truth in enumerate((val.audio_truth, val.visual_truth)):
+        torch.testing.assert_close(logits[m], labels.logits["val"][m])
+        assert torch.equal(uwav.fit_thresholds(logits[m], truth, val.weak)[0], labels.thresholds[m])
+
+
+def test_every_row_of_the_ablation_trains_on_what_its_title_says():
+    for row, (_, setting, source) in stages.ROWS.items():
+        config = uwav.TrainConfig(**uwav.ABLATION[setting])
+        assert (source is None) == (config.pseudo_label == "none") == (row == "video_only")
+        assert (source == "segment") == (row == "valor")
+        assert config.mixup == (row in ("soft_mixup", "full")) and config.reweight == (row in ("soft_reweight", "full"))
+
+
+def test_switched_off_parts_take_no_part():
+    generator = torch.Generator().manual_seed(0)
+    logits = tuple(torch.randn(6, 5, 3, generator=generator) for _ in range(2))
+    weak = torch.ones(6, 3)
+    thresholds = torch.zeros(3), torch.zeros(3)
+    assert uwav.pseudo_labels(logits, thresholds, weak, uwav.TrainConfig(pseudo_label="none")) is None
+    plain = uwav.pseudo_labels(logits, thresholds, weak, uwav.TrainConfig(pseudo_label="hard", reweight=False))
+    assert plain.audio_weights == (1.0, 1.0) and set(plain.audio.unique().tolist()) == {0.0, 1.0}
+
+
+# ---- resuming ----
+
+
+def test_training_stopped_after_any_epoch_resumes_to_the_same_weights_and_history(world, finished, tmp_path, monkeypatch):
+    """Every epoch saves its state; the run stops after each of the first two, as a crash would."""
+    options = ["train", str(world), None, "--labels", str(finished / "seed0/labels_teacher.npz"),
+               "--features", "clip_clap", *SMALL, "--set", "epochs=3"]
+
+    def train(folder: Path) -> None:
+        options[2] = str(folder)
+        stages.main(options)
+
+    train(tmp_path / "whole")
+    monkeypatch.setattr("checkpoints.SAVE_EVERY", 0.0)
+    original = uwav.Run.end_epoch
+    for stop_after in (1, 2):
+        def end_epoch(self, record, score, stop_after=stop_after):
+            original(self, record, score)
+            if record["epoch"] == stop_after:
+                raise RuntimeError("power cut")
+
+        monkeypatch.setattr(uwav.Run, "end_epoch", end_epoch)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(tmp_path / "part")
+    monkeypatch.setattr(uwav.Run, "end_epoch", original)
+    train(tmp_path / "part")
+    assert_same_weights(tmp_path / "part/han.pt", tmp_path / "whole/han.pt")
+    histories = [[json.loads(x) for x in (tmp_path / f / "han.jsonl").read_text().splitlines()] for f in ("part", "whole")]
+    for r in (*histories[0], *histories[1]):
+        del r["seconds"]
+    assert histories[0] == histories[1]
+
+
+def test_killed_pretraining_run_again_equals_an_undisturbed_one(world, tmp_path):
+    options = [*SMALL, "--set", "epochs=6"]
+    assert run("pretrain", world, tmp_path / "whole", *options).returncode == 0
+    for epochs_done in (1, 3):
+        process = subprocess.Popen(command("pretrain", world, tmp_path / "part", *options), stderr=subprocess.DEVNULL)
+        history = tmp_path / "part/teacher.jsonl"
+        while process.poll() is None and (not history.exists() or len(history.read_text().splitlines()) < epochs_done):
+            time.sleep(0.005)
+        assert process.poll() is None, "it finished before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run("pretrain", world, tmp_path / "part", *options).returncode == 0
+    assert_same_weights(tmp_path / "part/teacher.pt", tmp_path / "whole/teacher.pt")
+
+
+# ---- refusing ----
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["pretrain", "nowhere", "out"], "nowhere is not a (complete) packed folder"),
+    (["pretrain", "DATA", "out", "--set", "epoch=3"], "no such field; there are audio_dim"),
+    (["pretrain", "DATA", "out", "--set", "epochs=many"], "epochs takes a value of type int"),
+    (["pretrain", "DATA", "out", "--set", "mixup=maybe"], "mixup takes a value of type bool"),
+    (["train", "DATA", "out", "--features", "clip_clap"], "setting full learns from pseudo-labels: name the file with --labels"),
+    (["train", "DATA", "out", "--labels", "none.npz"], "none.npz: no such file"),
+    (["train", "DATA", "out", "--labels", "LABELS", "--features", "base"], "feature set 'base' needs vggish"),
+    (["evaluate", "DATA", "TEACHER"], "holds a Teacher, expected a HAN"),
+    (["label", "DATA", "out", "--teacher", "HAN"], "holds a HAN, expected a teacher"),
+    (["evaluate", "DATA", "none.pt"], "none.pt: no such file"),
+    (["evaluate", "DATA", "LABELS"], "not a readable checkpoint"),
+])
+def test_bad_input_is_one_sentence_and_exit_status_1(world, finished, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    known = {"DATA": world, "LABELS": finished / "seed0/labels_teacher.npz", "TEACHER": finished / "seed0/teacher.pt",
+             "HAN": finished / "seed0/clip_clap/full/han.pt"}
+    with pytest.raises(SystemExit) as stop:
+        stages.main([str(known.get(a, a)) for a in arguments])
+    assert stop.value.code.startswith("error: ") and message in stop.value.code and "\n" not in stop.value.code
+
+
+def test_the_command_line_exits_with_status_1_and_without_traceback(tmp_path):
+    result = run("evaluate", tmp_path, tmp_path / "none.pt")
+    assert result.returncode == 1 and result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+
+
+def test_a_result_made_with_other_settings_is_not_overwritten(world, finished):
+    before = (finished / "seed0/teacher.pt").read_bytes()
+    with pytest.raises(SystemExit, match="made with other settings"):
+        stages.main(["pretrain", str(world), str(finished / "seed0"), *SMALL, "--set", "epochs=3"])
+    assert before == (finished / "seed0/teacher.pt").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(world, finished, tmp_path):
+    with pytest.raises(SystemExit, match="the loss became (nan|inf) in epoch 1"):
+        stages.main(["train", str(world), str(tmp_path), "--labels", str(finished / "seed0/labels_teacher.npz"),
+                     "--features", "clip_clap", *SMALL, "--set", "W=inf"])
+    assert not (tmp_path / "han.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["", "pretrain", "label", "train", "evaluate", "ablate"])
+def test_every_command_has_help(name):
+    result = run(*name.split(), "--help")
+    assert result.returncode == 0 and "DATA" in result.stdout
+
+
+# ---- checkpoints of the released code ----
+
+
+def test_released_checkpoints_label_and_evaluate_like_ours(world, golden, tmp_path):
+    """Recorded weights saved as the released code saves them: a plain state dict."""
+    case = golden("teacher")
+    torch.save({k[3:]: v for k, v in case.items() if k.startswith("sd.")}, tmp_path / "teacher.pt")
+    stages.main(["label", str(world), str(tmp_path), "--teacher", str(tmp_path / "teacher.pt")])
+    assert stages.read_labels(tmp_path / "labels_teacher.npz", "cpu").logits["test"][0].shape == (40, 10, 25)
+    case = golden("han")
+    state = {k[3:]: v for k, v in case.items() if k.startswith("sd.")}
+    state["fc_a.layers.0.weight"] = torch.randn(64, 512)  # the recorded HAN is small; give it this world's feature sizes
+    state["fc_fusion.layers.0.weight"] = torch.randn(32, 768)
+    torch.save(state, tmp_path / "han.pt")
+    stages.main(["evaluate", str(world), str(tmp_path / "han.pt")])
+    assert set(json.loads((tmp_path / "scores_test.json").read_text())) == set(stages.SCORES)
+
+
+# ---- the real command ----
+
+
+@pytest.mark.skipif(os.name != "posix", reason="run_all.sh needs a POSIX shell")
+def test_run_all_goes_from_nothing_to_two_tables_and_is_quick_the_second_time(tmp_path):
+    """The whole script on the whole demo world, with the smallest models and one epoch."""
+    tiny = ["--", *(x for pair in ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "batch=64") for x in ("--set", pair))]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def run_all() -> str:
+        result = subprocess.run(["bash", ROOT / "run_all.sh", "--out", tmp_path, *tiny], env=environment, capture_output=True, text=True, timeout=600)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    first = run_all()
+    assert "Label quality" in first and "Parsing scores" in first and "== 6. Ablation" in first
+    started = time.monotonic()
+    second = run_all()
+    assert "finished before, kept" in second and time.monotonic() - started < 90
+    assert first[first.index("Label quality"):].split("\n\n")[:2] == second[second.index("Label quality"):].split("\n\n")[:2]
+
+
+def test_run_all_refuses_contradicting_and_unknown_options():
+    for options, message in ((["--data", "x", "--llp", "y"], "--data brings its own annotations"), (["--speed"], "unknown option --speed"),
+                             (["--out"], "--out needs a value")):
+        result = subprocess.run(["bash", ROOT / "run_all.sh", *options], capture_output=True, text=True)
+        assert result.returncode == 1 and message in result.stderr

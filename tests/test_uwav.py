@@ -1,0 +1,349 @@
+"""The method's parts: hand-computed cases, independent slow versions and properties."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import nn
+
+import uwav
+
+SMALL_HAN = uwav.HANConfig(classes=3, audio_dim=6, visual_2d_dim=8, visual_3d_dim=4, hidden=8, heads=2, feedforward=16, layers=2)
+SMALL_TEACHER = uwav.TeacherConfig(audio_dim=6, visual_dim=8, hidden=8, heads=2, feedforward=16, layers=2)
+
+
+def count(model: nn.Module) -> float:
+    return sum(p.numel() for p in model.parameters()) / 1e6
+
+
+# ---- models ----
+
+
+def test_paper_models_have_the_published_sizes():
+    with torch.device("meta"):
+        assert count(uwav.HAN(uwav.PRESETS["paper"].han["base"])) == pytest.approx(23.02, abs=0.005)
+        assert count(uwav.Teacher(uwav.PRESETS["paper"].teacher)) == pytest.approx(92.99, abs=0.005)
+
+
+def test_one_optimiser_step_of_the_paper_han_at_batch_64():
+    preset = uwav.PRESETS["paper"]
+    torch.manual_seed(0)
+    B, T, C, config = preset.train.batch, 10, 25, preset.han["base"]
+    model = uwav.HAN(config)
+    optimizer = uwav.adamw(model, preset.train)
+    weak, label = (torch.rand(B, C) > 0.9).float(), torch.rand(B, T, C)
+    labels = uwav.PseudoLabels(label, label, *[uwav.class_balance(label)] * 2)
+    output = model(torch.randn(B, T, config.audio_dim), torch.randn(B, 8 * T, config.visual_2d_dim),
+                   torch.randn(B, T, config.visual_3d_dim))
+    losses = uwav.han_losses(model, output, weak, label, label, labels, [(0.4, torch.randperm(B * T))] * 2)
+    before = model.classifier.weight.clone()
+    losses.sum().backward()
+    optimizer.step()
+    assert losses.isfinite().all() and (losses > 0).all() and not torch.equal(before, model.classifier.weight)
+
+
+def test_one_optimiser_step_of_the_paper_teacher_at_batch_64():
+    preset = uwav.PRESETS["paper"]
+    torch.manual_seed(0)
+    B, T, C = preset.pretrain.batch, 12, 100  # 12 s: the shape that matters here is the batch; UnAV's 60 s only takes longer
+    model = uwav.Teacher(preset.teacher)
+    optimizer = uwav.adamw(model, preset.pretrain)
+    text = F.normalize(torch.randn(C, 512), dim=-1), F.normalize(torch.randn(C, 768), dim=-1)
+    mask = torch.arange(T) < torch.randint(1, T + 1, (B, 1))
+    logits = model(F.normalize(torch.randn(B, T, 512), dim=-1), F.normalize(torch.randn(B, T, 768), dim=-1), *text, mask)
+    loss = uwav.teacher_loss(*logits, (torch.rand(B, T, C) > 0.95).float(), mask)
+    before = model.audio.mlp_out[2].weight.clone()
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite() and not torch.equal(before, model.audio.mlp_out[2].weight)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_equals_nn_multihead_attention_with_the_same_weights(cross, masked):
+    torch.manual_seed(0)
+    ours, theirs = uwav.Attention(8, 2, 0.0), nn.MultiheadAttention(8, 2, batch_first=True)
+    with torch.no_grad():
+        for a, b in ((ours.in_proj.weight, theirs.in_proj_weight), (ours.in_proj.bias, theirs.in_proj_bias),
+                     (ours.out_proj.weight, theirs.out_proj.weight), (ours.out_proj.bias, theirs.out_proj.bias)):
+            b.copy_(a.normal_())
+    x = torch.randn(3, 5, 8)
+    source = torch.randn(3, 7, 8) if cross else x
+    mask = torch.arange(source.shape[1]) < torch.tensor([[2], [4], [5]]) if masked else None
+    expected, _ = theirs(x, source, source, key_padding_mask=None if mask is None else ~mask)
+    torch.testing.assert_close(ours(x, source, mask), expected)
+
+
+def test_padding_does_not_change_the_teacher():
+    torch.manual_seed(0)
+    model = uwav.Teacher(SMALL_TEACHER).eval()
+    audio, visual, text = torch.randn(1, 5, 6), torch.randn(1, 5, 8), (torch.randn(4, 6), torch.randn(4, 8))
+    alone = model(audio, visual, *text)
+    padded = model(F.pad(audio, (0, 0, 0, 3), value=9.0), F.pad(visual, (0, 0, 0, 3), value=-9.0), *text,
+                   torch.arange(8)[None] < 5)
+    for a, p in zip(alone, padded):
+        torch.testing.assert_close(p[:, :5], a)
+
+
+def test_teacher_has_no_positional_encoding():
+    torch.manual_seed(0)
+    model = uwav.Teacher(SMALL_TEACHER).eval()
+    audio, visual, text = torch.randn(2, 5, 6), torch.randn(2, 5, 8), (torch.randn(4, 6), torch.randn(4, 8))
+    order = torch.tensor([3, 0, 4, 1, 2])
+    for straight, shuffled in zip(model(audio, visual, *text), model(audio[:, order], visual[:, order], *text)):
+        torch.testing.assert_close(straight[:, order], shuffled)
+
+
+def test_video_probability_is_the_mean_of_segment_probabilities_when_attention_is_uniform():
+    torch.manual_seed(0)
+    model = uwav.HAN(SMALL_HAN).eval()
+    for linear in (model.time_pool, model.modal_pool):
+        nn.init.zeros_(linear.weight)
+    out = model(torch.randn(2, 5, 6), torch.randn(2, 5, 8), torch.randn(2, 5, 4))
+    mean = (out.audio_logit.sigmoid().mean(1) + out.visual_logit.sigmoid().mean(1)) / 2
+    torch.testing.assert_close(out.video_prob, mean)
+
+
+def test_eight_visual_vectors_a_second_count_as_their_mean():
+    torch.manual_seed(0)
+    model = uwav.HAN(SMALL_HAN).eval()
+    audio, visual, third = torch.randn(2, 5, 6), torch.randn(2, 40, 8), torch.randn(2, 5, 4)
+    mean = visual.unflatten(1, (5, 8)).mean(2)
+    torch.testing.assert_close(model(audio, visual, third).video_prob, model(audio, mean, third).video_prob)
+
+
+def test_symmetric_option_treats_both_modalities_alike():
+    """With equal inputs the paper's symmetric layers keep both streams equal; the released order does not."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    for audio_first, equal in ((False, True), (True, False)):
+        config = uwav.HANConfig(classes=3, audio_dim=8, visual_2d_dim=8, visual_3d_dim=0, hidden=8, heads=2, feedforward=16,
+                                layers=2, project_visual=False, audio_first=audio_first)
+        model = uwav.HAN(config).eval()
+        model.audio_proj = nn.Identity()
+        out = model(x, x)
+        assert torch.allclose(out.audio_feat, out.visual_feat) is equal
+
+
+# ---- teacher loss, thresholds, labels ----
+
+
+def test_teacher_loss_by_hand():
+    # one video, two valid segments and one padded, two classes; all logits 0, so p_av = 1/2 * 1/2 = 1/4
+    zero, mask = torch.zeros(1, 3, 2), torch.tensor([[True, True, False]])
+    label = torch.tensor([[[1.0, 0], [0, 0], [0, 1]]])  # class 0 occurs; class 1 only in the padding, which does not count
+    # class 0, weight 5: -ln 1/4 - ln 3/4; class 1, weight 1: -2 ln 3/4; divided by 2 segments x 2 classes
+    expected = (5 * (math.log(4) + math.log(4 / 3)) + 2 * math.log(4 / 3)) / 4
+    assert float(uwav.teacher_loss(zero, zero, label, mask)) == pytest.approx(expected)
+
+
+def f1(logit, truth, weak, threshold) -> float:
+    """By counting. logit, truth (N, T), weak (N,)."""
+    pred = (logit > threshold) & (weak[:, None] > 0)
+    tp = int((pred & (truth > 0)).sum())
+    return 2 * tp / max(1, int(pred.sum()) + int((truth > 0).sum()))
+
+
+def test_threshold_by_hand():
+    # sorted 4 3 2 1 with truth 1 0 1 0: F1 above 3: 2/3, above 2: 2*1/(2+2), above 1: 2*2/(3+2) = 0.8 <-, all: 4/6
+    logit = torch.tensor([[[4.0], [3.0], [2.0], [1.0]]])
+    truth = torch.tensor([[[1], [0], [1], [0]]])
+    threshold, best = uwav.fit_thresholds(logit, truth, torch.ones(1, 1))
+    assert (float(threshold), float(best)) == (1.5, pytest.approx(0.8))
+
+
+def test_threshold_is_minus_infinity_when_every_segment_is_positive_or_none_is():
+    logit = torch.randn(2, 5, 2)
+    truth = torch.stack([torch.ones(2, 5), torch.zeros(2, 5)], -1)
+    threshold, best = uwav.fit_thresholds(logit, truth, torch.ones(2, 2))
+    assert threshold.tolist() == [-math.inf, -math.inf] and best.tolist() == [1, 0]
+
+
+def test_class_without_any_video_gets_threshold_minus_infinity_and_f1_zero():
+    threshold, best = uwav.fit_thresholds(torch.randn(2, 5, 1), torch.zeros(2, 5, 1), torch.zeros(2, 1))
+    assert (float(threshold), float(best)) == (-math.inf, 0)
+
+
+few_values = st.sampled_from([-1.5, -1.0, 0.0, 0.25, 1.0, float(np.nextafter(np.float32(1), np.float32(2)))])  # ties, neighbours
+videos = st.integers(1, 4).flatmap(lambda n: st.tuples(
+    hnp.arrays(np.float32, (n, 4, 1), elements=few_values | st.floats(-3, 3, width=32)),
+    hnp.arrays(np.uint8, (n, 4, 1), elements=st.integers(0, 1)), hnp.arrays(np.uint8, (n, 1), elements=st.integers(0, 1))))
+
+
+@settings(max_examples=300, deadline=None)
+@given(videos)
+def test_thresholds_attain_the_f1_they_report_and_no_threshold_is_better(case):
+    logit, truth, weak = (torch.from_numpy(x) for x in case)
+    threshold, best = uwav.fit_thresholds(logit, truth, weak)
+    one = logit[..., 0], truth[..., 0], weak[:, 0]
+    assert float(best) == pytest.approx(f1(*one, threshold), abs=1e-6)
+    for other in [-math.inf, *logit.flatten().tolist()]:  # every distinct cut: above each value
+        assert f1(*one, other) <= float(best) + 1e-6
+        if other < float(threshold) and f1(*one, other) == pytest.approx(float(best), abs=1e-9):
+            # of equal F1 the lowest wins: a lower cut may only tie if it is the same cut
+            between = (logit > other) & (logit <= threshold) & (weak[:, None] > 0)
+            assert not between.any()
+
+
+def test_hard_and_soft_labels_by_hand():
+    logit, weak = torch.tensor([[[3.0, 3.0], [-1.0, -1.0]]]), torch.tensor([[1.0, 0.0]])
+    threshold = torch.tensor([1.0, 1.0])
+    assert uwav.hard_labels(logit, threshold, weak).tolist() == [[[1, 0], [0, 0]]]
+    soft = uwav.soft_labels(logit, threshold, weak)  # sigmoid((3 - 1) / 2), sigmoid((-1 - 1) / 2); class 1 not in the video
+    assert soft[0].tolist() == [[pytest.approx(1 / (1 + math.exp(-1))), 0], [pytest.approx(1 / (1 + math.exp(1))), 0]]
+    paper = uwav.soft_labels(logit, threshold, weak, temperature=1.0)
+    assert float(paper[0, 0, 0]) == pytest.approx(1 / (1 + math.exp(-2)))
+
+
+def test_soft_label_of_an_infinite_threshold_counts_from_below_the_lowest_logit():
+    logit = torch.tensor([[[3.0], [1.0]]])  # lowest 1, so the threshold counts as 0
+    soft = uwav.soft_labels(logit, torch.tensor([-math.inf]), torch.ones(1, 1))
+    assert soft[0, :, 0].tolist() == pytest.approx([1 / (1 + math.exp(-1.5)), 1 / (1 + math.exp(-0.5))])
+
+
+@settings(max_examples=50, deadline=None)
+@given(videos)
+def test_soft_labels_lie_above_one_half_exactly_where_hard_labels_are_one(case):
+    logit, truth, weak = (torch.from_numpy(x) for x in case)
+    weak = weak.float()
+    threshold, _ = uwav.fit_thresholds(logit, truth, weak)
+    soft, hard = uwav.soft_labels(logit, threshold, weak), uwav.hard_labels(logit, threshold, weak)
+    assert torch.equal(soft > 0.5, (hard == 1) & (torch.sigmoid((logit - threshold) / 2) > 0.5))
+    assert torch.equal(soft == 0, (weak[:, None] == 0).expand_as(soft))
+
+
+# ---- HAN losses ----
+
+
+def test_video_loss_by_hand_and_finite_at_certainty():
+    assert float(uwav.video_loss(torch.tensor([[0.8, 0.4]]), torch.tensor([[1.0, 0.0]]))) == pytest.approx(
+        -(math.log(0.8) + math.log(0.6)) / 2)
+    assert uwav.video_loss(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])).isfinite()
+
+
+def test_segment_loss_by_hand():
+    logit, label, weak = torch.zeros(1, 2, 2), torch.tensor([[[0.9, 0.0], [0.2, 0.0]]]), torch.tensor([[1.0, 0.0]])
+    # sigmoid(0) = 1/2: every entry costs ln 2; two entries weigh 3, two weigh 0.5
+    assert float(uwav.segment_loss(logit, label, weak, 3.0, 0.5)) == pytest.approx(math.log(2) * (3 + 0.5) / 2)
+
+
+def test_class_balance_by_hand():
+    hard = torch.zeros(2, 5, 4)
+    hard[0, :4, 0] = 1  # 4 of 40 entries: rate 0.1
+    assert [float(w) for w in uwav.class_balance(hard)] == pytest.approx([0.5 * 4 * 0.9, 4 * 0.1])  # released code
+    assert [float(w) for w in uwav.class_balance(hard, W=1.0, balance_sum=False)] == pytest.approx([0.9, 0.1])  # paper
+
+
+def test_mixup_loss_by_hand():
+    classifier = nn.Linear(1, 1)
+    nn.init.constant_(classifier.weight, 2.0)
+    nn.init.zeros_(classifier.bias)
+    feat, label = torch.tensor([[[1.0], [3.0]]]), torch.tensor([[[1.0], [0.0]]])
+    # lambda 1/4, exchanged: features 1/4 + 9/4 = 2.5 and 1.5, logits 5 and 3, labels 0.25 and 0.75
+    expected = F.binary_cross_entropy_with_logits(torch.tensor([5.0, 3.0]), torch.tensor([0.25, 0.75]))
+    assert uwav.mixup_loss(feat, label, classifier, 0.25, torch.tensor([1, 0])).item() == pytest.approx(float(expected))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.booleans())
+def test_mixing_with_lambda_one_or_with_itself_is_the_plain_loss(seed, identity):
+    generator = torch.Generator().manual_seed(seed)
+    feat, label = torch.randn(2, 3, 4, generator=generator), torch.rand(2, 3, 5, generator=generator)
+    classifier = nn.Linear(4, 5)
+    plain = F.binary_cross_entropy_with_logits(classifier(feat), label)
+    lam, perm = (0.3, torch.arange(6)) if identity else (1.0, torch.randperm(6, generator=generator))
+    torch.testing.assert_close(uwav.mixup_loss(feat, label, classifier, lam, perm), plain)
+
+
+def test_learning_rate_warms_up_peaks_and_ends_at_the_minimum():
+    assert uwav.learning_rate(1, 80, 1.0, 0.1) == pytest.approx(0.1)
+    assert uwav.learning_rate(10, 80, 1.0, 0.1) == 1.0
+    assert uwav.learning_rate(45, 80, 1.0, 0.1) == pytest.approx(0.55)  # half way down
+    assert uwav.learning_rate(80, 80, 1.0, 0.1) == pytest.approx(0.1)
+    assert uwav.learning_rate(10, 10, 1.0, 0.1) == 1.0  # nothing but warm-up
+
+
+def test_gate_needs_segment_and_video_probability_above_one_half():
+    audio, visual = uwav.gated_predictions(torch.tensor([[0.6, 0.4, 0.6]]), torch.tensor([[[0.9, 0.9, 0.5]]]), torch.full((1, 1, 3), 0.51))
+    assert audio.tolist() == [[[True, False, False]]] and visual.tolist() == [[[True, False, True]]]
+
+
+# ---- data and batches ----
+
+
+def test_batches_by_length_hold_every_video_once_and_pool_similar_lengths():
+    length = np.random.default_rng(0).integers(10, 61, 1000)
+    padded = {}
+    for pool in (1, 8):
+        batches = uwav.batches_by_length(length, 64, pool, np.random.default_rng(1))
+        assert sorted(np.concatenate(batches)) == list(range(1000))
+        assert max(map(len, batches)) == 64
+        padded[pool] = sum(len(b) * length[b].max() for b in batches)
+    assert padded[8] < 1.1 * length.sum() < padded[1]
+
+
+def test_source_batch_holds_each_video_s_own_segments():
+    length = np.array([2, 3, 1])
+    segments = torch.arange(6.0)[:, None]
+    data = uwav.SourceSplit(segments, segments, segments, length)
+    rows, mask = data.rows(np.array([1, 2]))
+    audio, _, _ = data.batch(rows)
+    assert audio[..., 0][mask].tolist() == [2, 3, 4, 5] and mask.tolist() == [[True] * 3, [True, False, False]]
+
+
+# ---- configurations and checkpoints ----
+
+
+def test_training_and_scoring_do_not_change_their_inputs():
+    torch.manual_seed(0)
+    model = uwav.HAN(SMALL_HAN).eval()
+    inputs = torch.randn(2, 5, 6), torch.randn(2, 5, 8), torch.randn(2, 5, 4)
+    copies = [x.clone() for x in inputs]
+    out = model(*inputs)
+    feat = out.audio_feat.clone()
+    uwav.mixup_loss(out.audio_feat, torch.rand(2, 5, 3), model.classifier, 0.5, torch.randperm(10))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, copies)) and torch.equal(feat, out.audio_feat)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused():
+    with pytest.raises(ValueError, match="hidden = 10 cannot be divided among heads = 4"):
+        uwav.Attention(10, 4, 0.0)
+
+
+def test_unprojected_visual_features_must_have_the_width_of_the_model():
+    with pytest.raises(ValueError, match="project_visual"):
+        uwav.HAN(uwav.HANConfig(project_visual=False))
+
+
+class Canary:
+    def __reduce__(self):
+        return (open, ("canary-was-executed", "w"))
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"no checkpoint", "not a readable checkpoint"), (b"", "not a readable checkpoint"), (None, "no such file")])
+def test_bad_checkpoint_is_refused_with_one_sentence(tmp_path, content, message):
+    path = tmp_path / "model.pt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        uwav.load_model(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_checkpoint_with_code_is_refused_and_nothing_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"kind": Canary()}, "model.pt")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        uwav.load_model("model.pt")
+    assert not (tmp_path / "canary-was-executed").exists()
+
+
+def test_checkpoint_of_something_else_is_refused(tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="not a checkpoint of a teacher or a HAN"):
+        uwav.load_model(tmp_path / "model.pt")
