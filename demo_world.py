@@ -37,8 +37,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from features import (FORMAT, LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit,
-                      atomic, one_sentence_errors, read_index, read_llp, read_unav, start_or_continue,
+from features import (LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit,
+                      atomic, make_index, one_sentence_errors, read_index, read_llp, read_unav, start_or_continue,
                       write_annotations, write_array, write_json)
 from scores import parsing_scores
 from uwav import fit_thresholds, hard_labels
@@ -130,8 +130,8 @@ def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.n
             if spans == "same, partial":
                 truth["visual"][n, :, c] = audio
             elif spans == "different":  # but of one event: the nearer of two draws
-                draws = [truth["visual"][n, :, c].copy(), draw_span(T, "visual", rng)]
-                truth["visual"][n, :, c] = max(draws, key=lambda visual: (audio & visual).sum() / (audio | visual).sum())
+                draws = [truth["visual"][n, :, c].copy(), draw_span(T, "visual", rng).astype(np.uint8)]
+                truth["visual"][n, :, c] = max(draws, key=lambda v: (audio & v).sum() / (audio | v).sum())
         elif perceived != "neither":
             full = rng.random() < FULL_ALONE[perceived]
             truth[perceived][n, :, c] = True if full else draw_span(T, perceived, rng)
@@ -359,10 +359,8 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     real = [name for name, data in (("llp", llp), ("unav", unav)) if data]
     data = {"llp": llp or invented_llp(config), "unav": unav or invented_unav(config)}
     splits = {"llp": tuple(LLP_WEAK_FILES), "unav": UNAV_SPLITS}
-    index = {"format": FORMAT, "source": {"demo_world": asdict(config), "real_annotations": real}}
-    for name in data:
-        index[name] = {"classes": list(data[name].classes), "features": list(SIZES),
-                       "videos": {s: getattr(data[name], s).ids for s in splits[name]}}
+    source = {"demo_world": asdict(config), "real_annotations": real}
+    index = make_index(source, data["llp"], data["unav"], list(SIZES))
     if (out / "index.json").exists() and read_index(out) == index:
         print(f"{out}: already complete")
         return index

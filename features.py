@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import hashlib
 import json
 import math
 import multiprocessing
@@ -237,9 +238,13 @@ def reason(error: Exception) -> str:
     return (str(error) or repr(error)).splitlines()[0]
 
 
+def json_text(content: object) -> str:
+    return json.dumps(content, indent=1) + "\n"
+
+
 def write_json(path: str | Path, content: object) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(content), encoding="utf-8")
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
@@ -318,8 +323,8 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None) -> dic
     """Pack the layout of the authors' download into `out`; returns the index.
 
     Packs UnAV and every LLP feature whose folder exists. Stopped at any moment, it continues where it was;
-    `index.json` is written last. Raises FileNotFoundError / ValueError with one sentence that names
-    the file and the cause; what was packed before stays and is not done again.
+    `index.json` is written last. Raises FileNotFoundError (missing videos) or ValueError (files of a wrong shape,
+    with NaN, cut short, ...) with one sentence that lists them; what was packed stays and is not done again.
     """
     source, out = Path(source), Path(out)
     llp, unav = read_llp(source / "LLP"), read_unav(source / "UnAV/unav100_annotations.json")
@@ -327,14 +332,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None) -> dic
     for name in ("clap", "clip"):
         if name not in found:
             raise FileNotFoundError(f"{source / LLP_FEATURES[name][0]}: no such folder (the teacher needs it)")
-    index = {
-        "format": FORMAT,
-        "source": "pack",
-        "llp": {"classes": list(llp.classes), "features": found,
-                "videos": {s: getattr(llp, s).ids for s in LLP_WEAK_FILES}},
-        "unav": {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
-                 "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}},
-    }
+    index = make_index("pack", llp, unav, found)
     if (out / "index.json").exists() and read_index(out) == index:
         print(f"{out}: already complete")
         return index
@@ -347,15 +345,35 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None) -> dic
             write_array(out / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
 
     jobs = _jobs(source, out, found, llp, unav)
-    for job in jobs:
-        _require_files(job)
+    missing = [path for job in jobs for path in _missing_files(job)]
+    if missing:  # said before hours of work are spent on the rest
+        raise FileNotFoundError(f"{len(missing)} feature files are missing: {_some(missing)}")
+    unusable = []
     with (multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool,
           tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar):
         for job in jobs:
-            _fill(job, pool, bar)
+            unusable += _fill(job, pool, bar)
+    if unusable:
+        raise ValueError(f"{len(unusable)} feature files cannot be used: {_some(unusable)}")
     write_json(out / "index.json", index)
     (out / "plan.json").unlink()
     return index
+
+
+def make_index(source: str | dict, llp: LLP, unav: UnAV, llp_features: list[str]) -> dict:
+    """The content of index.json: where the data come from, what they hold, and a fingerprint of all labels."""
+    labels = [getattr(getattr(llp, s), k) for s in LLP_WEAK_FILES for k in ("weak", "audio", "visual")]
+    labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels]
+    fingerprint = hashlib.sha256(b"".join(x.tobytes() for x in labels if x is not None)).hexdigest()
+    return {
+        "format": FORMAT,
+        "source": source,
+        "labels": fingerprint,
+        "llp": {"classes": list(llp.classes), "features": llp_features,
+                "videos": {s: getattr(llp, s).ids for s in LLP_WEAK_FILES}},
+        "unav": {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
+                 "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}},
+    }
 
 
 def write_annotations(out: Path, llp: LLP, unav: UnAV) -> None:
@@ -392,7 +410,7 @@ def read_index(folder: str | Path) -> dict:
 def start_or_continue(out: Path, index: dict) -> None:
     """Keep what an interrupted run of the *same* plan left in `out`; throw away anything else it packed."""
     plan = out / "plan.json"
-    if not plan.exists() or json.loads(plan.read_text(encoding="utf-8")) != index:
+    if not plan.exists() or plan.read_text(encoding="utf-8") != json_text(index):
         (out / "index.json").unlink(missing_ok=True)
         for dataset in ("llp", "unav"):
             shutil.rmtree(out / dataset, ignore_errors=True)
@@ -417,21 +435,20 @@ def _jobs(source: Path, out: Path, found: list[str], llp: LLP, unav: UnAV) -> li
     return jobs
 
 
-def _require_files(job: _Job) -> None:
-    """One sentence for all the missing videos of a feature, before hours of work are spent on the rest."""
+def _missing_files(job: _Job) -> list[str]:
     present = {entry.name for entry in os.scandir(job.folder)} if job.folder.is_dir() else set()
-    missing = [i for i in job.ids if f"{i}.npy" not in present]
-    if missing:
-        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise FileNotFoundError(f"{job.folder}: {len(missing)} of {len(job.ids)} videos have no .npy file: "
-                                f"{', '.join(missing[:10])}{more}")
+    return [str(job.folder / f"{i}.npy") for i in job.ids if f"{i}.npy" not in present]
 
 
-def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> None:
-    """Fill one packed array in parallel, skipping rows that an earlier run finished."""
+def _some(items: list[str], most: int = 10) -> str:
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
+
+
+def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
+    """Fill one packed array in parallel, skipping what an earlier run finished; returns what is wrong with files."""
     if job.target.exists():
         bar.update(len(job.ids))
-        return
+        return []
     shape_of_part = read_array(job.part, mmap=True).shape if job.part.exists() and job.done.exists() else None
     if shape_of_part != job.shape:  # a fresh start, or killed while the empty file was being made
         job.done.unlink(missing_ok=True)
@@ -443,22 +460,25 @@ def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> None:
     chunks = [(job, todo[i : i + CHUNK]) for i in range(0, len(todo), CHUNK)]
     bar.update(len(job.ids) - len(todo))
     bar.set_postfix_str("/".join(job.target.with_suffix("").parts[-3:]))
-    for count, error in pool.imap_unordered(_fill_chunk, chunks):
+    unusable = []
+    for count, errors in pool.imap_unordered(_fill_chunk, chunks):
         bar.update(count)
-        if error:
-            raise ValueError(error)
-    os.replace(job.part, job.target)
-    job.done.unlink()
+        unusable += errors
+    if not unusable:
+        os.replace(job.part, job.target)
+        job.done.unlink()
+    return unusable
 
 
-def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, str | None]:
-    """Worker: read, check, average and store some videos; returns how many, and one error sentence."""
+def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, list[str]]:
+    """Worker: read, check, average and store some videos; returns how many it saw, what is wrong with their files."""
     job, rows = task
+    errors = []
     packed = np.lib.format.open_memmap(job.part, "r+")
     done = np.memmap(job.done, np.uint8, "r+")
     offsets = np.concatenate([[0], np.cumsum(job.lengths)])  # where each video begins when segments lie end to end
     flat = packed.reshape(-1, job.size)  # (all segments, D), a view
-    for count, n in enumerate(rows):
+    for n in rows:
         path = job.folder / f"{job.ids[n]}.npy"
         try:
             x, T = read_array(path), int(job.lengths[n])
@@ -466,12 +486,13 @@ def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, str | None]:
                 x = pool_to(_checked(x, (None, job.size), path), T)  # (T, D)
             else:
                 x = average_groups(_checked(x, (T * job.vectors, job.size), path), job.vectors)  # (T, D)
-            flat[offsets[n] : offsets[n + 1]] = _checked(x.astype(np.float16), x.shape, path)
+            with np.errstate(over="ignore"):  # infinite in half precision: refused in the same line
+                flat[offsets[n] : offsets[n + 1]] = _checked(x.astype(np.float16), x.shape, path)
+            done[n] = 1
         except (ValueError, FileNotFoundError) as error:
-            return count, str(error)
-        done[n] = 1
+            errors.append(str(error))
     packed.flush()
-    return len(rows), None
+    return len(rows), errors
 
 
 def _checked(x: np.ndarray, shape: tuple[int | None, ...], path: Path) -> np.ndarray:

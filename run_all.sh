@@ -75,7 +75,7 @@ fi
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${extra[@]+"${extra[@]}"})
 setup "torch, numpy, tqdm, matplotlib"
 if [ -n "$fresh" ]; then
-    rm -rf "$out"/data "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt
+    rm -rf "$out"/data "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt "$out"/*.png
 fi
 
 # ---- the stages ----
@@ -111,5 +111,6 @@ stage "Score it on the test split" \
     "$python" uwav.py evaluate "$packed" "$seed/$first/full/han.pt" ${device:+--device "$device"}
 stage "Ablation: every row of the paper's table, seeds: $seeds" \
     "$python" uwav.py ablate "$packed" "$out" --seeds "$seeds" ${features:+--features "$features"} "${train_options[@]}"
+stage "Pictures: training curves, timelines of test videos" "$python" report.py "$out"
 echo
 echo "Everything is in $out; all of it took $SECONDS s."

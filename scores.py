@@ -1,4 +1,4 @@
-"""The scores of audio-visual video parsing (paper 4.1): F-scores over segments and over events.
+"""The scores of audio-visual video parsing: F-scores over segments and over events.
 
 Everything works on whole tensors, for any number of segments, on any device; no loop over videos.
 N videos, T segments, C classes.

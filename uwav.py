@@ -3,18 +3,18 @@
 The task. A video is cut into T one-second segments; all we know for training is which of C event classes
 occur *somewhere* in it (the weak label). We want to know, for each second, which are audible and which visible.
 
-The method, in the order of this file (section and equation numbers are the paper's):
+The method, in the order of this file (equation numbers are the paper's):
 
-    1  Configurations                every default is the published run
-    2  Attention                     written out, shared by both models
-    3  Teacher         (3.2)         two temporal transformers on CLAP / CLIP, pre-trained on UnAV-100 (Eq. 2-3)
-    4  Pseudo-labels   (3.2)         thresholds, hard labels, soft labels (Eq. 4)
-    5  HAN             (3.1)         Hybrid Attention Network with MMIL pooling (Eq. 1)
-    6  Losses          (3.3)         uncertainty-weighted, class-balanced, feature mixup (Eq. 5-9)
-    7  Inference       (4.1)         the gate; the F-scores are in scores.py
-    8  Data                          whole arrays in memory, nothing is read during training
-    9  Training                      the two loops; their files are in checkpoints.py
-   10  Checkpoints                   ours, and those of the authors' released code
+    1  Configurations          every default is the published run
+    2  Attention               written out, shared by both models
+    3  HAN            Eq. 1    the parser: Hybrid Attention Network with MMIL pooling
+    4  Teacher        Eq. 2-3  two temporal transformers on CLAP / CLIP, pre-trained on UnAV-100
+    5  Pseudo-labels  Eq. 4    thresholds, hard labels, soft labels
+    6  Losses         Eq. 5-9  uncertainty-weighted, class-balanced, feature mixup
+    7  Inference               the gate; the F-scores are in scores.py
+    8  Data                    whole arrays in memory, nothing is read during training
+    9  Training                the two loops; their files are in checkpoints.py
+   10  Checkpoints             ours, and those of the authors' released code
 
 Shapes: B videos in a batch, T segments, C classes, D feature size, N videos in a split.
 `released code:` marks a choice that the published numbers were made with and the paper does not state,
@@ -117,7 +117,7 @@ class TrainConfig:
     alpha: float = 1.7  # lambda ~ Beta(alpha, alpha)
 
 
-# The paper's ablation (its Table 3): what each row changes in TrainConfig.
+# The rows of the paper's ablation: what each of them sets in TrainConfig.
 ABLATION = {
     "video_only": dict(pseudo_label="none", reweight=False, mixup=False),
     "binary": dict(pseudo_label="hard", reweight=False, mixup=False),
@@ -149,7 +149,7 @@ PRESETS = {
         PretrainConfig(epochs=8, batch=16, warmup=2, peak_lr=1e-3, min_lr=1e-4),
         {name: replace(config, hidden=128, heads=4, feedforward=256, layers=2, project_visual=True)
          for name, config in (("base", HANConfig()), ("clip_clap", _CLIP_CLAP))},
-        TrainConfig(epochs=8, batch=32, warmup=2, peak_lr=1e-3, min_lr=5e-5),
+        TrainConfig(epochs=6, batch=32, warmup=2, peak_lr=1e-3, min_lr=5e-5),
     ),
 }
 
@@ -203,7 +203,73 @@ class FeedForward(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------
-# 3  Teacher: the pseudo-label generator (paper 3.2)
+# 3  HAN: the parser (Eq. 1)
+# ---------------------------------------------------------------------------------------------
+
+
+class HANLayer(nn.Module):
+    """Hybrid attention: self- and cross-attention side by side; one set of weights serves both modalities."""
+
+    def __init__(self, config: HANConfig):
+        super().__init__()
+        self.self_attn = Attention(config.hidden, config.heads, config.dropout)
+        self.cross_attn = Attention(config.hidden, config.heads, config.dropout)
+        self.norm, self.drop = nn.LayerNorm(config.hidden), nn.Dropout(config.dropout)
+        self.feedforward = FeedForward(config.hidden, config.feedforward, config.dropout)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        x = self.norm(x + self.drop(self.cross_attn(x, other)) + self.drop(self.self_attn(x, x)))
+        return self.feedforward(x)  # (B, T, h)
+
+
+class HANOutput(NamedTuple):
+    video_prob: Tensor  # (B, C)
+    audio_logit: Tensor  # (B, T, C)
+    visual_logit: Tensor  # (B, T, C)
+    audio_feat: Tensor  # (B, T, h)
+    visual_feat: Tensor  # (B, T, h)
+
+
+class HAN(nn.Module):
+    """Hybrid Attention Network with multi-modal multiple-instance (MMIL) pooling."""
+
+    def __init__(self, config: HANConfig = HANConfig()):
+        super().__init__()
+        self.config = config
+        h, C, visual_dim = config.hidden, config.classes, config.visual_2d_dim + config.visual_3d_dim
+        if not config.project_visual and visual_dim != h:
+            raise ValueError(f"project_visual = False needs hidden = {visual_dim} (the visual features), not {h}")
+        self.audio_proj = mlp(config.audio_dim, 2 * h, h)
+        self.visual_proj = nn.Linear(visual_dim, h) if config.project_visual else nn.Identity()
+        self.layers = nn.ModuleList(HANLayer(config) for _ in range(config.layers))
+        self.classifier = nn.Linear(h, C)  # shared by both modalities
+        self.time_pool = nn.Linear(h, C)
+        self.modal_pool = nn.Linear(h, C)
+
+    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> HANOutput:
+        """audio (B, T, Da); visual_2d (B, T, D2), or (B, k T, D2) at k vectors a second; visual_3d (B, T, D3)."""
+        B, T, _ = audio.shape
+        if visual_2d.shape[1] != T:
+            visual_2d = visual_2d.reshape(B, T, -1, visual_2d.shape[2]).mean(2)  # (B, k T, D2) -> (B, T, D2)
+        visual = visual_2d if visual_3d is None else torch.cat([visual_2d, visual_3d], -1)  # (B, T, D2 + D3)
+        a, v = self.audio_proj(audio), self.visual_proj(visual)  # (B, T, h) each
+        for layer in self.layers:
+            new_a = layer(a, v)
+            a, v = new_a, layer(v, new_a if self.config.audio_first else a)  # released code: the updated audio
+        audio_logit, visual_logit = self.classifier(a), self.classifier(v)  # (B, T, C) each
+        return HANOutput(self.pool(a, v, audio_logit, visual_logit), audio_logit, visual_logit, a, v)
+
+    def pool(self, a: Tensor, v: Tensor, audio_logit: Tensor, visual_logit: Tensor) -> Tensor:
+        """MMIL (Eq. 1): attention-weighted mean of the segment probabilities over time and modalities -> (B, C)."""
+        x = torch.stack([a, v], 2)  # (B, T, 2, h)
+        p = torch.stack([audio_logit, visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
+        w_time = self.time_pool(x).float().softmax(1)  # (B, T, 2, C), sums to 1 over T
+        w_modal = self.modal_pool(x).float().softmax(2)  # (B, T, 2, C), sums to 1 over the modalities
+        return (w_time * w_modal * p).sum((1, 2))  # (B, C)
+
+
+# ---------------------------------------------------------------------------------------------
+# 4  Teacher: the pseudo-label generator (Eq. 2-3)
 # ---------------------------------------------------------------------------------------------
 
 
@@ -279,7 +345,7 @@ def teacher_loss(audio_logit: Tensor, visual_logit: Tensor, label: Tensor, mask:
 
 
 # ---------------------------------------------------------------------------------------------
-# 4  Pseudo-labels (paper 3.2)
+# 5  Pseudo-labels (Eq. 4)
 # ---------------------------------------------------------------------------------------------
 
 
@@ -330,73 +396,7 @@ def segment_logits(audio: Tensor, visual: Tensor, audio_text: Tensor, visual_tex
 
 
 # ---------------------------------------------------------------------------------------------
-# 5  HAN: the parser (paper 3.1)
-# ---------------------------------------------------------------------------------------------
-
-
-class HANLayer(nn.Module):
-    """Hybrid attention: self- and cross-attention side by side; one set of weights serves both modalities."""
-
-    def __init__(self, config: HANConfig):
-        super().__init__()
-        self.self_attn = Attention(config.hidden, config.heads, config.dropout)
-        self.cross_attn = Attention(config.hidden, config.heads, config.dropout)
-        self.norm, self.drop = nn.LayerNorm(config.hidden), nn.Dropout(config.dropout)
-        self.feedforward = FeedForward(config.hidden, config.feedforward, config.dropout)
-
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        x = self.norm(x + self.drop(self.cross_attn(x, other)) + self.drop(self.self_attn(x, x)))
-        return self.feedforward(x)  # (B, T, h)
-
-
-class HANOutput(NamedTuple):
-    video_prob: Tensor  # (B, C)
-    audio_logit: Tensor  # (B, T, C)
-    visual_logit: Tensor  # (B, T, C)
-    audio_feat: Tensor  # (B, T, h)
-    visual_feat: Tensor  # (B, T, h)
-
-
-class HAN(nn.Module):
-    """Hybrid Attention Network with multi-modal multiple-instance (MMIL) pooling."""
-
-    def __init__(self, config: HANConfig = HANConfig()):
-        super().__init__()
-        self.config = config
-        h, C, visual_dim = config.hidden, config.classes, config.visual_2d_dim + config.visual_3d_dim
-        if not config.project_visual and visual_dim != h:
-            raise ValueError(f"project_visual = False needs hidden = {visual_dim} (the visual features), not {h}")
-        self.audio_proj = mlp(config.audio_dim, 2 * h, h)
-        self.visual_proj = nn.Linear(visual_dim, h) if config.project_visual else nn.Identity()
-        self.layers = nn.ModuleList(HANLayer(config) for _ in range(config.layers))
-        self.classifier = nn.Linear(h, C)  # shared by both modalities
-        self.time_pool = nn.Linear(h, C)
-        self.modal_pool = nn.Linear(h, C)
-
-    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> HANOutput:
-        """audio (B, T, Da); visual_2d (B, T, D2), or (B, k T, D2) at k vectors a second; visual_3d (B, T, D3)."""
-        B, T, _ = audio.shape
-        if visual_2d.shape[1] != T:
-            visual_2d = visual_2d.view(B, T, -1, visual_2d.shape[2]).mean(2)  # (B, k T, D2) -> (B, T, D2)
-        visual = visual_2d if visual_3d is None else torch.cat([visual_2d, visual_3d], -1)  # (B, T, D2 + D3)
-        a, v = self.audio_proj(audio), self.visual_proj(visual)  # (B, T, h) each
-        for layer in self.layers:
-            new_a = layer(a, v)
-            a, v = new_a, layer(v, new_a if self.config.audio_first else a)  # released code: the updated audio
-        audio_logit, visual_logit = self.classifier(a), self.classifier(v)  # (B, T, C) each
-        return HANOutput(self.pool(a, v, audio_logit, visual_logit), audio_logit, visual_logit, a, v)
-
-    def pool(self, a: Tensor, v: Tensor, audio_logit: Tensor, visual_logit: Tensor) -> Tensor:
-        """MMIL (Eq. 1): attention-weighted mean of the segment probabilities over time and modalities -> (B, C)."""
-        x = torch.stack([a, v], 2)  # (B, T, 2, h)
-        p = torch.stack([audio_logit, visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
-        w_time = self.time_pool(x).float().softmax(1)  # (B, T, 2, C), sums to 1 over T
-        w_modal = self.modal_pool(x).float().softmax(2)  # (B, T, 2, C), sums to 1 over the modalities
-        return (w_time * w_modal * p).sum((1, 2))  # (B, C)
-
-
-# ---------------------------------------------------------------------------------------------
-# 6  Losses of the HAN (paper 3.3)
+# 6  Losses of the HAN (Eq. 5-9)
 # ---------------------------------------------------------------------------------------------
 
 
@@ -472,7 +472,7 @@ def learning_rate(epoch: int, epochs: int, peak: float, minimum: float, warmup: 
 
 
 # ---------------------------------------------------------------------------------------------
-# 7  Inference (paper 4.1): the scores themselves are in scores.py
+# 7  Inference; the scores themselves are in scores.py
 # ---------------------------------------------------------------------------------------------
 
 GATE = 0.5  # a segment or video probability above it is a prediction

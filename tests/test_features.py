@@ -16,40 +16,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 import features
+from layout import WEAK, write_llp, write_source, write_unav
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # ---- annotations ----
-
-WEAK = {"AVVP_train.csv": "a-_b_c_d_e1_20_30\tSpeech,Dog\n", "AVVP_val_pd.csv": "val00000001_0_10\tCat\n",
-        "AVVP_test_pd.csv": "test0000001_5_15\tSpeech\n"}
-DENSE = {"AVVP_eval_audio.csv": "val00000001_0_10\t2\t5\tCat\ntest0000001_5_15\t0\t10\tSpeech\n",
-         "AVVP_eval_visual.csv": "val00000001_0_10\t0\t1\tCat\n"}
-
-
-def write_llp(folder: Path, **changed: str) -> Path:
-    """A three-video LLP; `changed` replaces the rows of a file (name without .csv)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (WEAK | DENSE).items():
-        header = "filename\tevent_labels\n" if name in WEAK else "filename\tonset\toffset\tevent_labels\n"
-        (folder / name).write_text(header + changed.get(name.removesuffix(".csv"), rows))
-    return folder
-
-
-def unav_database() -> dict:
-    def video(subset, duration, *events):
-        return dict(subset=subset, duration=duration,
-                    annotations=[dict(segment=s, label=("dog", "car")[c], label_id=c) for c, *s in events])
-
-    return {"u1": video("train", 10.2, (0, 0.5, 2.1), (1, 9.9, 10.2)), "u2": video("validation", 12, (0, 0, 12)),
-            "u3": video("test", 11, (1, 3, 4), (0, 40, 41))}
-
-
-def write_unav(path: Path, database: dict | None = None) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"version": "unav100", "database": database or unav_database()}))
-    return path
-
 
 def test_llp_by_hand(tmp_path):
     reported = []
@@ -136,28 +107,6 @@ def test_pooling_equals_torch_adaptive_average_pooling(length, segments, seed):
 # ---- pack ----
 
 
-def write_source(folder: Path, videos: int = 1) -> Path:
-    """The authors' layout with all features; `videos` training clips."""
-    rng = np.random.default_rng(0)
-    train = "".join(f"train{n:06d}_0_10\tSpeech\n" for n in range(videos))
-    write_llp(folder / "LLP", AVVP_train=train)
-    ids = [f"train{n:06d}" for n in range(videos)] + ["val00000001", "test0000001"]
-    for place, vectors, size in features.LLP_FEATURES.values():
-        (folder / place).mkdir(parents=True)
-        for video in ids:
-            np.save(folder / place / f"{video}.npy", rng.standard_normal((10 * vectors, size), np.float32))
-    write_unav(folder / "UnAV/unav100_annotations.json")
-    for place, size in features.UNAV_FEATURES.values():
-        (folder / place).mkdir(parents=True)
-        for video, length in (("u1", 9), ("u2", 12), ("u3", 30)):
-            np.save(folder / place / f"{video}.npy", rng.standard_normal((length, size), np.float32))
-    for dataset, classes in (("LLP", 25), ("UnAV", 2)):
-        for file, size in features.TEXT_FILES.values():
-            (folder / dataset / file).parent.mkdir(parents=True)
-            np.save(folder / dataset / file, rng.standard_normal((classes, size), np.float32))
-    return folder
-
-
 def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -212,6 +161,14 @@ def test_packing_again_from_changed_annotations_starts_over(tmp_path):
                                np.load(source / "LLP/feats_CLAP/segment_feats/test0000001.npy"), atol=2e-3)
 
 
+def test_packing_again_notices_that_only_a_label_changed(tmp_path):
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    features.pack(source, out, workers=1)
+    write_llp(source / "LLP", AVVP_train="train000000_0_10\tSpeech\n", AVVP_eval_visual="val00000001_0_10\t0\t9\tCat\n")
+    features.pack(source, out, workers=1)
+    assert np.load(out / "llp/val/visual.npy").sum() == 9
+
+
 def test_pack_killed_in_the_middle_and_rerun_equals_an_undisturbed_pack(source, packed, tmp_path):
     out = tmp_path / "out"
     for finished in (3, 12, 20, 30):  # arrays: kill early, and later each time
@@ -246,7 +203,8 @@ def break_pickled(path):
 
 @pytest.mark.parametrize("damage, message", [
     (break_truncated, "not a complete .npy file"), (break_nan, "holds NaN or infinite values"),
-    (break_shape, r"has shape \(79, 2048\), expected \(80, 2048\)"), (Path.unlink, "1 of 1 videos have no .npy file: train000000"),
+    (break_shape, r"has shape \(79, 2048\), expected \(80, 2048\)"),
+    (Path.unlink, "1 feature files are missing: .*train000000.npy"),
     (break_pickled, "not a complete .npy file"),
 ])
 def test_damaged_feature_file_is_one_sentence_and_exit_status_1_and_can_be_mended(tmp_path, damage, message):
@@ -266,8 +224,17 @@ def test_all_missing_videos_are_listed_in_one_sentence(tmp_path):
     source = write_source(tmp_path / "source", videos=30)
     for n in range(12):
         (source / f"LLP/feats/vggish/train{n:06d}.npy").unlink()
-    with pytest.raises(FileNotFoundError, match=r"12 of 30 videos .*train000000, .*train000009 and 2 more"):
+    with pytest.raises(FileNotFoundError, match=r"12 feature files are missing: .*train000000.npy; .*train000009.npy; and 2 more"):
         features.pack(source, tmp_path / "out", workers=1)
+
+
+def test_all_unusable_files_are_listed_in_one_sentence_and_the_rest_is_packed(tmp_path):
+    source = write_source(tmp_path / "source", videos=3)
+    break_nan(source / "LLP/feats/vggish/train000001.npy")
+    break_shape(source / "LLP/feats/r2plus1d_18/val00000001.npy")
+    with pytest.raises(ValueError, match=r"2 feature files cannot be used: .*train000001.npy: holds NaN.*; .*val00000001.npy: has shape"):
+        features.pack(source, tmp_path / "out", workers=1)
+    assert (tmp_path / "out/llp/train/res152.npy").exists() and not (tmp_path / "out/llp/train/vggish.npy").exists()
 
 
 def test_half_precision_overflow_is_refused(tmp_path):

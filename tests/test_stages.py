@@ -14,8 +14,11 @@ import pytest
 import torch
 
 import demo_world
+import features
+import report
 import stages
 import uwav
+from layout import write_source
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
@@ -276,3 +279,30 @@ def test_run_all_refuses_contradicting_and_unknown_options():
                              (["--out"], "--out needs a value")):
         result = subprocess.run(["bash", ROOT / "run_all.sh", *options], capture_output=True, text=True)
         assert result.returncode == 1 and message in result.stderr
+
+
+def test_both_feature_sets_run_from_packed_files(tmp_path):
+    """The authors' layout -> pack -> every stage with `base` and `clip_clap` features at their real sizes."""
+    features.pack(write_source(tmp_path / "source", videos=4), tmp_path / "data", workers=1)
+    stages.main(["ablate", str(tmp_path / "data"), str(tmp_path / "run"), *SMALL, "--set", "epochs=1"])
+    content = json.loads((tmp_path / "run/ablation.json").read_text())
+    assert list(content["scores"]) == ["base", "clip_clap"] and content["source"] == "pack"
+    tables = (tmp_path / "run/tables.txt").read_text()
+    assert "features base" in tables and "features clip_clap" in tables and "ANOTHER DATASET" not in tables
+    model = uwav.load_model(tmp_path / "run/seed0/base/full/han.pt")
+    assert (model.config.audio_dim, model.config.visual_2d_dim, model.config.visual_3d_dim) == (128, 2048, 512)
+
+
+# ---- pictures ----
+
+
+def test_report_draws_both_pictures_from_saved_numbers(world, finished):
+    (finished / "data").symlink_to(world)
+    report.main([str(finished)])
+    for name in ("curves.png", "timelines.png"):
+        assert (finished / name).read_bytes().startswith(b"\x89PNG") and (finished / name).stat().st_size > 10_000
+
+
+def test_report_without_a_run_says_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit, match="no evaluated HAN in it"):
+        report.main([str(tmp_path)])
