@@ -447,10 +447,11 @@ class PseudoLabels(NamedTuple):
 
 
 def han_losses(model: HAN, output: HANOutput, weak: Tensor, audio_label: Tensor | None, visual_label: Tensor | None,
-               labels: PseudoLabels | None, mixup: tuple | None) -> Tensor:
+               labels: PseudoLabels | None, mixup: list[tuple[Tensor | float, Tensor]] | None) -> Tensor:
     """The terms of L_total (Eq. 9), (5,): video, audio and visual segment, audio and visual mix; 0 if switched off.
 
-    Labels (B, T, C), weak (B, C). mixup is ((lam, perm) of audio, (lam, perm) of visual) or None.
+    audio_label, visual_label (B, T, C) and weak (B, C) are the batch's; of `labels` only the weights are used here.
+    mixup: (lam, perm) of audio and (lam, perm) of visual.
     """
     zero = output.video_prob.new_zeros(())
     terms = [video_loss(output.video_prob, weak), zero, zero, zero, zero]
