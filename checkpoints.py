@@ -13,7 +13,7 @@ from torch import nn
 
 from features import atomic, reason
 
-SAVE_EVERY = 60.0  # seconds between saved states; a stopped run repeats at most that much
+SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
 
 
 class Run:
@@ -25,7 +25,8 @@ class Run:
 
     def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, settings: dict):
         self.path, self.model, self.optimizer, self.settings = path, model, optimizer, settings
-        self.history, self.best_score, self.best_weights, self.saved_at = [], -math.inf, None, time.monotonic()
+        self.history, self.best_score, self.best_weights = [], -math.inf, None
+        self.saved_at, self.saving_took = time.monotonic(), 0.0  # s
         self.state_path = path.with_suffix(".state.pt")
         if self.state_path.exists():
             state = load_file(self.state_path, next(model.parameters()).device)
@@ -52,15 +53,19 @@ class Run:
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         with atomic(self.path.with_suffix(".jsonl")) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
-        if time.monotonic() - self.saved_at > SAVE_EVERY:
+        started = time.monotonic()
+        if self.saving_took <= SAVING_SHARE * (started - self.saved_at):
             state = dict(settings=self.settings, weights=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
                          history=self.history, best_score=self.best_score, best_weights=self.best_weights)
             with atomic(self.state_path) as temporary:
                 torch.save(state, temporary)
             self.saved_at = time.monotonic()
+            self.saving_took = self.saved_at - started
 
     def finish(self) -> nn.Module:
         """Write the checkpoint of the best epoch and return that model, ready for inference."""
+        if self.best_weights is None:
+            raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         self.model.load_state_dict(self.best_weights)
         with atomic(self.path) as temporary:
             torch.save(dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,

@@ -246,6 +246,8 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) 
 
     Layout: labels_segment.npz, seedK/{teacher.pt, labels_teacher.npz}, seedK/FEATURES/ROW/{han.pt, scores_test.json}.
     """
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: at least one seed is needed")
     index = read_index(context.data)
     packed = {*index["llp"]["features"], None}
     features = features or [name for name, arrays in uwav.FEATURE_SETS.items() if packed.issuperset(arrays)]

@@ -140,7 +140,7 @@ def test_switched_off_parts_take_no_part():
 
 
 def test_training_stopped_after_any_epoch_resumes_to_the_same_weights_and_history(world, finished, tmp_path, monkeypatch):
-    """Every epoch saves its state; the run stops after each of the first two, as a crash would."""
+    """Epochs this quick save their state each; the run stops after each of the first two, as a crash would."""
     options = ["train", str(world), None, "--labels", str(finished / "seed0/labels_teacher.npz"),
                "--features", "clip_clap", *SMALL, "--set", "epochs=3"]
 
@@ -149,7 +149,7 @@ def test_training_stopped_after_any_epoch_resumes_to_the_same_weights_and_histor
         stages.main(options)
 
     train(tmp_path / "whole")
-    monkeypatch.setattr("checkpoints.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("checkpoints.SAVING_SHARE", 1e9)
     original = uwav.Run.end_epoch
     for stop_after in (1, 2):
         def end_epoch(self, record, score, stop_after=stop_after):
@@ -192,6 +192,8 @@ def test_killed_pretraining_run_again_equals_an_undisturbed_one(world, tmp_path)
     (["pretrain", "DATA", "out", "--set", "epoch=3"], "no such field; there are audio_dim"),
     (["pretrain", "DATA", "out", "--set", "epochs=many"], "epochs takes a value of type int"),
     (["pretrain", "DATA", "out", "--set", "mixup=maybe"], "mixup takes a value of type bool"),
+    (["pretrain", "DATA", "out", "--preset", "demo", "--set", "epochs=0"], "epochs must be at least 1"),
+    (["ablate", "DATA", "out", "--seeds", "0"], "at least one seed is needed"),
     (["train", "DATA", "out", "--features", "clip_clap"], "setting full learns from pseudo-labels: name the file with --labels"),
     (["train", "DATA", "out", "--labels", "none.npz"], "none.npz: no such file"),
     (["train", "DATA", "out", "--labels", "LABELS", "--features", "base"], "feature set 'base' needs vggish"),
