@@ -1,7 +1,7 @@
 """The demo world: CLIP- and CLAP-like embeddings of an invented LLP and an invented UnAV-100.
 
 For machines without the data. It lets every stage run for real, in minutes, on arrays of the real
-layout; its scores say something about the method and nothing about LLP.
+layout. Its scores say nothing about LLP, and little about how good the method is.
 
     python demo_world.py make OUT                          # an invented LLP and UnAV, small
     python demo_world.py make OUT --llp DIR --unav FILE    # the real annotation files, with invented features
@@ -21,8 +21,9 @@ How a segment's embedding arises, per modality (all directions are random, nothi
 * the source and the target set differ in offset and, half, in their scenes;
 * who is audible or visible when follows the statistics measured on the dense truth of LLP (constants below).
 
-Only the two noise levels are fitted, by `calibrate`, to the published scores of VALOR's per-segment labels. Neither
-a teacher nor a HAN takes part in that.
+The two noise levels are fitted, by `calibrate`, to the published scores of VALOR's per-segment labels; neither a
+teacher nor a HAN takes part in that. LATENT and SKEW were chosen after looking at teachers on drafts of this world
+(README, "The demo world").
 """
 
 from __future__ import annotations
