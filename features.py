@@ -1,5 +1,8 @@
 """From annotations and feature files to the arrays that `uwav.py` trains on.
 
+    python features.py fetch DIR           # the published annotations and features          (fetch.py)
+    python features.py extract VIDEOS OUT  # videos -> CLIP and CLAP embeddings               (extract.py, video.py)
+    python features.py text CLASSES OUT    # class names -> text embeddings                   (encoders.py)
     python features.py pack SOURCE OUT     # thousands of small .npy files -> a few memory-mapped arrays
 
 Two datasets appear everywhere below:
@@ -25,7 +28,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import dataclasses
 import hashlib
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -523,16 +528,123 @@ def one_sentence_errors() -> Iterator[None]:
         sys.exit(f"error: {error}")
 
 
+FEATURE_PACKAGES = {"open_clip": "open_clip_torch", "laion_clap": "laion-clap", "av": "av"}  # module -> package
+
+
+def need_feature_packages() -> None:
+    missing = [package for module, package in FEATURE_PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")
+
+
+def run_extract(options: argparse.Namespace) -> None:
+    """`extract`: everything that can be refused is refused before the encoders are built."""
+    need_feature_packages()
+    import fetch
+
+    files = dict(clip=fetch.clip_weights(options.clip_weights), clap=fetch.clap_weights(options.clap_weights))
+    import encoders
+    import extract
+    import ranks
+
+    choices = extract.Options(options.llp, options.segments, options.missing, options.longest)
+    device = encoders.choose_device(options.device)
+    made_with = dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
+                     clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]),
+                     options=dataclasses.asdict(choices), precision="half" if device.startswith("cuda") else "single")
+    if ranks.RANK == 0:
+        fetch.warn_of_random(files)
+    device = ranks.connect(device)
+    try:
+        extract.check(options.videos, options.out, made_with)
+        group = options.group or (16 if device.startswith("cuda") else 4)
+        clip, clap = encoders.Clip(files["clip"], device), encoders.ClapAudio(files["clap"], device)
+        extract.extract(options.videos, options.out, clip, clap, made_with, choices, options.workers, group,
+                        options.retry)
+    finally:
+        ranks.disconnect()
+
+
+def run_text(options: argparse.Namespace) -> None:
+    need_feature_packages()
+    import fetch
+
+    files = dict(clip=fetch.clip_weights(options.clip_weights), clap=fetch.clap_weights(options.clap_weights))
+    import encoders
+    import extract
+
+    classes = extract.read_classes(options.classes)
+    fetch.warn_of_random(files)
+    device = encoders.choose_device(options.device)
+    made_with = dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
+                     clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]))
+    extract.write_texts(classes, options.out, lambda texts: encoders.Clip(files["clip"], device).texts(texts),
+                        lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with)
+
+
+def run_fetch(options: argparse.Namespace) -> None:
+    import fetch
+
+    datasets = [name for name, wanted in (("LLP", options.llp), ("UnAV", options.unav)) if wanted]
+    fetch.fetch(options.folder, tuple(datasets or ("LLP", "UnAV")), options.mirror)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Videos, feature files and annotations -> arrays that uwav.py trains on.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, run: Callable) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        sub.set_defaults(run=run)
+        return sub
+
+    def weights(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--clip-weights", default="openai", metavar="openai|random|FILE",
+                         help="CLIP ViT-L/14 (default: OpenAI's); random: a dry run")
+        sub.add_argument("--clap-weights", default="630k-audioset-best", metavar="NAME|random|FILE",
+                         help="CLAP: a checkpoint of laion_clap by name (default: 630k-audioset-best) or as a file, "
+                              "fusion or not, HTSAT-tiny or -base; random: a dry run")
+        sub.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
+
+    sub = command("pack", "thousands of small .npy files -> a few memory-mapped arrays",
+                  lambda o: pack(o.source, o.out, o.workers))
+    sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them")
+    sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
+    sub.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
+
+    sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video; also under torchrun", run_extract)
+    sub.add_argument("videos", type=Path, help="folder of videos; a file's name without its ending is the video's id")
+    sub.add_argument("out", type=Path, help="gets feats_CLIP/, feats_CLAP/, failures.csv (continued if interrupted)")
+    weights(sub)
+    sub.add_argument("--missing", choices=("skip", "zeros"), default="skip",
+                     help="a video without sound or without picture: skip it (default), or zeros for that stream")
+    length = sub.add_mutually_exclusive_group()
+    length.add_argument("--llp", action="store_true",
+                        help="clips of LLP: 10 segments each, and a file may be called <id>_<start>_<end>.*")
+    length.add_argument("--segments", type=int, help="of every video (default: its length in seconds, rounded up)")
+    sub.add_argument("--longest", type=float, default=600.0, metavar="S", help="refuse longer videos (default: 600 s)")
+    sub.add_argument("--workers", type=int, help="decoding processes (default: one per core)")
+    sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 4 on a CPU)")
+    sub.add_argument("--retry", action="store_true", help="try the videos of failures.csv again")
+
+    sub = command("text", "class names -> CLIP and CLAP text embeddings", run_text)
+    sub.add_argument("classes", help="llp, the annotation file of UnAV-100, or a text file with one class a line")
+    sub.add_argument("out", type=Path, help="gets feats_CLIP/event_feats/ and feats_CLAP/event_feats/")
+    weights(sub)
+
+    sub = command("fetch", "download the published annotations and CLIP/CLAP features", run_fetch)
+    sub.add_argument("folder", type=Path, help="gets LLP/ and UnAV/, as `pack` reads them")
+    sub.add_argument("--llp", action="store_true", help="only LLP (default: both)")
+    sub.add_argument("--unav", action="store_true", help="only UnAV-100 (default: both)")
+    sub.add_argument("--mirror", metavar="URL", help="a server that has all these files in one place")
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Feature files and annotations -> arrays that uwav.py trains on.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("pack", help="thousands of small .npy files -> a few memory-mapped arrays")
-    command.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them")
-    command.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
-    command.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     with one_sentence_errors():
-        pack(options.source, options.out, options.workers)
+        options.run(options)
 
 
 if __name__ == "__main__":

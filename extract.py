@@ -1,0 +1,335 @@
+"""A folder of videos -> CLIP and CLAP embeddings, one file a video, in the layout that `features.py pack` reads.
+
+    OUT/feats_CLIP/segment_feats/<id>.npy    (T, 768) float32, unit length
+    OUT/feats_CLAP/segment_feats/<id>.npy    (T, 512) float32, unit length
+    OUT/failures.csv                         videos without features, with the cause
+    OUT/extract.json                         what made all this: weights and options
+
+Processes decode (video.py), this one encodes (encoders.py). A crash in a decoder costs one video. Videos are encoded
+a few at a time, always the same ones together, whatever was finished before: an interrupted run ends with the very
+bytes of one that was not. Under torchrun every rank takes every WORLD-th of these groups.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import json
+import math
+import os
+import queue
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import ranks
+import video
+from features import LLP_CLASSES, LLP_FEATURES, LLP_SEGMENTS, TEXT_FILES
+from features import atomic, read_unav, reason, write_array, write_json
+
+VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
+PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
+SEGMENTS_AT_ONCE = 64  # through an encoder
+FOLDERS = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name in ("clip", "clap")}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides about the features, besides videos and weights."""
+
+    llp: bool = False  # clips of LLP: 10 segments, a file may be called <id>_<start>_<end>
+    segments: int | None = None  # of every video; None: ceil(its length in s)
+    missing: str = "skip"  # a video without sound or without picture: skip | zeros
+    longest: float = video.LONGEST  # s
+
+
+@dataclass(frozen=True)
+class Video:
+    id: str
+    path: Path
+
+
+# ---------------------------------------------------------------------------------------------
+# Which videos, and what became of them
+# ---------------------------------------------------------------------------------------------
+
+
+def find_videos(folder: Path, llp: bool) -> tuple[list[Video], dict[str, str]]:
+    """All files in and below `folder`, in the order of their ids; files whose id another one has: name -> cause.
+
+    Any file may be a video, whatever its name; hidden ones are left out. Raises ValueError if there is none.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    files = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names
+             if not name.startswith(".")]
+    if not files:
+        raise ValueError(f"{folder}: no files in it")
+    files.sort(key=lambda f: (f.suffix.lower() not in VIDEO_NAMES, str(f)))  # x.mp4 goes before x.json
+    videos, same = {}, {}
+    for file in files:
+        name = re.sub(r"_\d+_\d+$", "", file.stem) if llp else file.stem
+        if name in videos:
+            same[str(file.relative_to(folder))] = f"same id: {videos[name].path.relative_to(folder)} was used"
+        else:
+            videos[name] = Video(name, file)
+    return sorted(videos.values(), key=lambda v: v.id), same
+
+
+class Failures:
+    """failures.csv: file, its size, cause. Each rank appends to a file of its own; rank 0 puts them together."""
+
+    columns = ("file", "bytes", "cause")
+
+    def __init__(self, out: Path, folder: Path):
+        self.out, self.folder = out, folder
+        self.own = out / f"failures.rank{ranks.RANK}.csv"
+        self.causes: dict[tuple[str, int], str] = {}
+        for path in (out / "failures.csv", *out.glob("failures.rank*.csv")):
+            if path.exists():
+                with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+                    self.causes |= {(row[0], int(row[1])): row[2] for row in csv.reader(file)
+                                    if len(row) == 3 and row[1].isdecimal()}  # a line cut off by a crash is no line
+
+    def key(self, path: Path) -> tuple[str, int]:
+        return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0
+
+    def add(self, path: Path, cause: str) -> None:
+        self.causes[self.key(path)] = cause
+        with open(self.own, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerow([*self.key(path), cause])
+
+    def merge(self, unfinished: list[Path], same: dict[str, str]) -> dict[str, str]:
+        """Write failures.csv: what is known of the videos that have no features now. Only on rank 0."""
+        keys = [self.key(path) for path in unfinished]
+        rows = [(*key, self.causes[key]) for key in keys if key in self.causes]
+        rows += [(*self.key(self.folder / name), cause) for name, cause in same.items()]
+        with atomic(self.out / "failures.csv") as temporary:
+            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                csv.writer(file).writerows([self.columns, *sorted(rows)])
+        for path in self.out.glob("failures.rank*.csv"):
+            path.unlink()
+        return {name: cause for name, _, cause in rows}
+
+
+def feature_files(out: Path, id: str) -> dict[str, Path]:
+    return {name: out / folder / f"{id}.npy" for name, folder in FOLDERS.items()}
+
+
+def is_finished(out: Path, id: str) -> bool:
+    return all(path.exists() for path in feature_files(out, id).values())
+
+
+# ---------------------------------------------------------------------------------------------
+# extract
+# ---------------------------------------------------------------------------------------------
+
+
+def ahead(items: Iterator, most: int) -> Iterator:
+    """The same items; a thread fetches up to `most` of them before they are asked for."""
+    buffer: queue.Queue = queue.Queue(most)
+    end, stop = object(), threading.Event()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                buffer.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def fetch() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    break
+            put(end)
+        except BaseException as error:
+            put(error)
+        finally:
+            items.close()
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    try:
+        while (item := buffer.get()) is not end:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def check(folder: Path, out: Path, made_with: dict) -> None:
+    """Before hours of work: are there videos, and does OUT hold features of the same kind or none?
+
+    Raises FileNotFoundError or ValueError.
+    """
+    find_videos(folder, llp=False)
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out} lies inside {folder}: its files would be taken for videos")
+    path = out / "extract.json"
+    if path.exists():
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):
+            raise ValueError(f"{path}: damaged, so nobody knows what made the features beside it; "
+                             "choose another folder") from None
+        if before != made_with:
+            changed = sorted(k for k in made_with.keys() | before.keys() if before.get(k) != made_with.get(k))
+            raise ValueError(f"{path}: the features there were made with other {' and '.join(changed)}; "
+                             "choose another folder")
+
+
+def extract(folder: str | Path, out: str | Path, clip, clap, made_with: dict, options: Options = Options(),
+            workers: int | None = None, group: int = 4, retry: bool = False) -> dict[str, int]:
+    """Features of all videos in `folder`; returns how many are finished, failed, ....
+
+    clip: has `images`, (N, 224, 224, 3) uint8 -> (N, 768); clap: has `sounds`, (N, 48000) float32 -> (N, 512).
+    made_with: what OUT remembers and later runs must share. group: videos that are encoded together.
+    retry: try the videos of failures.csv again. Raises ValueError.
+    """
+    folder, out = Path(folder), Path(out)
+    videos, same = find_videos(folder, options.llp)
+    failures = Failures(out, folder)
+    if retry:
+        failures.causes.clear()
+    groups = [videos[i : i + group] for i in range(0, len(videos), group)][ranks.RANK :: ranks.WORLD]
+    usable = [[v for v in g if is_finished(out, v.id) or failures.key(v.path) not in failures.causes] for g in groups]
+    # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
+    unfinished = [g for g in usable if not all(is_finished(out, v.id) for v in g)]
+    before = sum(len(g) for g in groups) - sum(len(g) for g in unfinished)
+    counts = collections.Counter()
+    workers = workers or max(1, (os.cpu_count() or 1) // ranks.LOCAL_WORLD)
+    segments = LLP_SEGMENTS if options.llp else options.segments
+    decoded = video.read_clips([v.path for g in unfinished for v in g], workers, segments, options.longest)
+    clips = ahead(decoded, workers)
+    name = "extract" if ranks.WORLD == 1 else f"extract, rank {ranks.RANK}"
+    ranks.barrier()  # everybody has read what earlier runs left
+    if ranks.RANK == 0:
+        write_json(out / "extract.json", made_with)
+    with tqdm(total=sum(len(g) for g in groups), initial=before, unit="video", desc=name, smoothing=0.05,
+              mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True, disable=ranks.RANK > 0) as bar:
+        for g in unfinished:
+            good = []
+            for v in g:
+                clip_or_cause = _with_both_streams(next(clips), options.missing)
+                if isinstance(clip_or_cause, str):
+                    failures.add(v.path, clip_or_cause)
+                    counts["failed"] += 1
+                    bar.set_postfix(failed=counts["failed"])
+                    bar.update()
+                else:
+                    good.append((v, clip_or_cause))
+            embed(good, clip, clap, out, counts)
+            bar.update(len(good))
+    clips.close()
+    ranks.barrier()
+    total = sum((collections.Counter(c) for c in ranks.all_of(dict(counts))), collections.Counter())
+    result = dict(videos=len(videos) + len(same), finished=0, failed=0, new=total["new"], no_sound=total["no sound"],
+                  no_picture=total["no picture"])
+    if ranks.RANK == 0:
+        failures = Failures(out, folder)
+        causes = failures.merge([v.path for v in videos if not is_finished(out, v.id)], same)
+        result |= dict(finished=sum(is_finished(out, v.id) for v in videos), failed=len(causes))
+        print(summary(result, causes, out), flush=True)
+    ranks.barrier()
+    return result
+
+
+def _with_both_streams(clip: video.Clip | str, missing: str) -> video.Clip | str:
+    """A clip that lacks a stream becomes a cause, unless the user wants zeros."""
+    if isinstance(clip, str) or missing == "zeros":
+        return clip
+    lacking = "sound" if clip.sounds is None else "picture" if clip.images is None else None
+    return clip if lacking is None else f"no {lacking}: the file has no such stream (--missing zeros would accept it)"
+
+
+def embed(clips: list[tuple[Video, video.Clip]], clip, clap, out: Path, counts: collections.Counter) -> None:
+    """Encode some clips together and write their files."""
+    for name, encode, size, kind in (("clip", clip.images, 768, "images"), ("clap", clap.sounds, 512, "sounds")):
+        there = [getattr(c, kind) for _, c in clips if getattr(c, kind) is not None]
+        vectors = in_batches(encode, np.concatenate(there), size) if there else np.zeros((0, size), np.float32)
+        first = 0
+        for v, c in clips:
+            if getattr(c, kind) is None:
+                rows = np.zeros((c.segments, size), np.float32)
+                counts["no picture" if kind == "images" else "no sound"] += 1
+            else:
+                rows = vectors[first : first + c.segments]  # (T, 768) or (T, 512)
+                first += c.segments
+            path = feature_files(out, v.id)[name]
+            if not path.exists():
+                counts["new"] += name == "clap"  # the second file finishes the video
+                write_array(path, rows)
+
+
+def in_batches(encode, inputs: np.ndarray, size: int) -> np.ndarray:
+    """(N, ...) -> (N, size), in even batches."""
+    outputs = [encode(x) for x in np.array_split(inputs, math.ceil(len(inputs) / SEGMENTS_AT_ONCE))]
+    return np.concatenate(outputs).astype(np.float32).reshape(-1, size)
+
+
+def summary(result: dict[str, int], causes: dict[str, str], out: Path) -> str:
+    """Every video is counted once."""
+    lines = [f"{result['videos']} videos: {result['finished']} have features in {out} "
+             f"({result['new']} new, {result['finished'] - result['new']} from before), {result['failed']} have none"]
+    for cause, n in collections.Counter(c.split(":")[0] for c in causes.values()).most_common():
+        lines.append(f"  {n:6d}  {cause}")
+    if causes:
+        lines.append(f"  each with its cause in {out / 'failures.csv'}; --retry tries them again")
+    for key, what in (("no_sound", "sound"), ("no_picture", "picture")):
+        if result[key]:
+            lines.append(f"  {result[key]:6d}  have zeros for lack of a {what} stream")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# text
+# ---------------------------------------------------------------------------------------------
+
+
+def write_texts(classes: list[str], out: str | Path, clip_texts, clap_texts, made_with: dict) -> None:
+    """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512)."""
+    out = Path(out)
+    for name, embed_texts in (("clip", clip_texts), ("clap", clap_texts)):
+        prompts = [PROMPTS[name].format(readable(c)) for c in classes]
+        path, size = out / TEXT_FILES[name][0], TEXT_FILES[name][1]
+        write_array(path, embed_texts(prompts).astype(np.float32).reshape(len(classes), size))
+        print(f"{path}: {len(classes)} classes, {prompts[0]!r}, ...")
+    write_json(out / "text.json", made_with | dict(classes=classes))
+
+
+def readable(name: str) -> str:
+    """A class name as one would say it: "Frying_(food)" -> "frying food"."""
+    return " ".join(re.sub(r"[_()]", " ", name).lower().split())
+
+
+def read_classes(source: str) -> list[str]:
+    """`llp`; the annotation file of UnAV-100 (.json), from which its list is read; or a text file, one name a line.
+
+    Raises FileNotFoundError or ValueError.
+    """
+    if source == "llp":
+        return list(LLP_CLASSES)
+    if source.endswith(".json"):
+        return list(read_unav(source).classes)
+    try:
+        names = [line.strip() for line in Path(source).read_text(encoding="utf-8-sig").splitlines()]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{source}: no such file, and not `llp`") from None
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{source}: not a text file ({reason(error)})") from None
+    names = [n for n in names if n]
+    twice = [n for n, count in collections.Counter(map(readable, names)).items() if count > 1 or not n]
+    if not names or twice:
+        raise ValueError(f"{source}: " + (f"a class is there twice: {twice[0]!r}" if names else "no class in it"))
+    return names

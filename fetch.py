@@ -1,0 +1,314 @@
+"""What comes from the network: annotations, feature files, weights of the encoders. Standard library only.
+
+    python features.py fetch DIR [--llp] [--unav]
+
+Nothing is believed before it is checked: a download has the size that the server announced, a zip file is whole and no
+name in it leads out of its folder. Partial downloads continue where they stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from features import LLP_DENSE_FILES, LLP_FEATURES, LLP_WEAK_FILES, atomic, read_llp, read_unav, reason, write_json
+
+HUB = "https://huggingface.co"
+ANNOTATIONS = {  # folder of the source layout -> where its annotation files are
+    "LLP": ("https://raw.githubusercontent.com/YapengTian/AVVP-ECCV20/master/data",
+            (*LLP_WEAK_FILES.values(), *LLP_DENSE_FILES.values())),
+    "UnAV": ("https://raw.githubusercontent.com/ttgeng233/UnAV/60144ed/data", ("unav100_annotations.json",)),
+}
+FEATURES = f"{HUB}/datasets/NTUBarista/uwav_features/resolve/main"  # {LLP,UnAV}_{CLIP,CLAP}.zip
+DRIVE = "a Google Drive folder, linked in the README of https://github.com/YapengTian/AVVP-ECCV20"
+ATTEMPTS = 8  # without progress
+PATIENCE = 30.0  # s without a byte
+BLOCK = 1 << 20  # bytes
+
+# ---------------------------------------------------------------------------------------------
+# Downloads
+# ---------------------------------------------------------------------------------------------
+
+
+def download(url: str, path: Path, pause: float = 1.0) -> None:
+    """Get `url` into `path`. Continues PATH.part; tries again after a dropped connection, waiting ever longer.
+
+    Raises ValueError: the server refuses, cannot be reached, or does not deliver what it announced.
+    """
+    part, tag_file = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.tag")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    failures, cause = 0, ""
+    while failures < ATTEMPTS:
+        have = part.stat().st_size if part.exists() else 0
+        try:
+            expected = _continue(url, part, tag_file, have)
+            size = part.stat().st_size
+            if size == expected:
+                os.replace(part, path)
+                tag_file.unlink(missing_ok=True)
+                return
+            cause = f"{size} bytes came, {expected} were announced"
+            if size > expected:
+                part.unlink()
+        except urllib.error.HTTPError as error:
+            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file there is another by now
+                part.unlink(missing_ok=True)
+                cause = "the server has another file than the one that was begun"
+            elif error.code < 500 and error.code != http.client.TOO_MANY_REQUESTS:
+                raise ValueError(f"{url}: the server says {error.code} {error.reason}") from None
+            else:
+                cause = f"the server says {error.code} {error.reason}"
+        except (OSError, http.client.HTTPException) as error:
+            cause = str(getattr(error, "reason", "") or reason(error))
+        now = part.stat().st_size if part.exists() else 0
+        failures = 0 if now > have else failures + 1
+        time.sleep(min(pause * 2**failures, 60) if failures else 0)
+    raise ValueError(f"{url}: cannot be downloaded ({cause}); what came is kept, run the command again to continue")
+
+
+def _continue(url: str, part: Path, tag_file: Path, have: int) -> int:
+    """Append to `part` what is missing; returns the size of the whole as the server announces it."""
+    headers = {"User-Agent": "uwav", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if tag_file.exists():
+            headers["If-Range"] = tag_file.read_text()  # a changed file is sent from its beginning
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
+        announced = answer.headers.get("Content-Length")
+        if answer.status == http.client.PARTIAL_CONTENT:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+            if not match or int(match[1]) != have:
+                raise OSError("the server continued at another place than was asked for")
+            mode, expected = "ab", int(match[2])
+        elif announced is None:
+            raise OSError("the server does not say how large the file is")
+        else:
+            mode, have, expected = "wb", 0, int(announced)
+        if answer.headers.get("ETag"):
+            tag_file.write_text(answer.headers["ETag"])
+        else:
+            tag_file.unlink(missing_ok=True)
+        with (open(part, mode) as file,
+              tqdm(total=expected, initial=have, unit="B", unit_scale=True, desc=part.stem,
+                   disable=expected < BLOCK) as bar):
+            while block := answer.read(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+    return expected
+
+
+# ---------------------------------------------------------------------------------------------
+# Zip files
+# ---------------------------------------------------------------------------------------------
+
+
+class BrokenArchive(ValueError):
+    """The zip file is not whole: worth another download."""
+
+
+def extract_features(archive: Path, folder: Path) -> int:
+    """Feature files of a zip -> folder/segment_feats/ID.npy and folder/event_feats/all_event_feats.npy; how many.
+
+    Only the last part of a name in the archive is used, and an archive with absolute names, `..` or links is refused as
+    a whole. Raises ValueError naming the archive; nothing is then extracted, or only whole files are.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = [m for m in opened.infolist() if m.filename.endswith(".npy")]
+            for member in opened.infolist():
+                place = PurePosixPath(member.filename.replace("\\", "/"))
+                if place.is_absolute() or ".." in place.parts or ":" in place.parts[0]:
+                    raise ValueError(f"{archive}: holds the name {member.filename!r}, which leads out of its folder")
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise ValueError(f"{archive}: holds a link, {member.filename!r}")
+            members = [m for m in members if not _is_rubbish(m)]
+            if not members:
+                raise ValueError(f"{archive}: holds no .npy file")
+            needed, free = sum(m.file_size for m in members), shutil.disk_usage(_existing(folder)).free
+            if needed > free:
+                raise ValueError(f"{archive}: its files need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+            for member in tqdm(members, desc=f"extract {archive.name}", unit="file"):
+                name = PurePosixPath(member.filename).name
+                target = folder / ("event_feats" if name == "all_event_feats.npy" else "segment_feats") / name
+                if target.exists() and target.stat().st_size == member.file_size:
+                    continue
+                with atomic(target) as temporary, opened.open(member) as source, open(temporary, "wb") as out:
+                    shutil.copyfileobj(source, out)  # the checksum is verified at its end
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise BrokenArchive(f"{archive}: not a whole zip file ({reason(error)}); fetch again") from None
+    return len(members)
+
+
+def _is_rubbish(member: zipfile.ZipInfo) -> bool:
+    """What macOS adds to an archive."""
+    return "__MACOSX" in member.filename or PurePosixPath(member.filename).name.startswith("._")
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+# ---------------------------------------------------------------------------------------------
+# fetch: the published files of both datasets
+# ---------------------------------------------------------------------------------------------
+
+
+def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirror: str | None = None) -> None:
+    """Annotations, CLIP and CLAP features of LLP and UnAV -> the source layout that `pack` reads.
+
+    `mirror`: a server that has all files in one place. What was fetched before is kept. Raises ValueError.
+    """
+    folder = Path(folder)
+    noted = _read_notes(folder / "fetched.json")
+    for dataset in datasets:
+        base, files = ANNOTATIONS[dataset]
+        for file in files:
+            path = folder / dataset / file
+            if not path.exists():
+                download(f"{mirror or base}/{file}", path)
+        try:
+            read_llp(folder / "LLP") if dataset == "LLP" else read_unav(folder / "UnAV" / files[0])
+        except ValueError as error:
+            raise ValueError(f"{error}; delete the file and fetch again") from None
+        for encoder in ("CLIP", "CLAP"):
+            name = f"{dataset}_{encoder}.zip"
+            if name in noted:
+                print(f"{name}: fetched before, {noted[name]['files']} files")
+                continue
+            archive = folder / name
+            if not archive.exists():
+                download(f"{mirror or FEATURES}/{name}", archive)
+            size = archive.stat().st_size
+            try:
+                count = extract_features(archive, folder / dataset / f"feats_{encoder}")
+            except BrokenArchive:
+                archive.unlink()  # a second try must not find it
+                raise
+            noted[name] = {"bytes": size, "files": count}
+            write_json(folder / "fetched.json", noted)
+            archive.unlink()
+            print(f"{name}: {count} files")
+    if "LLP" in datasets:
+        for name in ("vggish", "res152", "r2plus1d_18"):
+            place = folder / LLP_FEATURES[name][0]
+            if not place.is_dir():
+                print(f"{name}: not fetched, it is in {DRIVE}; needed for feature set `base` only. "
+                      f"Put its <id>.npy files into {place}/")
+
+
+def _read_notes(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        raise ValueError(f"{path}: not a JSON file; delete it and fetch again") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# Weights of the encoders
+# ---------------------------------------------------------------------------------------------
+
+RANDOM = "random"
+CLIP_NAMES = ("openai",)
+CLIP_REPOSITORY = "timm/vit_large_patch14_clip_224.openai"  # where open_clip takes them from
+CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+CLAP_NAMES = ("630k-audioset-best", "630k-best", "630k-audioset-fusion-best", "630k-fusion-best",
+              "music_audioset_epoch_15_esc_90.14", "music_speech_audioset_epoch_15_esc_89.98",
+              "music_speech_epoch_15_esc_89.25")
+CLAP_REPOSITORY = "lukewys/laion_clap"
+NETWORK_WAIT = 2.0  # s
+
+
+def clip_weights(choice: str) -> Path | None:
+    """The file behind --clip-weights (a name or a file); None for `random`. FileNotFoundError tells the way out."""
+    return _find_weights("clip", choice, CLIP_NAMES, CLIP_REPOSITORY, CLIP_FILES)
+
+
+def clap_weights(choice: str) -> Path | None:
+    """The file behind --clap-weights (a name or a file); None for `random`. FileNotFoundError tells the way out."""
+    return _find_weights("clap", choice, CLAP_NAMES, CLAP_REPOSITORY, (f"{choice}.pt",))
+
+
+def _find_weights(encoder: str, choice: str, names: tuple[str, ...], repository: str,
+                  files: tuple[str, ...]) -> Path | None:
+    """A name is looked for in the hub's cache, then downloaded."""
+    if choice == RANDOM:
+        return None
+    if choice not in names:
+        if not Path(choice).is_file():
+            raise FileNotFoundError(f"--{encoder}-weights {choice}: no such file, and not one of "
+                                    f"{', '.join(names)}, {RANDOM}")
+        return Path(choice)
+    network = online()
+    if not network:  # said before anything imports the hub's library, which would try for minutes
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    import huggingface_hub
+
+    for file in files:
+        cached = huggingface_hub.try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    cause = "no network"
+    for file in files if network else ():
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+        except Exception as error:  # the hub's own, those of its HTTP library, and OSError
+            cause = reason(error)
+    raise FileNotFoundError(
+        f"the {encoder.upper()} weights {choice!r} are not on this machine and cannot be downloaded ({cause}): bring "
+        f"{HUB}/{repository}/resolve/main/{files[-1]} and name that file with --{encoder}-weights FILE "
+        f"(or --{encoder}-weights {RANDOM} for a dry run)")
+
+
+def online() -> bool:
+    """Whether the hub answers within 2 s. `HF_HUB_OFFLINE=1` says no without asking."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
+            urllib.request.urlopen(request, timeout=NETWORK_WAIT).close()
+        except urllib.error.HTTPError:  # it answers, if only that it does not like the question
+            pass
+        except (OSError, ValueError, http.client.HTTPException):
+            return
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()  # looking up a host's name heeds no time limit, so we do
+    return answered.wait(NETWORK_WAIT)
+
+
+def warn_of_random(files: dict[str, Path | None]) -> None:
+    for name, file in files.items():
+        if file is None:
+            print(f"WARNING: {name.upper()} has RANDOM WEIGHTS. This is a dry run, its embeddings mean nothing.",
+                  file=sys.stderr, flush=True)
+
+
+def identity_of_weights(choice: str, file: Path | None) -> dict[str, str]:
+    """What a folder of features remembers of an encoder."""
+    if file is None:
+        return {"weights": RANDOM}
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(BLOCK):
+            digest.update(block)
+    return {"weights": Path(choice).name, "sha256": digest.hexdigest()}

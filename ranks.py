@@ -1,0 +1,91 @@
+"""What `torchrun` needs of us: the processes ("ranks") of one run, on one machine or several.
+
+Without torchrun there is one rank, number 0, and every function here does nothing. Training is data-parallel: each
+rank computes its share of every batch and DistributedDataParallel averages the gradients. Losses are computed from
+the outputs of *all* ranks (`gather`), so they, and with dropout off the weights, are those of a single process.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+RANK = int(os.environ.get("RANK", 0))
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
+LOCAL_WORLD = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+PATIENCE = timedelta(days=7)  # ranks may finish hours apart; one that dies ends the others at once, through torchrun
+
+
+def connect(device: str) -> str:
+    """Join the other ranks; returns this rank's device: `cuda` becomes the GPU of this rank's number on its machine."""
+    if device == "cuda" and WORLD > 1:
+        device = f"cuda:{LOCAL_RANK % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
+    if WORLD > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+    return device
+
+
+def disconnect() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    if WORLD > 1:
+        dist.barrier()
+
+
+def all_of(value: object) -> list:
+    """The `value` of every rank, in rank order."""
+    values = [value] * WORLD
+    if WORLD > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def parallel(model: nn.Module) -> nn.Module:
+    """The same model, its gradients averaged over all ranks."""
+    return model if WORLD == 1 else nn.parallel.DistributedDataParallel(model)
+
+
+def share(n: int) -> slice:
+    """The part of a batch of n that this rank computes: whole videos, as even as can be, never empty."""
+    first, last = n * RANK // WORLD, n * (RANK + 1) // WORLD
+    return slice(first, last) if last > first else slice(0, 1)  # computed in vain, see `gather`
+
+
+def agree(x: Tensor) -> Tensor:
+    """Rank 0's random draw, for all."""
+    if WORLD > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
+def gather(x: Tensor, n: int) -> Tensor:
+    """Outputs of this rank's share of a batch of n -> those of the whole batch, (n, ...), on every rank."""
+    return x if WORLD == 1 else _Gather.apply(x, n)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, n: int) -> Tensor:
+        first, last = n * RANK // WORLD, n * (RANK + 1) // WORLD
+        ctx.rows = slice(first, last)
+        ctx.shape = x.shape
+        whole = x.new_zeros(n, *x.shape[1:])
+        whole[ctx.rows] = x[: last - first]
+        dist.all_reduce(whole)  # a sum in which all but one term are 0
+        return whole
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        """Every rank computes the same loss; DistributedDataParallel will divide by their number, so we multiply."""
+        own = gradient.new_zeros(ctx.shape)
+        own[: ctx.rows.stop - ctx.rows.start] = gradient[ctx.rows] * WORLD
+        return own, None

@@ -1,0 +1,313 @@
+"""One video file -> what is seen and heard in each of its seconds. Needs PyAV and Pillow, no PyTorch.
+
+Segment t of a video is its second [t, t + 1). What is seen in it is the frame that a player shows at t + 0.5 s, as
+CLIP wants it: short side 224, centre crop. What is heard is its waveform, 48 kHz, mono, as CLAP wants it.
+
+Files from the internet are short of a stream, cut off, damaged or no videos at all. Each of these is a ValueError
+with a cause of a few words, so that whoever reads ten thousand of them can count the causes.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+IMAGE_SIZE = 224  # pixels, both sides
+SAMPLE_RATE = 48_000  # Hz
+SEEN_AT = 0.5  # s after the beginning of a segment
+TAIL = 0.1  # s: a last segment shorter than this is no segment (containers overrun by a frame or two)
+CUT_SHORT = 0.5  # s that may be missing from the length that the container declares
+GAP = 0.1  # s between two pieces of sound that count as silence; less is rounding of timestamps
+BROKEN_SHARE = 0.1  # of the packets may be damaged; a video with more is refused
+MAX_PIXELS = 2**26  # of a frame (8K video has half of that): damaged headers ask for gigabytes
+LONGEST = 600.0  # s: decoded, a second takes 0.35 MB
+STUCK = 300.0  # s: a process that works longer on one video is stopped
+
+
+@dataclass(frozen=True)
+class Clip:
+    """T segments of one video. A stream that the video lacks is None."""
+
+    seconds: float  # length of the video
+    images: np.ndarray | None  # (T, 224, 224, 3) uint8, RGB
+    sounds: np.ndarray | None  # (T, 48000) float32, in [-1, 1] unless the file clips
+
+    @property
+    def segments(self) -> int:
+        return len(self.images if self.images is not None else self.sounds)
+
+
+def read_clip(path: str | Path, segments: int | None = None, longest: float = LONGEST) -> Clip:
+    """Decode a video file in one pass over its best video and audio stream.
+
+    T is `segments`, or ceil(length in s) without it (0.1 s over a whole second do not count). Where the picture ends
+    before the sound does, the last frame stays; where the sound begins late or ends early, there is silence.
+    Raises ValueError("cause: detail").
+    """
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            images, sounds, declared = _decode(container, longest)
+    except av.FFmpegError as error:
+        raise ValueError(f"cannot be read: {error.strerror or error}") from None
+    decoded = max(s.end for s in (images, sounds) if s is not None)
+    if declared is not None and decoded < declared - CUT_SHORT:
+        raise ValueError(f"cut short: {decoded:.1f} s of {declared:.1f} s")
+    for stream in (images, sounds):
+        if stream is not None and stream.end < stream.declared - CUT_SHORT:
+            raise ValueError(f"cut short: its {stream.kind} ends after {stream.end:.1f} s of {stream.declared:.1f} s")
+    # The container knows how long the last frame stays; a declared length far below what was decoded is wrong.
+    seconds = declared if declared is not None and declared > decoded - CUT_SHORT else decoded
+    T = segments or math.ceil(seconds - TAIL)
+    if T < 1 or seconds <= T - 1:
+        raise ValueError(f"cut short: {seconds:.1f} s are less than {T or 1} segments")
+    return Clip(seconds, images and images.segments(T), sounds and sounds.segments(T))
+
+
+def _decode(container: av.container.InputContainer, longest: float) -> tuple[_Images | None, _Sounds | None, float]:
+    """All of the file, packet by packet; also the length that the container declares (None: it does not say)."""
+    video, audio = container.streams.best("video"), container.streams.best("audio")
+    if video and video.disposition & av.stream.Disposition.attached_pic:
+        video = None  # the cover of a song
+    declared = container.duration and container.duration / av.time_base
+    if declared and declared > longest:
+        raise ValueError(f"too long: {declared:.0f} s, the limit is {longest:.0f} s")
+    origin = max(0.0, (container.start_time or 0) / av.time_base)  # s: time stamps need not begin at 0
+    images = video and _Images(video, origin, longest)
+    sounds = audio and _Sounds(audio, origin, longest)
+    streams = {s.stream.index: s for s in (images, sounds) if s}
+    if not streams:
+        raise ValueError("no stream: neither pictures nor sound in it")
+    packets, broken = 0, 0
+    demuxed = container.demux([s.stream for s in streams.values()])
+    while True:
+        try:
+            packet = next(demuxed, None)
+        except av.FFmpegError:  # the file is damaged here, and there is no way past it
+            broken += 1
+            break
+        if packet is None:
+            break
+        packets += packet.size > 0
+        try:
+            for frame in packet.decode():
+                streams[packet.stream.index].add(frame)
+        except av.FFmpegError:
+            broken += 1
+    if sounds:
+        sounds.flush()
+    if broken > BROKEN_SHARE * packets:
+        raise ValueError(f"damaged: {broken} of {packets} packets cannot be decoded")
+    if broken == 0:  # a stream without content in a sound file is a missing stream
+        images, sounds = (s if s and s.end else None for s in (images, sounds))
+    for s in (images, sounds):
+        if s and not s.end:
+            raise ValueError(f"damaged: nothing of its {s.kind} can be decoded")
+    if not (images or sounds):
+        raise ValueError("no stream: its streams are empty")
+    return images, sounds, declared or None
+
+
+class _Stream:
+    """Common to pictures and sound: when a frame is shown, how far the stream reached, how far it should."""
+
+    def __init__(self, stream: av.stream.Stream, origin: float, longest: float):
+        self.stream, self.origin, self.longest = stream, origin, longest
+        stream.codec_context.thread_count = 1  # the cores are busy with other videos
+        self.end = 0.0  # s
+        self.declared = float(stream.duration * stream.time_base) if stream.duration else 0.0  # s
+
+    def time_of(self, frame: av.frame.Frame) -> float | None:
+        """In s from the beginning of the video; None if the frame has no time stamp."""
+        if frame.pts is None:
+            return None
+        time = frame.time - self.origin
+        if time > self.longest + 1:
+            raise ValueError(f"damaged: a time stamp of {time:.0f} s")
+        return time
+
+
+class _Images(_Stream):
+    """Takes frames in the order in which they are shown, keeps one picture a segment."""
+
+    kind = "picture"
+
+    def __init__(self, stream: av.video.stream.VideoStream, origin: float, longest: float):
+        super().__init__(stream, origin, longest)
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        self.kept: list[np.ndarray] = []  # of the segments so far
+        self.frame: av.VideoFrame | None = None  # shown now
+        self.picture: np.ndarray | None = None  # of that frame, once a segment wanted it
+        self.first, self.frames = 0.0, 0
+
+    def add(self, frame: av.VideoFrame) -> None:
+        time = self.time_of(frame)
+        if time is None:
+            return
+        if self.frame is None:
+            self.frame, self.first = frame, time  # what comes before the first frame looks like it
+        self._keep_until(math.ceil(time - SEEN_AT))  # the middles of these segments lie before `time`
+        self.frame, self.picture = frame, None
+        self.frames += 1
+        usual = (time - self.first) / max(1, self.frames - 1)  # s from frame to frame
+        self.end = max(self.end, time + (float(frame.duration * frame.time_base) if frame.duration else usual))
+
+    def _keep_until(self, segments: int) -> None:
+        while len(self.kept) < segments:
+            if self.picture is None:
+                self.picture = square_image(self.frame.to_ndarray(format="rgb24"), self.frame.rotation)
+            self.kept.append(self.picture)
+
+    def segments(self, T: int) -> np.ndarray:
+        self._keep_until(T)
+        return np.stack(self.kept[:T])  # (T, 224, 224, 3)
+
+
+def square_image(pixels: np.ndarray, rotation: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8 -> (224, 224, 3): turned upright (degrees counterclockwise), short side 224, centre crop.
+
+    Pixel for pixel what CLIP's own preprocessing (resize and centre crop of torchvision, on a PIL image) makes.
+    """
+    image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(rotation / 90))))
+    w, h = image.size
+    scale = IMAGE_SIZE / min(w, h)
+    w, h = (IMAGE_SIZE, int(IMAGE_SIZE * h / w)) if w <= h else (int(IMAGE_SIZE * w / h), IMAGE_SIZE)
+    image = image.resize((w, h), Image.Resampling.BICUBIC) if scale != 1 else image
+    left, top = round((w - IMAGE_SIZE) / 2), round((h - IMAGE_SIZE) / 2)
+    return np.asarray(image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE)))  # (224, 224, 3)
+
+
+class _Sounds(_Stream):
+    """Lays pieces of sound end to end: time stamps place the first and tell of gaps, they are too coarse for more."""
+
+    kind = "sound"
+
+    def __init__(self, stream: av.audio.stream.AudioStream, origin: float, longest: float):
+        super().__init__(stream, origin, longest)
+        self.pieces: list[np.ndarray] = []
+        self.samples = 0  # so far
+        self.resampler, self.format = None, None
+
+    def add(self, frame: av.AudioFrame) -> None:
+        format = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if format != self.format:  # the first frame, or the stream changes
+            self.flush()
+            # Packed samples of all channels: averaging them ourselves keeps the level, and planar samples of
+            # more than 8 channels, which damaged files claim to have, are not safe to read.
+            self.resampler, self.format = av.AudioResampler("flt", frame.layout.name, SAMPLE_RATE), format
+        self._lay(self.resampler.resample(frame))
+
+    def flush(self) -> None:
+        if self.resampler is not None:
+            self._lay(self.resampler.resample(None))
+            self.resampler, self.format = None, None
+
+    def _lay(self, frames: list[av.AudioFrame]) -> None:
+        for frame in frames:
+            piece = frame.to_ndarray().reshape(frame.samples, -1).mean(1)  # (samples, channels) -> (samples,)
+            time = self.time_of(frame)
+            gap = 0 if time is None else round(time * SAMPLE_RATE) - self.samples
+            if gap > GAP * SAMPLE_RATE or (not self.pieces and gap > 0):
+                self.pieces.append(np.zeros(gap, np.float32))
+                self.samples += gap
+            elif not self.pieces and gap < 0:
+                piece = piece[-gap:]  # before the beginning of the video
+            self.pieces.append(piece)
+            self.samples += len(piece)
+            self.end = self.samples / SAMPLE_RATE
+
+    def segments(self, T: int) -> np.ndarray:
+        wave = np.concatenate(self.pieces)[: T * SAMPLE_RATE]
+        wave = np.pad(wave, (0, T * SAMPLE_RATE - len(wave))).astype(np.float32)
+        return np.nan_to_num(wave).reshape(T, SAMPLE_RATE)  # (T, 48000)
+
+
+# ---------------------------------------------------------------------------------------------
+# Many files: processes that decode
+# ---------------------------------------------------------------------------------------------
+
+
+def read_clips(paths: list[Path], workers: int, segments: int | None = None, longest: float = LONGEST,
+               stuck: float = STUCK, read: Callable = read_clip) -> Iterator[Clip | str]:
+    """The clip of every path, in order; a cause instead of a clip where there is none.
+
+    A decoder that dies or hangs costs the video it was at, and is replaced. At most two videos a worker are
+    decoded ahead of the consumer.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting = collections.deque(enumerate(paths))
+    working: dict[Connection, tuple[multiprocessing.Process, int, float]] = {}  # process, video, since when
+    idle: list[tuple[Connection, multiprocessing.Process]] = []
+    results: dict[int, Clip | str] = {}
+    done = 0
+    try:
+        while done < len(paths):
+            while waiting and waiting[0][0] < done + 2 * workers and len(working) < workers:
+                connection, process = idle.pop() if idle else _start_decoder(context, read, segments, longest)
+                index, path = waiting.popleft()
+                try:
+                    connection.send(path)
+                except OSError:  # it died in the meantime; recv below will notice
+                    pass
+                working[connection] = process, index, time.monotonic()
+            for connection in wait(list(working), timeout=1.0):
+                process, index, _ = working.pop(connection)
+                try:
+                    results[index] = connection.recv()
+                    idle.append((connection, process))
+                except (EOFError, OSError):
+                    process.join()
+                    results[index] = f"crashed: the decoder ended with {_ending(process.exitcode)}"
+            for connection, (process, index, since) in list(working.items()):
+                if time.monotonic() - since > stuck:
+                    process.kill()
+                    del working[connection]
+                    results[index] = f"hangs: not decoded after {stuck:.0f} s"
+            while done in results:
+                yield results.pop(done)
+                done += 1
+    finally:
+        for process in (*(p for p, _, _ in working.values()), *(p for _, p in idle)):
+            process.kill()
+
+
+def _ending(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+
+
+def _start_decoder(context: multiprocessing.context.SpawnContext, *arguments) -> tuple[Connection, multiprocessing.Process]:
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_decoder, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    return ours, process
+
+
+def _decoder(connection: Connection, read: Callable, segments: int | None, longest: float) -> None:
+    """The process: paths in, clips or causes out, until the other end closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
+    while True:
+        try:
+            path = connection.recv()
+        except EOFError:
+            return
+        try:
+            result = read(path, segments, longest)
+        except ValueError as error:
+            result = str(error)
+        except Exception as error:  # whatever a damaged file makes a library raise: it costs this video only
+            result = f"cannot be read: {type(error).__name__}: {error}"
+        try:
+            connection.send(result)
+        except OSError:
+            return
