@@ -274,10 +274,9 @@ def clap_texts(texts: list[str], weights: Path | None, device: str | torch.devic
 
         model = laion_clap.CLAP_Module(enable_fusion=fusion, amodel=f"HTSAT-{size}", device=str(device))
         tokens = len(model.tokenize)
-    except OSError as error:
-        tokens, cause = 0, reason(error)
-    else:
         cause = f"its tokenizer has {tokens} tokens instead of {ROBERTA_VOCABULARY}"
+    except OSError as error:  # also of a torchaudio that does not fit this PyTorch
+        tokens, cause = 0, reason(error)
     if tokens != ROBERTA_VOCABULARY:
         raise FileNotFoundError(
             f"CLAP's text encoder needs roberta-base, which is not in the hub's cache and cannot be downloaded "

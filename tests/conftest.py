@@ -1,12 +1,20 @@
 """Where the recorded reference cases and the real annotations are, if this machine has them."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+# Tests are offline, and nothing of this machine's Hugging Face cache takes part. Set before anything imports the library.
+HUB = Path(tempfile.mkdtemp(prefix="uwav-hub-"))
+atexit.register(shutil.rmtree, HUB, ignore_errors=True)
+os.environ |= {"HF_HOME": str(HUB), "HF_HUB_OFFLINE": "1"}
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
