@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import ranks
 from features import reason
 from fetch import online
 
@@ -147,6 +148,12 @@ def choose_device(name: str | None) -> str:
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this PyTorch sees no GPU")
     return name
+
+
+def cpu_threads() -> int:
+    """How many batches to encode at a time, each by one thread: so the numbers do not depend on the cores' number."""
+    torch.set_num_threads(1)
+    return max(1, (os.cpu_count() or 1) // ranks.LOCAL_WORLD)
 
 
 def half_precision(device: torch.device) -> torch.autocast:

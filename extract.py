@@ -6,8 +6,9 @@
     OUT/extract.json                         what made all this: weights and options
 
 Processes decode (video.py), this one encodes (encoders.py). A crash in a decoder costs one video. Videos are encoded
-a few at a time, always the same ones together, whatever was finished before: an interrupted run ends with the very
-bytes of one that was not. Under torchrun every rank takes every WORLD-th of these groups.
+in groups, always the same ones together whatever was finished before, because the last bits of an embedding depend on
+its batch: an interrupted run ends with the very bytes of one that was not. Under torchrun every rank takes every
+WORLD-th group. On a CPU several groups are encoded at a time, each by one thread, for the same reason.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -190,12 +192,12 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
 
 
 def extract(folder: str | Path, out: str | Path, clip, clap, made_with: dict, options: Options = Options(),
-            workers: int | None = None, group: int = 4, retry: bool = False) -> dict[str, int]:
+            workers: int | None = None, group: int = 4, threads: int = 1, retry: bool = False) -> dict[str, int]:
     """Features of all videos in `folder`; returns how many are finished, failed, ....
 
     clip: has `images`, (N, 224, 224, 3) uint8 -> (N, 768); clap: has `sounds`, (N, 48000) float32 -> (N, 512).
     made_with: what OUT remembers and later runs must share. group: videos that are encoded together.
-    retry: try the videos of failures.csv again. Raises ValueError.
+    threads: groups that are encoded at a time. retry: try the videos of failures.csv again.
     """
     folder, out = Path(folder), Path(out)
     videos, same = find_videos(folder, options.llp)
@@ -207,7 +209,7 @@ def extract(folder: str | Path, out: str | Path, clip, clap, made_with: dict, op
     # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
     unfinished = [g for g in usable if not all(is_finished(out, v.id) for v in g)]
     before = sum(len(g) for g in groups) - sum(len(g) for g in unfinished)
-    counts = collections.Counter()
+    counts, running = collections.Counter(), collections.deque()
     workers = workers or max(1, (os.cpu_count() or 1) // ranks.LOCAL_WORLD)
     segments = LLP_SEGMENTS if options.llp else options.segments
     decoded = video.read_clips([v.path for g in unfinished for v in g], workers, segments, options.longest)
@@ -216,21 +218,29 @@ def extract(folder: str | Path, out: str | Path, clip, clap, made_with: dict, op
     ranks.barrier()  # everybody has read what earlier runs left
     if ranks.RANK == 0:
         write_json(out / "extract.json", made_with)
-    with tqdm(total=sum(len(g) for g in groups), initial=before, unit="video", desc=name, smoothing=0.05,
-              mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True, disable=ranks.RANK > 0) as bar:
+    with (ThreadPoolExecutor(threads) as pool,
+          tqdm(total=sum(len(g) for g in groups), initial=before, unit="video", desc=name, smoothing=0.05,
+               mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True, disable=ranks.RANK > 0) as bar):
+
+        def note(done: collections.Counter) -> None:
+            counts.update(done)
+            bar.set_postfix(failed=counts["failed"], refresh=False)
+            bar.update(done["videos"])
+
         for g in unfinished:
             good = []
             for v in g:
                 clip_or_cause = _with_both_streams(next(clips), options.missing)
                 if isinstance(clip_or_cause, str):
                     failures.add(v.path, clip_or_cause)
-                    counts["failed"] += 1
-                    bar.set_postfix(failed=counts["failed"])
-                    bar.update()
+                    note(collections.Counter(videos=1, failed=1))
                 else:
                     good.append((v, clip_or_cause))
-            embed(good, clip, clap, out, counts)
-            bar.update(len(good))
+            running.append(pool.submit(embed, good, clip, clap, out))
+            if len(running) > threads:
+                note(running.popleft().result())
+        while running:
+            note(running.popleft().result())
     clips.close()
     ranks.barrier()
     total = sum((collections.Counter(c) for c in ranks.all_of(dict(counts))), collections.Counter())
@@ -253,8 +263,9 @@ def _with_both_streams(clip: video.Clip | str, missing: str) -> video.Clip | str
     return clip if lacking is None else f"no {lacking}: the file has no such stream (--missing zeros would accept it)"
 
 
-def embed(clips: list[tuple[Video, video.Clip]], clip, clap, out: Path, counts: collections.Counter) -> None:
-    """Encode some clips together and write their files."""
+def embed(clips: list[tuple[Video, video.Clip]], clip, clap, out: Path) -> collections.Counter:
+    """Encode some clips together and write their files; returns what to count."""
+    counts = collections.Counter(videos=len(clips))
     for name, encode, size, kind in (("clip", clip.images, 768, "images"), ("clap", clap.sounds, 512, "sounds")):
         there = [getattr(c, kind) for _, c in clips if getattr(c, kind) is not None]
         vectors = in_batches(encode, np.concatenate(there), size) if there else np.zeros((0, size), np.float32)
@@ -270,6 +281,7 @@ def embed(clips: list[tuple[Video, video.Clip]], clip, clap, out: Path, counts: 
             if not path.exists():
                 counts["new"] += name == "clap"  # the second file finishes the video
                 write_array(path, rows)
+    return counts
 
 
 def in_batches(encode, inputs: np.ndarray, size: int) -> np.ndarray:

@@ -557,10 +557,11 @@ def run_extract(options: argparse.Namespace) -> None:
     device = ranks.connect(device)
     try:
         extract.check(options.videos, options.out, made_with)
-        group = options.group or (16 if device.startswith("cuda") else 4)
+        on_gpu = device.startswith("cuda")
         clip, clap = encoders.Clip(files["clip"], device), encoders.ClapAudio(files["clap"], device)
-        extract.extract(options.videos, options.out, clip, clap, made_with, choices, options.workers, group,
-                        options.retry)
+        extract.extract(options.videos, options.out, clip, clap, made_with, choices, options.workers,
+                        group=options.group or (16 if on_gpu else 4), threads=1 if on_gpu else encoders.cpu_threads(),
+                        retry=options.retry)
     finally:
         ranks.disconnect()
 

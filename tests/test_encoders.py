@@ -1,6 +1,5 @@
 """CLIP and CLAP are the libraries' own, as they document themselves: same numbers from the same files of weights."""
 
-import json
 import os
 import pickle
 import subprocess
@@ -20,28 +19,17 @@ for module in ("av", "open_clip", "laion_clap"):
 import encoders
 import fetch
 import hub
+import tiny_extract
 import video
 from conftest import HUB
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY_CLIP = {"embed_dim": 768, "quick_gelu": True,
-             "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32},
-             "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}}
 
 
-@pytest.fixture(scope="session")
-def tiny_clip(tmp_path_factory) -> str:
+@pytest.fixture(scope="module")
+def tiny_clip() -> str:
     """The name of a small CLIP that open_clip builds."""
-    encoders.import_torchvision()
-    import open_clip
-
-    path = tmp_path_factory.mktemp("clip") / "tiny-quickgelu.json"
-    path.write_text(json.dumps(TINY_CLIP))
-    open_clip.add_model_config(path)
-    path = path.with_name("tiny-gelu.json")
-    path.write_text(json.dumps(TINY_CLIP | {"quick_gelu": False}))
-    open_clip.add_model_config(path)
-    return "tiny-quickgelu"
+    return tiny_extract.register()
 
 
 # ---- CLIP ----
