@@ -540,6 +540,10 @@ def need_feature_packages() -> None:
 def run_extract(options: argparse.Namespace) -> None:
     """`extract`: everything that can be refused is refused before the encoders are built."""
     need_feature_packages()
+    for name in ("segments", "longest", "workers", "group"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name} {value}: must be above 0")
     import fetch
 
     files = dict(clip=fetch.clip_weights(options.clip_weights), clap=fetch.clap_weights(options.clap_weights))

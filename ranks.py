@@ -18,7 +18,7 @@ RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 LOCAL_WORLD = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-PATIENCE = timedelta(days=7)  # ranks may finish hours apart; one that dies ends the others at once, through torchrun
+PATIENCE = timedelta(days=1)  # ranks may finish hours apart; one that dies ends the others at once, through torchrun
 
 
 def connect(device: str) -> str:
@@ -27,8 +27,21 @@ def connect(device: str) -> str:
         device = f"cuda:{LOCAL_RANK % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
     if WORLD > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+        backend = "nccl" if device.startswith("cuda") else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE, **_meeting_point())
     return device
+
+
+def _meeting_point() -> dict:
+    """Where the ranks find each other. On one machine torchrun keeps a single store over restarts, with the addresses
+    of dead processes in it, so every start gets its own part of it. Several machines: `--rdzv-backend=c10d` does that.
+    """
+    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+        return {}
+    hosts_store = RANK == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), WORLD, hosts_store, PATIENCE)
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dict(store=dist.PrefixStore(f"start {start}", store), rank=RANK, world_size=WORLD)
 
 
 def disconnect() -> None:
