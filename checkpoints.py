@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import ranks
 from features import atomic, reason
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
@@ -51,6 +52,8 @@ class Run:
         if score > self.best_score:
             self.best_score = score
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        if ranks.RANK > 0:
+            return
         with atomic(self.path.with_suffix(".jsonl")) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
         started = time.monotonic()
@@ -67,10 +70,11 @@ class Run:
         if self.best_weights is None:
             raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         self.model.load_state_dict(self.best_weights)
-        with atomic(self.path) as temporary:
-            torch.save(dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
-                            score=self.best_score, weights=self.best_weights), temporary)
-        self.state_path.unlink(missing_ok=True)
+        if ranks.RANK == 0:
+            with atomic(self.path) as temporary:
+                torch.save(dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
+                                score=self.best_score, weights=self.best_weights), temporary)
+            self.state_path.unlink(missing_ok=True)
         return self.model.eval()
 
 

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import ranks
 import uwav
+from data import FEATURE_SETS, load_source, load_target, load_text
 from features import LLP_WEAK_FILES, UNAV_SPLITS, atomic, one_sentence_errors, read_index, reason, write_json
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -98,7 +100,13 @@ def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float 
 def check_finished(path: Path, made_with: dict, settings: dict) -> None:
     if made_with != settings:
         raise ValueError(f"{path}: made with other settings or other data; delete it or choose another folder")
-    print(f"{path}: finished before, kept", flush=True)
+    say(f"{path}: finished before, kept")
+
+
+def say(line: str) -> None:
+    """Under torchrun, one rank speaks for all."""
+    if ranks.RANK == 0:
+        print(line, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -116,12 +124,13 @@ def pretrain(context: Context, out: Path) -> None:
     path = out / "teacher.pt"
     if path.exists() and (out / "teacher.json").exists():
         return check_finished(path, uwav.load_file(path).get("settings"), settings)
-    train, validation, test = (uwav.load_source(context.data, s, context.device) for s in UNAV_SPLITS)
-    text = uwav.load_text(context.data, "unav", context.device)
+    train, validation, test = (load_source(context.data, s, context.device) for s in UNAV_SPLITS)
+    text = load_text(context.data, "unav", context.device)
     model = uwav.train_teacher(path, train, validation, text, model_config, config, settings)
     scores = {s: uwav.teacher_score(model, split, text) for s, split in (("validation", validation), ("test", test))}
-    write_json(out / "teacher.json", scores)
-    print(f"{path}: AV F-score on UnAV validation {scores['validation']:.1f}, test {scores['test']:.1f}")
+    if ranks.RANK == 0:
+        write_json(out / "teacher.json", scores)
+    say(f"{path}: AV F-score on UnAV validation {scores['validation']:.1f}, test {scores['test']:.1f}")
 
 
 @dataclass(frozen=True)
@@ -146,8 +155,8 @@ def label(context: Context, out: Path, teacher: Path | None) -> None:
     path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
     if path.exists() and path.with_suffix(".json").exists():
         return check_finished(path, read_labels(path, "cpu").settings, settings)
-    text = uwav.load_text(context.data, "llp", context.device)
-    splits = {s: uwav.load_target(context.data, s, "clip_clap", context.device) for s in LLP_WEAK_FILES}
+    text = load_text(context.data, "llp", context.device)
+    splits = {s: load_target(context.data, s, "clip_clap", context.device) for s in LLP_WEAK_FILES}
     arrays, quality, logits, val = {}, {}, {}, splits["val"]
     for s, x in splits.items():
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
@@ -204,12 +213,13 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     path = out / "han.pt"
     if path.exists():
         return check_finished(path, uwav.load_file(path).get("settings"), settings)
-    data, validation = (uwav.load_target(context.data, s, features, context.device) for s in ("train", "val"))
+    data, validation = (load_target(context.data, s, features, context.device) for s in ("train", "val"))
     pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
     uwav.train_han(path, out.name, data, validation, pseudo, model_config, config, settings)
-    history = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
-    best = max(history, key=lambda record: record["val"]["seg_type"])
-    print(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
+    if ranks.RANK == 0:
+        history = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+        best = max(history, key=lambda record: record["val"]["seg_type"])
+        say(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
 
 
 def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[str, float]:
@@ -222,7 +232,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
                          f"those of {context.data} {len(index['llp']['classes'])}")
     features = "base" if model.config.audio_dim == uwav.HANConfig().audio_dim else "clip_clap"
-    data = uwav.load_target(context.data, split, features, context.device)
+    data = load_target(context.data, split, features, context.device)
     probabilities = uwav.han_probabilities(model, data)
     scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), data.audio_truth, data.visual_truth)
     with atomic(out / f"predictions_{split}.npz") as temporary:
@@ -250,7 +260,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) 
         raise ValueError(f"--seeds {seeds}: at least one seed is needed")
     index = read_index(context.data)
     packed = {*index["llp"]["features"], None}
-    features = features or [name for name, arrays in uwav.FEATURE_SETS.items() if packed.issuperset(arrays)]
+    features = features or [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
     label_scores, scores = {"segment": [], "teacher": []}, {}
     label(context, run, None)
     for k in range(seeds):
@@ -352,7 +362,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
     sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
     sub.add_argument("--setting", choices=uwav.ABLATION, default="full", help="row of the ablation; full is UWAV")
-    sub.add_argument("--features", choices=uwav.FEATURE_SETS, default="base",
+    sub.add_argument("--features", choices=FEATURE_SETS, default="base",
                      help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP")
     sub = command("evaluate", "the ten parsing scores of a trained HAN", trains=False)
     sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="han.pt, or one of the released code")
@@ -362,7 +372,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("ablate", "every stage, every row of the ablation, every seed; prints both tables", trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
-    sub.add_argument("--features", choices=uwav.FEATURE_SETS, nargs="+", help="None: all that were packed")
+    sub.add_argument("--features", choices=FEATURE_SETS, nargs="+", help="None: all that were packed")
     return parser
 
 
@@ -371,10 +381,13 @@ def main(arguments: list[str] | None = None) -> None:
     with one_sentence_errors():
         if options.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"--device {options.device}: this PyTorch sees no GPU")
+        if ranks.WORLD > 1 and options.command not in ("pretrain", "train"):
+            raise ValueError(f"{options.command} runs in one process; torchrun is for pretrain and train")
         trains = {k: getattr(options, k) for k in ("preset", "seed") if hasattr(options, k)}
         overrides = tuple(getattr(options, "overrides", ()))
-        context = Context(options.data, device=options.device, overrides=overrides, **trains)
-        parse_overrides(context.overrides)
+        parse_overrides(overrides)
+        device = ranks.connect(options.device)
+        context = Context(options.data, device=device, overrides=overrides, **trains)
         if options.command == "pretrain":
             pretrain(context, options.out)
         elif options.command == "label":
@@ -385,6 +398,7 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent)
         else:
             ablate(context, options.out, options.seeds, options.features)
+        ranks.disconnect()
 
 
 if __name__ == "__main__":

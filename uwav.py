@@ -12,9 +12,8 @@ The method, in the order of this file (equation numbers are the paper's):
     5  Pseudo-labels  Eq. 4    thresholds, hard labels, soft labels
     6  Losses         Eq. 5-9  uncertainty-weighted, class-balanced, feature mixup
     7  Inference               the gate; the F-scores are in scores.py
-    8  Data                    whole arrays in memory, nothing is read during training
-    9  Training                the two loops; their files are in checkpoints.py
-   10  Checkpoints             ours, and those of the authors' released code
+    8  Training                the two loops; their data are in data.py, their files in checkpoints.py
+    9  Checkpoints             ours, and those of the authors' released code
 
 Shapes: B videos in a batch, T segments, C classes, D feature size, N videos in a split.
 `released code:` marks a choice that the published numbers were made with and the paper does not state,
@@ -38,8 +37,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import ranks
 from checkpoints import Run, load_file
-from features import read_array, reason
+from data import SourceSplit, TargetSplit
+from features import reason
 from scores import mean_f_score, parsing_scores, segment_counts
 
 # ---------------------------------------------------------------------------------------------
@@ -126,9 +127,6 @@ ABLATION = {
     "soft_mixup": dict(pseudo_label="soft", reweight=False, mixup=True),
     "full": dict(pseudo_label="soft", reweight=True, mixup=True),
 }
-
-# Feature set -> names of (audio, visual 2D, visual 3D) arrays in a packed folder.
-FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
 
 
 class Preset(NamedTuple):
@@ -486,82 +484,12 @@ def gated_predictions(video_prob: Tensor, audio_prob: Tensor, visual_prob: Tenso
 
 
 # ---------------------------------------------------------------------------------------------
-# 8  Data: whole arrays, in half precision, on the device that trains
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TargetSplit:
-    """One split of LLP (or of your own data) in memory."""
-
-    audio: Tensor  # (N, T, Da) half
-    visual_2d: Tensor  # (N, T, D2) half
-    visual_3d: Tensor | None  # (N, T, D3) half
-    weak: Tensor  # (N, C) float
-    audio_truth: Tensor | None  # (N, T, C) uint8
-    visual_truth: Tensor | None
-
-    def inputs(self, index: Tensor | slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Float features of some videos, in the order of HAN.forward."""
-        return tuple(None if x is None else x[index].float() for x in (self.audio, self.visual_2d, self.visual_3d))
-
-
-def load_target(folder: str | Path, split: str, features: str, device: str | torch.device) -> TargetSplit:
-    """Read one split of `llp/` from a packed folder; features: a key of FEATURE_SETS."""
-    part = Path(folder) / "llp" / split
-
-    def load(name: str | None) -> Tensor | None:
-        path = part / f"{name}.npy"
-        return torch.from_numpy(read_array(path)).to(device) if name and path.exists() else None
-
-    names = FEATURE_SETS[features]
-    missing = [n for n in names if n and not (part / f"{n}.npy").exists()]
-    if missing:
-        raise FileNotFoundError(f"{part}: feature set {features!r} needs {', '.join(missing)}, which was not packed")
-    return TargetSplit(*(load(n) for n in names), load("weak").float(), load("audio"), load("visual"))
-
-
-@dataclass(frozen=True)
-class SourceSplit:
-    """One split of UnAV: the segments of all videos end to end (S in total), as lengths differ."""
-
-    audio: Tensor  # (S, 512) half
-    visual: Tensor  # (S, 768) half
-    label: Tensor  # (S, C) uint8
-    length: np.ndarray  # (N,) segments of each video
-
-    def rows(self, videos: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Where the segments of some videos lie: row numbers (B, T) and validity mask (B, T), T the longest of them."""
-        first = np.cumsum(self.length) - self.length  # (N,)
-        t = np.arange(self.length[videos].max())
-        mask = t < self.length[videos, None]  # (B, T)
-        rows = np.where(mask, first[videos, None] + t, 0)  # (B, T)
-        return torch.from_numpy(rows).to(self.audio.device), torch.from_numpy(mask).to(self.audio.device)
-
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """rows (B, T) -> audio (B, T, 512), visual (B, T, 768), label (B, T, C), all float; padding holds row 0."""
-        return self.audio[rows].float(), self.visual[rows].float(), self.label[rows].float()
-
-
-def load_source(folder: str | Path, split: str, device: str | torch.device) -> SourceSplit:
-    """Read one split of `unav/` from a packed folder."""
-    part = Path(folder) / "unav" / split
-    arrays = (torch.from_numpy(read_array(part / f"{name}.npy")).to(device) for name in ("clap", "clip", "label"))
-    return SourceSplit(*arrays, read_array(part / "length.npy"))
-
-
-def load_text(folder: str | Path, dataset: str, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    """Class text embeddings (C, 512) for audio and (C, 768) for visual; dataset: llp | unav."""
-    paths = (Path(folder) / dataset / f"text_{name}.npy" for name in ("clap", "clip"))
-    return tuple(torch.from_numpy(read_array(path)).float().to(device) for path in paths)
-
-
-# ---------------------------------------------------------------------------------------------
-# 9  Training
+# 8  Training
 # ---------------------------------------------------------------------------------------------
 
 EVAL_BATCH = 256  # videos at a time where no gradient is needed
 SEED_STRIDE = 10_000  # seeds * stride + epoch: no two epochs of any two seeds share their random numbers
+RANK_STRIDE = 1 << 40  # nor do any two ranks: each has its own dropout (rank 0's other draws hold for all)
 
 
 def adamw(model: nn.Module, config: PretrainConfig | TrainConfig) -> torch.optim.AdamW:
@@ -571,7 +499,7 @@ def adamw(model: nn.Module, config: PretrainConfig | TrainConfig) -> torch.optim
 
 def begin_epoch(optimizer: torch.optim.Optimizer, config: PretrainConfig | TrainConfig, epoch: int) -> float:
     """Seed the epoch and set its learning rate, which is returned."""
-    torch.manual_seed(config.seed * SEED_STRIDE + epoch)
+    torch.manual_seed(config.seed * SEED_STRIDE + epoch + ranks.RANK * RANK_STRIDE)
     lr = learning_rate(epoch, config.epochs, config.peak_lr, config.min_lr, config.warmup)
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -581,7 +509,7 @@ def begin_epoch(optimizer: torch.optim.Optimizer, config: PretrainConfig | Train
 def progress(name: str, run: Run, epochs: int, steps: int) -> tqdm:
     """A bar over all steps of all epochs; quiet where the output is a file."""
     return tqdm(total=epochs * steps, initial=(run.next_epoch - 1) * steps, desc=name, unit="step",
-                mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True)
+                mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True, disable=ranks.RANK > 0)
 
 
 def batches_by_length(length: np.ndarray, batch: int, pool: int, generator: np.random.Generator) -> list[np.ndarray]:
@@ -603,6 +531,7 @@ def train_teacher(path: Path, data: SourceSplit, validation: SourceSplit, text: 
     model = Teacher(model_config).to(device)
     optimizer = adamw(model, config)
     run = Run(path, model, optimizer, settings)
+    parallel = ranks.parallel(model)  # the same model, unless torchrun started several of us
     steps = math.ceil(len(data.length) / config.batch)
     with progress("teacher", run, config.epochs, steps) as bar:
         for epoch in range(run.next_epoch, config.epochs + 1):
@@ -614,7 +543,10 @@ def train_teacher(path: Path, data: SourceSplit, validation: SourceSplit, text: 
             model.train()
             for rows, mask in plan:
                 audio, visual, label = data.batch(rows)  # (B, T, 512) (B, T, 768) (B, T, C)
-                loss = teacher_loss(*model(audio, visual, *text, mask), label, mask, config.pos_weight)
+                own = ranks.share(len(rows))  # all of the batch, unless torchrun ...
+                logits = parallel(audio[own], visual[own], *text, mask[own])
+                audio_logit, visual_logit = (ranks.gather(z, len(rows)) for z in logits)  # (B, T, C) each
+                loss = teacher_loss(audio_logit, visual_logit, label, mask, config.pos_weight)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -675,12 +607,14 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit,
     model = HAN(model_config).to(device)
     optimizer = adamw(model, config)
     run = Run(path, model, optimizer, settings)
+    parallel = ranks.parallel(model)  # the same model, unless torchrun started several of us
     steps = math.ceil(N / config.batch)
     with progress(name, run, config.epochs, steps) as bar:
         for epoch in range(run.next_epoch, config.epochs + 1):
             started, lr = time.monotonic(), begin_epoch(optimizer, config, epoch)
-            order = torch.randperm(N).to(device)  # (N,)
+            order = ranks.agree(torch.randperm(N).to(device))  # (N,)
             lam = torch.distributions.Beta(config.alpha, config.alpha).sample((steps, 2)).to(device)  # (steps, 2)
+            lam = ranks.agree(lam)
             terms = torch.zeros(5, device=device)
             model.train()
             for step, index in enumerate(order.split(config.batch)):
@@ -689,8 +623,10 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit,
                 if labels is not None:
                     audio_label, visual_label = labels.audio[index], labels.visual[index]  # (B, T, C) each
                 if config.mixup:
-                    mixup = [(lam[step, m], torch.randperm(len(index) * T, device=device)) for m in range(2)]
-                output = model(*data.inputs(index))
+                    perms = [ranks.agree(torch.randperm(len(index) * T, device=device)) for m in range(2)]  # (B T,)
+                    mixup = list(zip(lam[step], perms))
+                output = parallel(*data.inputs(index[ranks.share(len(index))]))
+                output = HANOutput(*(ranks.gather(x, len(index)) for x in output))  # of the whole batch
                 losses = han_losses(model, output, weak, audio_label, visual_label, labels, mixup)  # (5,)
                 optimizer.zero_grad()
                 losses.sum().backward()
@@ -722,7 +658,7 @@ def han_scores(model: HAN, data: TargetSplit) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------------------------------
-# 10  Checkpoints
+# 9  Checkpoints
 # ---------------------------------------------------------------------------------------------
 
 

@@ -285,7 +285,8 @@ def _ending(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
-def _start_decoder(context: multiprocessing.context.SpawnContext, *arguments) -> tuple[Connection, multiprocessing.Process]:
+def _start_decoder(context: multiprocessing.context.SpawnContext,
+                   *arguments) -> tuple[Connection, multiprocessing.Process]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_decoder, args=(theirs, *arguments), daemon=True)
     process.start()

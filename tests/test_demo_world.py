@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import data
 import demo_world
 import features
 import uwav
@@ -107,16 +108,16 @@ def test_same_seed_makes_the_same_world_and_another_seed_another(tmp_path):
 def test_world_is_a_packed_folder_that_the_method_reads(tmp_path):
     demo_world.make(tmp_path / "w", TINY)
     assert features.read_index(tmp_path / "w")["source"]["real_annotations"] == []
-    split = uwav.load_target(tmp_path / "w", "val", "clip_clap", "cpu")
+    split = data.load_target(tmp_path / "w", "val", "clip_clap", "cpu")
     assert split.audio.shape == (6, 10, 512) and split.visual_2d.shape == (6, 10, 768) and split.audio_truth.shape == (6, 10, 25)
-    source = uwav.load_source(tmp_path / "w", "train", "cpu")
+    source = data.load_source(tmp_path / "w", "train", "cpu")
     assert len(source.audio) == len(source.visual) == len(source.label) == source.length.sum()
     for dataset, classes in (("llp", 25), ("unav", 100)):
-        for text in uwav.load_text(tmp_path / "w", dataset, "cpu"):
+        for text in data.load_text(tmp_path / "w", dataset, "cpu"):
             torch.testing.assert_close(text.norm(dim=-1), torch.ones(classes))
     assert not (tmp_path / "w/llp/train/audio.npy").exists()  # the truth of the training clips stays unknown
     with pytest.raises(FileNotFoundError, match="feature set 'base' needs vggish, res152, r2plus1d_18"):
-        uwav.load_target(tmp_path / "w", "val", "base", "cpu")
+        data.load_target(tmp_path / "w", "val", "base", "cpu")
 
 
 def test_an_interrupted_world_is_completed_to_the_same_world(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import data
 import demo_world
 import features
 import report
@@ -88,7 +89,7 @@ def test_training_writes_its_history_and_keeps_the_best_epoch(world, finished):
     assert [r["epoch"] for r in history] == [1, 2]
     assert all(r["loss"] == pytest.approx(sum(v for k, v in r.items() if k.startswith("loss_"))) for r in history)
     model = uwav.load_model(folder / "han.pt")  # from the checkpoint alone
-    val = uwav.load_target(world, "val", "clip_clap", "cpu")
+    val = data.load_target(world, "val", "clip_clap", "cpu")
     assert uwav.han_scores(model, val)["seg_type"] == pytest.approx(max(r["val"]["seg_type"] for r in history))
     assert not list(finished.rglob("*.state.pt")) and not list(finished.rglob(".*"))
 
@@ -111,8 +112,8 @@ def test_a_finished_ablation_is_not_run_again(world, finished, capsys):
 def test_hard_labels_by_the_command_are_thresholded_logits_of_the_teacher(world, finished):
     labels = stages.read_labels(finished / "seed0/labels_teacher.npz", "cpu")
     model = uwav.load_model(finished / "seed0/teacher.pt")
-    val = uwav.load_target(world, "val", "clip_clap", "cpu")
-    logits = uwav.teacher_logits(model, val, uwav.load_text(world, "llp", "cpu"))
+    val = data.load_target(world, "val", "clip_clap", "cpu")
+    logits = uwav.teacher_logits(model, val, data.load_text(world, "llp", "cpu"))
     for m, truth in enumerate((val.audio_truth, val.visual_truth)):
         torch.testing.assert_close(logits[m], labels.logits["val"][m])
         assert torch.equal(uwav.fit_thresholds(logits[m], truth, val.weak)[0], labels.thresholds[m])

@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
+import data
 import uwav
 
 SMALL_HAN = uwav.HANConfig(classes=3, audio_dim=6, visual_2d_dim=8, visual_3d_dim=4, hidden=8, heads=2, feedforward=16, layers=2)
@@ -289,9 +290,9 @@ def test_batches_by_length_hold_every_video_once_and_pool_similar_lengths():
 def test_source_batch_holds_each_video_s_own_segments():
     length = np.array([2, 3, 1])
     segments = torch.arange(6.0)[:, None]
-    data = uwav.SourceSplit(segments, segments, segments, length)
-    rows, mask = data.rows(np.array([1, 2]))
-    audio, _, _ = data.batch(rows)
+    split = data.SourceSplit(segments, segments, segments, length)
+    rows, mask = split.rows(np.array([1, 2]))
+    audio, _, _ = split.batch(rows)
     assert audio[..., 0][mask].tolist() == [2, 3, 4, 5] and mask.tolist() == [[True] * 3, [True, False, False]]
 
 
