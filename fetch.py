@@ -52,7 +52,7 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
     """
     part, tag_file = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.tag")
     path.parent.mkdir(parents=True, exist_ok=True)
-    failures, cause = 0, ""
+    failures, cause, furthest = 0, "", part.stat().st_size if part.exists() else 0
     while failures < ATTEMPTS:
         have = part.stat().st_size if part.exists() else 0
         try:
@@ -76,7 +76,8 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
         except (OSError, http.client.HTTPException) as error:
             cause = str(getattr(error, "reason", "") or reason(error))
         now = part.stat().st_size if part.exists() else 0
-        failures = 0 if now > have else failures + 1
+        failures = 0 if now > furthest else failures + 1
+        furthest = max(furthest, now)
         time.sleep(min(pause * 2**failures, 60) if failures else 0)
     raise ValueError(f"{url}: cannot be downloaded ({cause}); what came is kept, run the command again to continue")
 
