@@ -71,9 +71,10 @@ class Run:
             raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         self.model.load_state_dict(self.best_weights)
         if ranks.RANK == 0:
+            checkpoint = dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
+                              score=self.best_score, weights=self.best_weights)
             with atomic(self.path) as temporary:
-                torch.save(dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
-                                score=self.best_score, weights=self.best_weights), temporary)
+                torch.save(checkpoint, temporary)
             self.state_path.unlink(missing_ok=True)
         return self.model.eval()
 

@@ -324,12 +324,13 @@ class _Job:
         return self.target.with_suffix(".npy.done")
 
 
-def pack(source: str | Path, out: str | Path, workers: int | None = None) -> dict:
+def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop") -> dict:
     """Pack the layout of the authors' download into `out`; returns the index.
 
-    Packs UnAV and every LLP feature whose folder exists. Stopped at any moment, it continues where it was;
-    `index.json` is written last. Raises FileNotFoundError (missing videos) or ValueError (files of a wrong shape,
-    with NaN, cut short, ...) with one sentence that lists them; what was packed stays and is not done again.
+    Packs UnAV and every LLP feature whose folder exists. missing = "skip" leaves out videos that lack a feature file.
+    Stopped at any moment, it continues where it was; `index.json` is written last. Raises FileNotFoundError (missing
+    files) or ValueError (files of a wrong shape, with NaN, cut short, ...) with one sentence that lists them; what was
+    packed stays and is not done again.
     """
     source, out = Path(source), Path(out)
     llp, unav = read_llp(source / "LLP"), read_unav(source / "UnAV/unav100_annotations.json")
@@ -337,7 +338,9 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None) -> dic
     for name in ("clap", "clip"):
         if name not in found:
             raise FileNotFoundError(f"{source / LLP_FEATURES[name][0]}: no such folder (the teacher needs it)")
-    index = make_index("pack", llp, unav, found)
+    if missing == "skip":
+        llp, unav = _without_missing(source, found, llp, unav)
+    index = make_index(_kind_of_source(source), llp, unav, found)
     if (out / "index.json").exists() and read_index(out) == index:
         print(f"{out}: already complete")
         return index
@@ -363,6 +366,39 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None) -> dic
     write_json(out / "index.json", index)
     (out / "plan.json").unlink()
     return index
+
+
+RANDOM_SOURCE = "pack, encoders with random weights"
+
+
+def _kind_of_source(source: Path) -> str:
+    """What the index remembers: features of random encoders (`extract`, `text`) must not pass for real ones."""
+    for path in (source / dataset / name for dataset in ("LLP", "UnAV") for name in ("extract.json", "text.json")):
+        if path.exists() and '"random"' in path.read_text(encoding="utf-8", errors="replace"):
+            print(f"WARNING: {path}: an encoder had RANDOM WEIGHTS. This is a dry run.", file=sys.stderr, flush=True)
+            return RANDOM_SOURCE
+    return "pack"
+
+
+def _without_missing(source: Path, found: list[str], llp: LLP, unav: UnAV) -> tuple[LLP, UnAV]:
+    """Both datasets without the videos that lack a feature file; says how many those are."""
+    kept = []
+    for dataset, places, splits in (("LLP", [LLP_FEATURES[n][0] for n in found], LLP_WEAK_FILES),
+                                    ("UnAV", [place for place, _ in UNAV_FEATURES.values()], UNAV_SPLITS)):
+        folders = [source / place for place in places]
+        there = set.intersection(*({f.stem for f in folder.glob("*.npy")} for folder in folders))
+        for name in splits:
+            split = getattr(llp if dataset == "LLP" else unav, name)
+            rows = [n for n, video in enumerate(split.ids) if video in there]
+            if len(rows) < len(split.ids):
+                print(f"{dataset} {name}: {len(split.ids) - len(rows)} of {len(split.ids)} videos have no features "
+                      "(left out)", flush=True)
+            if not rows:
+                raise FileNotFoundError(f"{folders[0]}: no features of any {name} video")
+            arrays = {f.name: getattr(split, f.name) for f in dataclasses.fields(split)}
+            kept.append(type(split)(**{k: None if x is None else x[rows] if isinstance(x, np.ndarray)
+                                       else [x[n] for n in rows] for k, x in arrays.items()}))
+    return LLP(llp.classes, *kept[:3]), UnAV(unav.classes, *kept[3:])
 
 
 def make_index(source: str | dict, llp: LLP, unav: UnAV, llp_features: list[str]) -> dict:
@@ -613,10 +649,12 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
 
     sub = command("pack", "thousands of small .npy files -> a few memory-mapped arrays",
-                  lambda o: pack(o.source, o.out, o.workers))
+                  lambda o: pack(o.source, o.out, o.workers, o.missing))
     sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them")
     sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
     sub.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
+    sub.add_argument("--missing", choices=("stop", "skip"), default="stop",
+                     help="a video without feature files: stop (default), or leave it out, counted")
 
     sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video; also under torchrun", run_extract)
     sub.add_argument("videos", type=Path, help="folder of videos; a file's name without its ending is the video's id")
@@ -642,7 +680,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", type=Path, help="gets LLP/ and UnAV/, as `pack` reads them")
     sub.add_argument("--llp", action="store_true", help="only LLP (default: both)")
     sub.add_argument("--unav", action="store_true", help="only UnAV-100 (default: both)")
-    sub.add_argument("--mirror", metavar="URL", help="a server that has all these files in one place")
+    sub.add_argument("--mirror", metavar="URL", default=os.environ.get("UWAV_MIRROR"),
+                     help="a server that has all these files in one place (default: $UWAV_MIRROR, if set)")
     return parser
 
 

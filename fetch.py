@@ -8,6 +8,7 @@ name in it leads out of its folder. Partial downloads continue where they stoppe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import json
@@ -36,7 +37,8 @@ ANNOTATIONS = {  # folder of the source layout -> where its annotation files are
 }
 FEATURES = f"{HUB}/datasets/NTUBarista/uwav_features/resolve/main"  # {LLP,UnAV}_{CLIP,CLAP}.zip
 DRIVE = "a Google Drive folder, linked in the README of https://github.com/YapengTian/AVVP-ECCV20"
-ATTEMPTS = 8  # without progress
+ATTEMPTS = 6  # without progress
+OUR_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}  # trying again is vain
 PATIENCE = 30.0  # s without a byte
 BLOCK = 1 << 20  # bytes
 
@@ -75,10 +77,15 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
                 cause = f"the server says {error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             cause = str(getattr(error, "reason", "") or reason(error))
+            if getattr(error, "errno", None) in OUR_FAULT:
+                raise ValueError(f"{part}: cannot be written ({cause})") from None
         now = part.stat().st_size if part.exists() else 0
         failures = 0 if now > furthest else failures + 1
         furthest = max(furthest, now)
-        time.sleep(min(pause * 2**failures, 60) if failures else 0)
+        if failures < ATTEMPTS:
+            wait = pause * 2**failures
+            print(f"{path.name}: {cause}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
     raise ValueError(f"{url}: cannot be downloaded ({cause}); what came is kept, run the command again to continue")
 
 

@@ -5,7 +5,8 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 bash run_all.sh [options]          every stage on the demo world (invented features, about 5 minutes on 2 CPU cores)
-bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: README)
+bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: README); with --fetch
+                                   they are downloaded first, as far as they can be: add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
 bash run_all.sh test [pytest options]    set up and run the tests
 
@@ -14,6 +15,7 @@ bash run_all.sh test [pytest options]    set up and run the tests
   --preset NAME    demo (small models) or paper (the published ones; default with --data)
   --features SET   base or clip_clap (default: all that are there)
   --device NAME    cpu or cuda (default: cuda where there is a GPU)
+  --fetch          download the published annotations and CLIP/CLAP features into the folder of --data
   --fresh          throw away what earlier runs left in the output folder
   -- OPTIONS       passed on to every training stage, e.g. -- --set epochs=1
 
@@ -31,7 +33,7 @@ setup() { # setup MODULES
     if python3 -c "import $1" 2>/dev/null; then return; fi
     python=.venv/bin/python
     local installed
-    installed=.venv/installed-$(cksum <pyproject.toml | cut -d' ' -f1)
+    installed=.venv/installed-${extras:-test}-$(cksum <pyproject.toml | cut -d' ' -f1)
     if [ -e "$installed" ]; then return; fi
     # The newest PyTorch where there is a GPU; elsewhere the version that the README's CPU figures were made with.
     local torch=torch==2.13.0
@@ -39,7 +41,7 @@ setup() { # setup MODULES
     echo "== setup: installing ${UWAV_TORCH:-$torch} and the other packages into .venv (minutes, once)"
     [ -x "$python" ] || python3 -m venv .venv
     "$python" -m pip install --quiet "${UWAV_TORCH:-$torch}"
-    "$python" -m pip install --quiet --editable ".[test]"
+    "$python" -m pip install --quiet --editable ".[${extras:-test}]"
     touch "$installed"
 }
 
@@ -48,14 +50,15 @@ setup() { # setup MODULES
 cd "$(dirname "${BASH_SOURCE[0]}")"
 if [ "${1:-}" = test ]; then
     shift
-    setup "torch, numpy, tqdm, matplotlib, pytest, hypothesis"
+    extras=test,features setup "torch, numpy, tqdm, matplotlib, pytest, hypothesis, av"
     exec "$python" -m pytest "$@"
 fi
 
-data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' extra=()
+data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' extra=()
 while [ $# -gt 0 ]; do
     case $1 in
         --fresh) fresh=yes; shift; continue ;;
+        --fetch) fetch=yes; shift; continue ;;
         -h | --help) usage; exit 0 ;;
         --) shift; extra=("$@"); break ;;
         --data | --llp | --unav | --out | --seeds | --preset | --features | --device)
@@ -64,6 +67,7 @@ while [ $# -gt 0 ]; do
         *) usage >&2; die "unknown option $1" ;;
     esac
 done
+[ -z "$fetch" ] || [ -n "$data" ] || die "--fetch needs --data DIR: where to put the files"
 [ -z "$data" ] || [ -z "$llp$unav" ] || die "--data brings its own annotations: leave out --llp and --unav"
 if [ -n "$data" ]; then
     out=${out:-runs/paper} preset=${preset:-paper}
@@ -89,6 +93,9 @@ stage() { # stage TITLE COMMAND...
 }
 
 packed=$out/data seed=$out/seed0
+if [ -n "$fetch" ]; then
+    stage "Fetch the published annotations and features" "$python" features.py fetch "$data"
+fi
 if [ -n "$data" ]; then
     stage "Pack the feature files into arrays" "$python" features.py pack "$data" "$packed"
 else

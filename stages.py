@@ -24,7 +24,8 @@ from torch import Tensor
 import ranks
 import uwav
 from data import FEATURE_SETS, load_source, load_target, load_text
-from features import LLP_WEAK_FILES, UNAV_SPLITS, atomic, one_sentence_errors, read_index, reason, write_json
+from features import (LLP_WEAK_FILES, RANDOM_SOURCE, UNAV_SPLITS, atomic, one_sentence_errors, read_index, reason,
+                      write_json)
 
 # What the paper reports for LLP, for orientation beside our numbers.
 PAPER_LABELS = {  # Table 2
@@ -288,6 +289,8 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
     """Label quality and parsing scores as text; each of our rows above the paper's."""
     if source == "pack":
         note = "Paper's rows: LLP, the published numbers."
+    elif source == RANDOM_SOURCE:
+        note = "OUR FEATURES COME FROM ENCODERS WITH RANDOM WEIGHTS: a dry run. Do not compare the numbers."
     else:
         note = ("Rows and columns named `paper`: the published numbers, on LLP with real features, for orientation.\n"
                 "OURS IS ANOTHER DATASET: its features are invented. Do not compare the numbers.")

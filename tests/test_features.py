@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 import features
+import stages
 from layout import WEAK, write_llp, write_source, write_unav
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,3 +264,39 @@ def test_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.json"]
+
+
+# ---- features of one's own ----
+
+
+def test_videos_without_features_stop_packing_or_are_left_out_and_counted(tmp_path, capsys):
+    source = write_source(tmp_path / "source", videos=5)
+    (source / "LLP/feats_CLIP/segment_feats/train000003.npy").unlink()
+    (source / "LLP/feats/vggish/train000001.npy").unlink()
+    (source / "UnAV/feats_CLAP/segment_feats/u1.npy").unlink()
+    with pytest.raises(FileNotFoundError, match="3 feature files are missing"):
+        features.pack(source, tmp_path / "out", workers=1)
+    with pytest.raises(FileNotFoundError, match="no features of any train video"):  # u1 was UnAV's only one
+        features.pack(source, tmp_path / "out", workers=1, missing="skip")
+    np.save(source / "UnAV/feats_CLAP/segment_feats/u1.npy", np.ones((9, 512), np.float32))
+    index = features.pack(source, tmp_path / "out", workers=1, missing="skip")
+    assert index["llp"]["videos"]["train"] == ["train000000", "train000002", "train000004"]
+    assert "LLP train: 2 of 5 videos have no features (left out)" in capsys.readouterr().out
+    for name in ("weak", "clip", "vggish"):
+        assert len(np.load(tmp_path / f"out/llp/train/{name}.npy")) == 3
+    clip = np.load(source / "LLP/feats_CLIP/segment_feats/train000002.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "out/llp/train/clip.npy")[1], clip.astype(np.float16))
+
+
+def test_features_of_random_encoders_never_pass_for_real_ones(tmp_path, capsys):
+    source = write_source(tmp_path / "source")
+    assert features.pack(source, tmp_path / "out", workers=1)["source"] == "pack"
+    features.write_json(source / "UnAV/extract.json", {"clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
+    assert features.pack(source, tmp_path / "out", workers=1)["source"] == features.RANDOM_SOURCE
+    assert "RANDOM WEIGHTS" in capsys.readouterr().err
+    assert "RANDOM WEIGHTS: a dry run. Do not compare" in stages.tables(*tables_input(), features.RANDOM_SOURCE)
+
+
+def tables_input() -> tuple[dict, dict]:
+    scores = {name: 50.0 for name in stages.SCORES}
+    return {"segment": [scores], "teacher": [scores]}, {"base": {"full": [scores]}}

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -277,6 +278,20 @@ def test_a_broken_archive_is_fetched_anew_by_the_next_run(mirror, tmp_path):
     result = command(tmp_path / "data", "--llp", "--mirror", mirror.url)
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "data/LLP/feats_CLIP").rglob("*.npy"))) == 4
+
+
+@pytest.mark.skipif(os.name != "posix", reason="run_all.sh needs a POSIX shell")
+def test_run_all_fetches_packs_trains_and_scores_in_one_command(mirror, tmp_path):
+    """The full reproduction, with a toy server and the smallest models."""
+    tiny = [x for pair in ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "heads=2", "project_visual=true")
+            for x in ("--set", pair)]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "UWAV_MIRROR": mirror.url}
+    result = subprocess.run(
+        ["bash", ROOT / "run_all.sh", "--data", tmp_path / "data", "--fetch", "--features", "clip_clap", "--out", tmp_path / "run",
+         "--device", "cpu", "--", *tiny], env=environment, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "== 1. Fetch" in result.stdout and "LLP_CLIP.zip: 4 files" in result.stdout
+    assert "Paper's rows: LLP, the published numbers." in result.stdout and "features clip_clap" in result.stdout
 
 
 def test_an_annotation_file_that_is_an_error_page_is_refused(mirror, tmp_path):

@@ -279,7 +279,7 @@ def test_run_all_goes_from_nothing_to_two_tables_and_is_quick_the_second_time(tm
 
 def test_run_all_refuses_contradicting_and_unknown_options():
     for options, message in ((["--data", "x", "--llp", "y"], "--data brings its own annotations"), (["--speed"], "unknown option --speed"),
-                             (["--out"], "--out needs a value")):
+                             (["--out"], "--out needs a value"), (["--fetch"], "--fetch needs --data DIR")):
         result = subprocess.run(["bash", ROOT / "run_all.sh", *options], capture_output=True, text=True)
         assert result.returncode == 1 and message in result.stderr
 
