@@ -3,7 +3,7 @@
     OUT/feats_CLIP/segment_feats/<id>.npy    (T, 768) float32, unit length
     OUT/feats_CLAP/segment_feats/<id>.npy    (T, 512) float32, unit length
     OUT/failures.csv                         videos without features, with the cause
-    OUT/extract.json                         what made all this: weights and options
+    OUT/extract.json                         what made all this: weights, segments, precision
 
 Processes decode (video.py), this one encodes (encoders.py). A crash in a decoder costs one video. Videos are encoded
 in groups, always the same ones together whatever was finished before, because the last bits of an embedding depend on
@@ -22,8 +22,8 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from features import atomic, read_unav, reason, write_array, write_json
 
 VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
+Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
 SEGMENTS_AT_ONCE = 64  # through an encoder
 FOLDERS = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name in ("clip", "clap")}
 
@@ -191,13 +192,14 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
                              "choose another folder")
 
 
-def extract(folder: str | Path, out: str | Path, clip, clap, made_with: dict, options: Options = Options(),
-            workers: int | None = None, group: int = 4, threads: int = 1, retry: bool = False) -> dict[str, int]:
+def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_sounds: Encode, made_with: dict,
+            options: Options = Options(), workers: int | None = None, group: int = 4, threads: int = 1,
+            retry: bool = False) -> dict[str, int]:
     """Features of all videos in `folder`; returns how many are finished, failed, ....
 
-    clip: has `images`, (N, 224, 224, 3) uint8 -> (N, 768); clap: has `sounds`, (N, 48000) float32 -> (N, 512).
-    made_with: what OUT remembers and later runs must share. group: videos that are encoded together.
-    threads: groups that are encoded at a time. retry: try the videos of failures.csv again.
+    encode_images: (N, 224, 224, 3) uint8 -> (N, 768); encode_sounds: (N, 48000) float32 -> (N, 512).
+    made_with: what OUT remembers and later runs must share. workers: decoding processes. group: videos that are
+    encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again.
     """
     folder, out = Path(folder), Path(out)
     videos, same = find_videos(folder, options.llp)
@@ -208,26 +210,44 @@ def extract(folder: str | Path, out: str | Path, clip, clap, made_with: dict, op
     usable = [[v for v in g if is_finished(out, v.id) or failures.key(v.path) not in failures.causes] for g in groups]
     # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
     unfinished = [g for g in usable if not all(is_finished(out, v.id) for v in g)]
-    before = sum(len(g) for g in groups) - sum(len(g) for g in unfinished)
-    counts, running = collections.Counter(), collections.deque()
-    workers = workers or max(1, (os.cpu_count() or 1) // ranks.LOCAL_WORLD)
-    segments = LLP_SEGMENTS if options.llp else options.segments
-    decoded = video.read_clips([v.path for g in unfinished for v in g], workers, segments, options.longest)
-    clips = ahead(decoded, workers)
-    name = "extract" if ranks.WORLD == 1 else f"extract, rank {ranks.RANK}"
     ranks.barrier()  # everybody has read what earlier runs left
     if ranks.RANK == 0:
         write_json(out / "extract.json", made_with)
-    with (ThreadPoolExecutor(threads) as pool,
-          tqdm(total=sum(len(g) for g in groups), initial=before, unit="video", desc=name, smoothing=0.05,
-               mininterval=0.2 if sys.stderr.isatty() else 30, dynamic_ncols=True, disable=ranks.RANK > 0) as bar):
+    workers = workers or max(1, (os.cpu_count() or 1) // ranks.LOCAL_WORLD)
+    total, todo = sum(map(len, groups)), sum(map(len, unfinished))
+    name = "extract" if ranks.WORLD == 1 else f"extract, rank {ranks.RANK}"
+    with tqdm(total=total, initial=total - todo, unit="video", desc=name, smoothing=0.05, dynamic_ncols=True,
+              mininterval=0.2 if sys.stderr.isatty() else 30, disable=ranks.RANK > 0) as bar:
+        counts = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
+    ranks.barrier()
+    counts = sum(map(collections.Counter, ranks.all_of(dict(counts))), collections.Counter())
+    result = dict(videos=len(videos) + len(same), finished=sum(is_finished(out, v.id) for v in videos),
+                  new=counts["new"], no_sound=counts["no sound"], no_picture=counts["no picture"])
+    result["failed"] = result["videos"] - result["finished"]
+    if ranks.RANK == 0:
+        failures = Failures(out, folder)  # of all ranks
+        causes = failures.merge([v.path for v in videos if not is_finished(out, v.id)], same)
+        print(summary(result, causes, out), flush=True)
+    ranks.barrier()
+    return result
 
-        def note(done: collections.Counter) -> None:
-            counts.update(done)
-            bar.set_postfix(failed=counts["failed"], refresh=False)
-            bar.update(done["videos"])
 
-        for g in unfinished:
+def _work(groups: list[list[Video]], out: Path, encode_images: Encode, encode_sounds: Encode, failures: Failures,
+          options: Options, workers: int, threads: int, bar: tqdm) -> collections.Counter:
+    """Decode ahead in processes, encode groups in threads, in order; returns what to count."""
+    counts: collections.Counter = collections.Counter()
+    running: collections.deque[Future] = collections.deque()
+
+    def note(done: collections.Counter) -> None:
+        counts.update(done)
+        bar.set_postfix(failed=counts["failed"], refresh=False)
+        bar.update(done["videos"])
+
+    segments = LLP_SEGMENTS if options.llp else options.segments
+    paths = [v.path for g in groups for v in g]
+    clips = ahead(video.read_clips(paths, workers, segments, options.longest), workers)
+    with ThreadPoolExecutor(threads) as pool:
+        for g in groups:
             good = []
             for v in g:
                 clip_or_cause = _with_both_streams(next(clips), options.missing)
@@ -236,23 +256,13 @@ def extract(folder: str | Path, out: str | Path, clip, clap, made_with: dict, op
                     note(collections.Counter(videos=1, failed=1))
                 else:
                     good.append((v, clip_or_cause))
-            running.append(pool.submit(embed, good, clip, clap, out))
+            running.append(pool.submit(embed, good, encode_images, encode_sounds, out))
             if len(running) > threads:
                 note(running.popleft().result())
         while running:
             note(running.popleft().result())
     clips.close()
-    ranks.barrier()
-    total = sum((collections.Counter(c) for c in ranks.all_of(dict(counts))), collections.Counter())
-    result = dict(videos=len(videos) + len(same), finished=0, failed=0, new=total["new"], no_sound=total["no sound"],
-                  no_picture=total["no picture"])
-    if ranks.RANK == 0:
-        failures = Failures(out, folder)
-        causes = failures.merge([v.path for v in videos if not is_finished(out, v.id)], same)
-        result |= dict(finished=sum(is_finished(out, v.id) for v in videos), failed=len(causes))
-        print(summary(result, causes, out), flush=True)
-    ranks.barrier()
-    return result
+    return counts
 
 
 def _with_both_streams(clip: video.Clip | str, missing: str) -> video.Clip | str:
@@ -263,10 +273,11 @@ def _with_both_streams(clip: video.Clip | str, missing: str) -> video.Clip | str
     return clip if lacking is None else f"no {lacking}: the file has no such stream (--missing zeros would accept it)"
 
 
-def embed(clips: list[tuple[Video, video.Clip]], clip, clap, out: Path) -> collections.Counter:
+def embed(clips: list[tuple[Video, video.Clip]], encode_images: Encode, encode_sounds: Encode,
+          out: Path) -> collections.Counter:
     """Encode some clips together and write their files; returns what to count."""
     counts = collections.Counter(videos=len(clips))
-    for name, encode, size, kind in (("clip", clip.images, 768, "images"), ("clap", clap.sounds, 512, "sounds")):
+    for name, encode, size, kind in (("clip", encode_images, 768, "images"), ("clap", encode_sounds, 512, "sounds")):
         there = [getattr(c, kind) for _, c in clips if getattr(c, kind) is not None]
         vectors = in_batches(encode, np.concatenate(there), size) if there else np.zeros((0, size), np.float32)
         first = 0
@@ -284,7 +295,7 @@ def embed(clips: list[tuple[Video, video.Clip]], clip, clap, out: Path) -> colle
     return counts
 
 
-def in_batches(encode, inputs: np.ndarray, size: int) -> np.ndarray:
+def in_batches(encode: Encode, inputs: np.ndarray, size: int) -> np.ndarray:
     """(N, ...) -> (N, size), in even batches."""
     outputs = [encode(x) for x in np.array_split(inputs, math.ceil(len(inputs) / SEGMENTS_AT_ONCE))]
     return np.concatenate(outputs).astype(np.float32).reshape(-1, size)
@@ -309,7 +320,8 @@ def summary(result: dict[str, int], causes: dict[str, str], out: Path) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
-def write_texts(classes: list[str], out: str | Path, clip_texts, clap_texts, made_with: dict) -> None:
+def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[str]], np.ndarray],
+                clap_texts: Callable[[list[str]], np.ndarray], made_with: dict) -> None:
     """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512)."""
     out = Path(out)
     for name, embed_texts in (("clip", clip_texts), ("clap", clap_texts)):

@@ -591,7 +591,8 @@ def run_extract(options: argparse.Namespace) -> None:
     device = encoders.choose_device(options.device)
     made_with = dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
                      clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]),
-                     options=dataclasses.asdict(choices), precision="half" if device.startswith("cuda") else "single")
+                     segments=LLP_SEGMENTS if options.llp else options.segments,
+                     precision="half" if device.startswith("cuda") else "single")
     if ranks.RANK == 0:
         fetch.warn_of_random(files)
     device = ranks.connect(device)
@@ -599,7 +600,7 @@ def run_extract(options: argparse.Namespace) -> None:
         extract.check(options.videos, options.out, made_with)
         on_gpu = device.startswith("cuda")
         clip, clap = encoders.Clip(files["clip"], device), encoders.ClapAudio(files["clap"], device)
-        extract.extract(options.videos, options.out, clip, clap, made_with, choices, options.workers,
+        extract.extract(options.videos, options.out, clip.images, clap.sounds, made_with, choices, options.workers,
                         group=options.group or (16 if on_gpu else 4), threads=1 if on_gpu else encoders.cpu_threads(),
                         retry=options.retry)
     finally:

@@ -39,8 +39,6 @@ class Encoder:
         y = flat @ y + 1
         return y / np.linalg.norm(y, axis=1, keepdims=True)
 
-    images = sounds = __call__
-
 
 def run(folder: Path, out: Path, made_with: dict | None = None, **options) -> dict[str, int]:
     parts = {k: options.pop(k) for k in ("llp", "segments", "missing") if k in options}

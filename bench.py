@@ -1,0 +1,74 @@
+"""What things cost, measured on this machine in one run.
+
+    python bench.py decode VIDEO [--clips 200] [--json FILE]
+
+decode: one video file, again and again: time for a clip on one core, clips a second by 1, 2, ... processes, and whether
+memory grows with the number of clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+from features import one_sentence_errors, write_json
+
+
+def memory() -> float:
+    """Resident memory of this process and its children in MB (Linux)."""
+    total = 0
+    for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children())):
+        status = Path(f"/proc/{pid}/status").read_text()
+        total += int(status.split("VmRSS:")[1].split()[0])  # kB
+    return total / 1e3
+
+
+def bench_decode(path: Path, clips: int) -> dict:
+    """ms a clip on one core; clips a second and memory over `clips` decodings, by the number of processes."""
+    import video
+
+    times = []
+    for _ in range(21):
+        started = time.perf_counter()
+        clip = video.read_clip(path)
+        times.append(1e3 * (time.perf_counter() - started))
+    ms = statistics.median(times[1:])
+    print(f"decode {path.name}: {clip.seconds:.1f} s of video in {ms:.0f} ms on one core (median of 20)")
+    rows = {}
+    for workers in sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1}):
+        used, begun = [], 2 * workers  # by then all processes are up
+        for n, _ in enumerate(video.read_clips([path] * clips, workers)):
+            if n == begun:
+                started = time.perf_counter()
+            if n >= begun and n % 20 == 0:
+                used.append(memory())
+        tenth = max(1, len(used) // 10)
+        rows[workers] = row = dict(clips_per_s=(clips - 1 - begun) / (time.perf_counter() - started), mb_peak=max(used),
+                                   mb_first=statistics.mean(used[:tenth]), mb_last=statistics.mean(used[-tenth:]))
+        print(f"  {workers} processes: {row['clips_per_s']:6.1f} clips/s "
+              f"({row['clips_per_s'] / rows[1]['clips_per_s']:.2f} times one process); memory {row['mb_first']:.0f} MB in the "
+              f"first tenth of {clips} clips, {row['mb_last']:.0f} MB in the last, peak {row['mb_peak']:.0f} MB")
+    return dict(seconds=clip.seconds, ms_per_clip=ms, processes=rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What things cost, measured on this machine in one run.")
+    parser.add_argument("what", choices=("decode",))
+    parser.add_argument("video", type=Path, help="video file")
+    parser.add_argument("--clips", type=int, default=200, help="how often to decode it (default: 200)")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    options = parser.parse_args()
+    with one_sentence_errors():
+        result = dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(),
+                      decode=bench_decode(options.video, options.clips))
+        if options.json:
+            write_json(options.json, result)
+
+
+if __name__ == "__main__":
+    main()
