@@ -50,9 +50,10 @@ def bench_decode(path: Path, clips: int) -> dict:
         tenth = max(1, len(used) // 10)
         rows[workers] = row = dict(clips_per_s=(clips - 1 - begun) / (time.perf_counter() - started), mb_peak=max(used),
                                    mb_first=statistics.mean(used[:tenth]), mb_last=statistics.mean(used[-tenth:]))
-        print(f"  {workers} processes: {row['clips_per_s']:6.1f} clips/s "
-              f"({row['clips_per_s'] / rows[1]['clips_per_s']:.2f} times one process); memory {row['mb_first']:.0f} MB in "
-              f"the first tenth of {clips} clips, {row['mb_last']:.0f} MB in the last, peak {row['mb_peak']:.0f} MB")
+        times = row["clips_per_s"] / rows[1]["clips_per_s"]
+        print(f"  {workers} processes: {row['clips_per_s']:6.1f} clips/s ({times:.2f} times one process); "
+              f"memory {row['mb_first']:.0f} MB in the first tenth of {clips} clips, {row['mb_last']:.0f} MB in the last, "
+              f"peak {row['mb_peak']:.0f} MB")
     return dict(seconds=clip.seconds, ms_per_clip=ms, processes=rows)
 
 

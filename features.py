@@ -588,7 +588,7 @@ def run_extract(options: argparse.Namespace) -> None:
     import ranks
 
     choices = extract.Options(options.llp, options.segments, options.missing, options.longest)
-    device = encoders.choose_device(options.device)
+    device = ranks.choose_device(options.device)
     made_with = dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
                      clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]),
                      segments=LLP_SEGMENTS if options.llp else options.segments,
@@ -608,16 +608,20 @@ def run_extract(options: argparse.Namespace) -> None:
 
 
 def run_text(options: argparse.Namespace) -> None:
+    """`text`: class embeddings. CLAP's tokenizer comes from the hub even where the weights come from a file."""
     need_feature_packages()
     import fetch
 
+    if options.clap_weights != fetch.RANDOM:
+        fetch.online()
     files = dict(clip=fetch.clip_weights(options.clip_weights), clap=fetch.clap_weights(options.clap_weights))
     import encoders
     import extract
+    import ranks
 
     classes = extract.read_classes(options.classes)
     fetch.warn_of_random(files)
-    device = encoders.choose_device(options.device)
+    device = ranks.choose_device(options.device)
     made_with = dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
                      clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]))
     extract.write_texts(classes, options.out, lambda texts: encoders.Clip(files["clip"], device).texts(texts),

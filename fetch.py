@@ -264,8 +264,6 @@ def _find_weights(encoder: str, choice: str, names: tuple[str, ...], repository:
                                     f"{', '.join(names)}, {RANDOM}")
         return Path(choice)
     network = online()
-    if not network:  # said before anything imports the hub's library, which would try for minutes
-        os.environ["HF_HUB_OFFLINE"] = "1"
     import huggingface_hub
 
     for file in files:
@@ -285,7 +283,11 @@ def _find_weights(encoder: str, choice: str, names: tuple[str, ...], repository:
 
 
 def online() -> bool:
-    """Whether the hub answers within 2 s. `HF_HUB_OFFLINE=1` says no without asking."""
+    """Whether the hub answers within 2 s. `HF_HUB_OFFLINE=1` says no without asking.
+
+    Called before anything imports the hub's library: that would try for minutes, unless the variable is set, as it is
+    here if the answer is no.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
     answered = threading.Event()
@@ -301,7 +303,9 @@ def online() -> bool:
         answered.set()
 
     threading.Thread(target=ask, daemon=True).start()  # looking up a host's name heeds no time limit, so we do
-    return answered.wait(NETWORK_WAIT)
+    if not answered.wait(NETWORK_WAIT):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return answered.is_set()
 
 
 def warn_of_random(files: dict[str, Path | None]) -> None:

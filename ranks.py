@@ -21,6 +21,14 @@ LOCAL_WORLD = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 PATIENCE = timedelta(days=1)  # ranks may finish hours apart; one that dies ends the others at once, through torchrun
 
 
+def choose_device(name: str | None) -> str:
+    """`name`, or the GPU where there is one. Raises ValueError if it is not there."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this PyTorch sees no GPU")
+    return name
+
+
 def connect(device: str) -> str:
     """Join the other ranks; returns this rank's device: `cuda` becomes the GPU of this rank's number on its machine."""
     if device == "cuda" and WORLD > 1:

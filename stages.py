@@ -343,7 +343,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         sub.add_argument("data", type=Path, metavar="DATA", help="packed folder")
-        sub.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda or cuda:1")
+        sub.add_argument("--device", help="cpu, cuda or cuda:1; None: cuda where there is a GPU")
         if trains:
             sub.add_argument("--preset", choices=uwav.PRESETS, default="paper",
                              help="paper: the published run; demo: small models for a CPU")
@@ -382,14 +382,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors():
-        if options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device {options.device}: this PyTorch sees no GPU")
         if ranks.WORLD > 1 and options.command not in ("pretrain", "train"):
             raise ValueError(f"{options.command} runs in one process; torchrun is for pretrain and train")
         trains = {k: getattr(options, k) for k in ("preset", "seed") if hasattr(options, k)}
         overrides = tuple(getattr(options, "overrides", ()))
         parse_overrides(overrides)
-        device = ranks.connect(options.device)
+        device = ranks.connect(ranks.choose_device(options.device))
         context = Context(options.data, device=device, overrides=overrides, **trains)
         if options.command == "pretrain":
             pretrain(context, options.out)
