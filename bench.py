@@ -52,7 +52,7 @@ def bench_decode(path: Path, clips: int) -> dict:
                                    mb_first=statistics.mean(used[:tenth]), mb_last=statistics.mean(used[-tenth:]))
         times = row["clips_per_s"] / rows[1]["clips_per_s"]
         print(f"  {workers} processes: {row['clips_per_s']:6.1f} clips/s ({times:.2f} times one process); "
-              f"memory {row['mb_first']:.0f} MB in the first tenth of {clips} clips, {row['mb_last']:.0f} MB in the last, "
+              f"memory {row['mb_first']:.0f} MB in the first tenth of {clips} clips, {row['mb_last']:.0f} in the last, "
               f"peak {row['mb_peak']:.0f} MB")
     return dict(seconds=clip.seconds, ms_per_clip=ms, processes=rows)
 
