@@ -130,10 +130,13 @@ class Clip:
     @torch.inference_mode()
     def images(self, pixels: np.ndarray) -> np.ndarray:
         """(N, 224, 224, 3) uint8, as `video.square_image` makes them -> (N, 768)."""
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2) / 255  # (N, 3, 224, 224) in [0, 1]
+        return self.embed(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        x = pixels.permute(0, 3, 1, 2).float() / 255  # (N, 3, 224, 224) in [0, 1]
         with half_precision(self.device):
             y = self.model.encode_image((x - self.mean) / self.std)
-        return _unit(y)  # (N, 768)
+        return F.normalize(y.float(), dim=-1)  # (N, 768)
 
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> np.ndarray:
@@ -211,19 +214,20 @@ class ClapAudio(nn.Module):
     @torch.inference_mode()
     def sounds(self, wave: np.ndarray) -> np.ndarray:
         """(N, samples) float32 at 48 kHz, at most 10 s -> (N, 512)."""
-        device = self.audio_projection[0].weight.device
-        x = torch.from_numpy(wave).to(device)
-        # Our own way through the library's: 16-bit samples, repeated to 10 s, the rest silent.
-        x = (x.clamp(-1, 1) * 32767).to(torch.int16) / 32767  # (N, samples)
+        return self(torch.from_numpy(wave).to(self.audio_projection[0].weight.device)).cpu().numpy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, samples) -> (N, 512). The library's own way, step by step: 16-bit samples, repeated to 10 s, the rest silent."""
+        x = (x.clamp(-1, 1) * 32767).to(torch.int16).float() / 32767  # (N, samples)
         x = x.repeat(1, CLAP_SAMPLES // x.shape[1])
         x = F.pad(x, (0, CLAP_SAMPLES - x.shape[1]))  # (N, 480000)
         inputs = {"waveform": x}
         if self.fusion:  # of four views of a long clip, clips of 10 s or less have the first only
             mel = self.mel(x)[:, None].expand(-1, 4, -1, -1)  # (N, 4, 1001, 64)
-            inputs |= {"mel_fusion": mel, "longer": torch.zeros(len(x), 1, dtype=torch.bool, device=device)}
-        with half_precision(device):
-            y = self.audio_projection(self.audio_branch(inputs, device=device)["embedding"])
-        return _unit(y)  # (N, 512)
+            inputs |= {"mel_fusion": mel, "longer": torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)}
+        with half_precision(x.device):
+            y = self.audio_projection(self.audio_branch(inputs, device=x.device)["embedding"])
+        return F.normalize(y.float(), dim=-1)  # (N, 512)
 
 
 def clap_architecture(state: dict[str, Tensor] | None, weights: Path | None) -> tuple[bool, str, int]:

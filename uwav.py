@@ -623,7 +623,7 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit,
                 if labels is not None:
                     audio_label, visual_label = labels.audio[index], labels.visual[index]  # (B, T, C) each
                 if config.mixup:
-                    perms = [ranks.agree(torch.randperm(len(index) * T, device=device)) for m in range(2)]  # (B T,)
+                    perms = [ranks.agree(torch.randperm(len(index) * T, device=device)) for _ in range(2)]  # (B T,)
                     mixup = list(zip(lam[step], perms))
                 output = parallel(*data.inputs(index[ranks.share(len(index))]))
                 output = HANOutput(*(ranks.gather(x, len(index)) for x in output))  # of the whole batch
