@@ -24,10 +24,12 @@ import argparse
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
+import logging
 import math
-import tempfile
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -330,3 +332,214 @@ def export_encoders(out: Path, clip_choice: str | None, clap_choice: str | None,
             entry = keep(export, out, properties)
         entries[export.name] = entry | dict(weights=fetch.identity_of_weights(choice, file))
     return entries
+
+
+# ---------------------------------------------------------------------------------------------
+# Smaller variants of the parser, each measured
+# ---------------------------------------------------------------------------------------------
+
+TIMED_RUNS = 50
+
+
+def make_variant(kind: str, source: Path, target: Path) -> None:
+    """parser.onnx in half precision, or with 8-bit weights."""
+    import onnx
+
+    if kind == "int8":
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        logging.disable(logging.WARNING)  # it would like the model to be preprocessed, which changes nothing here
+        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
+        logging.disable(logging.NOTSET)
+        return
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
+
+    model = OnnxModel(convert_float_to_float16(onnx.load(source), keep_io_types=True))
+    model.topological_sort()  # the conversion leaves its casts at the end
+    onnx.save(model.model, target)
+
+
+def measure(path: Path, inputs: dict[str, np.ndarray], truth: tuple[Tensor, Tensor] | None) -> tuple[dict, dict]:
+    """(outputs on all of `inputs`, {bytes, ms_batch_1, and the ten scores if there is truth})."""
+    run, N = session(path), len(inputs["audio"])
+    chunks = [run.run(None, {k: x[i : i + 64] for k, x in inputs.items()}) for i in range(0, N, 64)]
+    outputs = dict(zip(Parser.outputs, (np.concatenate(x) for x in zip(*chunks))))
+    one, times = {k: x[:1] for k, x in inputs.items()}, []
+    for _ in range(TIMED_RUNS):
+        started = time.perf_counter()
+        run.run(None, one)
+        times.append(1e3 * (time.perf_counter() - started))
+    figures = dict(bytes=path.stat().st_size, ms_batch_1=statistics.median(times))
+    if truth is not None:
+        events = [torch.from_numpy(outputs[k]) for k in ("audio_event", "visual_event")]
+        figures["scores"] = uwav.parsing_scores(*events, *truth)
+    return outputs, figures
+
+
+def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], truth: tuple[Tensor, Tensor] | None,
+                  measured_on: str) -> dict:
+    """parser_KIND.onnx beside parser.onnx; size, speed, and how far and how often it disagrees with fp32."""
+    import onnx
+
+    reference, figures = measure(out / "parser.onnx", inputs, truth)
+    rows = {"fp32": figures | dict(file="parser.onnx")}
+    for kind in kinds:
+        path = out / f"parser_{kind}.onnx"
+        with atomic(path) as temporary:
+            make_variant(kind, out / "parser.onnx", temporary)
+            onnx.checker.check_model(str(temporary))
+            outputs, figures = measure(temporary, inputs, truth)
+        flips = sum(int((outputs[k] != reference[k]).sum()) for k in ("audio_event", "visual_event"))
+        difference = max(float(np.abs(outputs[k] - reference[k]).max()) for k in Probabilities.outputs)
+        rows[kind] = figures | describe(path) | dict(
+            largest_difference=difference, flips=flips, predictions=2 * reference["audio_event"].size,
+            events=int(sum(reference[k].sum() for k in ("audio_event", "visual_event"))))
+    print(f"parser, measured on {measured_on}:")
+    for kind, row in rows.items():
+        line = f"  {kind:5s} {row['bytes'] / 1e6:7.1f} MB  {row['ms_batch_1']:6.2f} ms at batch 1"
+        if kind != "fp32":
+            line += (f"  largest difference of a probability {row['largest_difference']:.1e}, {row['flips']} of "
+                     f"{row['predictions']} predictions flip ({row['events']} are positive)")
+        print(line)
+        if "scores" in row:
+            print("        " + "  ".join(f"{k} {row['scores'][k]:.2f}" for k in SCORES))
+    return dict(measured_on=measured_on, rows=rows)
+
+
+# ---------------------------------------------------------------------------------------------
+# The bundle
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is exported and what is known of it."""
+
+    han: uwav.HAN
+    teacher: uwav.Teacher | None
+    classes: list[str]
+    made_from: str
+    thresholds: tuple[Tensor, Tensor] | None = None  # (C,) audio and visual, of the pseudo-labels
+    texts: tuple[Tensor, Tensor] | None = None  # (C, 512), (C, 768)
+    data: Path | None = None  # packed folder, whose test split variants are measured on
+
+
+def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Path | None) -> Source:
+    """The models of a run of run_all.sh. Raises FileNotFoundError or ValueError naming what is missing."""
+    folder, data = run / f"seed{seed}", data or run / "data"
+    index = read_index(data)
+    if features is None:
+        found = [name for name in ("clip_clap", "base") if (folder / name / row / "han.pt").exists()]
+        if not found:
+            raise FileNotFoundError(f"{folder}/clip_clap/{row}/han.pt: no such file, so {run} holds no trained HAN")
+        features = found[0]
+    han, teacher = uwav.load_model(folder / features / row / "han.pt"), uwav.load_model(folder / "teacher.pt")
+    labels = read_labels(folder / "labels_teacher.npz", "cpu")
+    kind = {"pack": "LLP"}.get(index["source"], index["source"]) if isinstance(index["source"], str) else "the demo world"
+    return Source(han, teacher, index["llp"]["classes"], f"{kind}, features {features}, {row}, seed {seed}", labels.thresholds,
+                  load_text(data, "llp", "cpu"), data)
+
+
+def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:
+    """Checkpoints of the authors' code."""
+    model = uwav.load_released_han(uwav.load_file(han), heads, visual_3d_dim)
+    C = model.config.classes
+    classes = list(LLP_CLASSES) if C == len(LLP_CLASSES) else [f"class {c}" for c in range(C)]
+    return Source(model.eval(), teacher and uwav.load_released_teacher(uwav.load_file(teacher), heads).eval(), classes,
+                  "checkpoints of the authors' code")
+
+
+def describe_source(source: Source) -> dict:
+    """All that a program must know besides the files themselves."""
+    config = source.han.config
+    feature_set = "base" if config.audio_dim == uwav.HANConfig().audio_dim else "clip_clap"
+    names = dict(zip(("audio", "visual_2d", "visual_3d"), FEATURE_SETS[feature_set]))
+    sizes = dict(audio=config.audio_dim, visual_2d=config.visual_2d_dim, visual_3d=config.visual_3d_dim)
+    inputs = {k: dict(feature=names[k], size=sizes[k], per_second=1) for k in sizes if sizes[k]}
+    if LLP_FEATURES[names["visual_2d"]][1] > 1:
+        inputs["visual_2d"]["averaged_from"] = LLP_FEATURES[names["visual_2d"]][1]
+    thresholds = None
+    if source.thresholds is not None:  # JSON has no infinity: null is a threshold of -inf
+        thresholds = {m: [x if math.isfinite(x) else None for x in t.tolist()] for m, t in zip(("audio", "visual"), source.thresholds)}
+    return dict(
+        format=FORMAT, name="uwav", classes=source.classes, made_from=source.made_from, licence=LICENCE, gate=uwav.GATE,
+        features=dict(set=feature_set, inputs=inputs),
+        preprocessing=dict(
+            segment_seconds=1,
+            picture=dict(shown_at=0.5, short_side=224, resize="bicubic, antialiased, as Pillow does", crop="centre, 224 x 224",
+                         values="RGB, uint8; mean and standard deviation are inside the graph"),
+            sound=dict(rate=48_000, channels="averaged", samples=48_000, values="float32 in [-1, 1]"),
+            prompts=dict(clip="A photo of {}", clap="This is the sound of {}")),
+        label_thresholds=thresholds, label_temperature=uwav.TrainConfig().temperature,
+        versions={name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")})
+
+
+def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
+                  variants: list[str] | None = None) -> dict:
+    """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch."""
+    info = describe_source(source)
+    properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "bundle.json").unlink(missing_ok=True)  # no bundle until all of it is there
+    exports = [*exports_of_han(source.han), *exports_of_labels()]
+    if source.teacher is not None:
+        exports += exports_of_teacher(source.teacher)
+    info["files"] = {export.name: keep(export, out, properties) for export in exports}
+    if clip_weights or clap_weights:
+        info["files"] |= export_encoders(out, clip_weights, clap_weights, properties)
+    if source.texts is not None:
+        write_json(out / "texts.json", dict(classes=source.classes, clap=source.texts[0].tolist(), clip=source.texts[1].tolist()))
+    if variants:
+        info["variants"] = keep_variants(variants, out, *_measuring_data(source, info["features"]["set"]))
+    write_json(out / "bundle.json", info)
+    return info
+
+
+def _measuring_data(source: Source, feature_set: str) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor] | None, str]:
+    """The test split of the run, or random features."""
+    if source.data is not None:
+        test = load_target(source.data, "test", feature_set, "cpu")
+        inputs = {k: x.numpy() for k, x in zip(("audio", "visual_2d", "visual_3d"), test.inputs(slice(None))) if x is not None}
+        return inputs, (test.audio_truth, test.visual_truth), f"the test split of {source.made_from}"
+    torch.manual_seed(0)
+    inputs = next(exports_of_han(source.han)).inputs(256, 10, 0)
+    return {k: x.numpy() for k, x in inputs.items()}, None, "random features"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Export a trained parser to ONNX; every file is checked before it is kept.")
+    parser.add_argument("paths", type=Path, nargs="+", metavar="[RUN] OUT", help="folder of a run; folder to write")
+    parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
+    parser.add_argument("--features", choices=FEATURE_SETS, help="of the run (default: clip_clap, else base)")
+    parser.add_argument("--row", default="full", help="of the ablation (default: full, which is UWAV)")
+    parser.add_argument("--data", type=Path, help="packed folder of the run (default: RUN/data)")
+    parser.add_argument("--released-han", type=Path, metavar="FILE", help="a HAN of the authors' code, instead of RUN")
+    parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")
+    parser.add_argument("--heads", type=int, default=16, help="of released checkpoints, which do not say (default: 16)")
+    parser.add_argument("--visual-3d-dim", type=int, help="3D features of a released HAN (default: 512 if it has the published sizes)")
+    parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
+    parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
+    parser.add_argument("--fp16", action="store_true", help="also parser_fp16.onnx, measured")
+    parser.add_argument("--int8", action="store_true", help="also parser_int8.onnx, measured")
+    options = parser.parse_args(arguments)
+    with one_sentence_errors():
+        missing = [p for m, p in (("onnx", "onnx"), ("onnxscript", "onnxscript"), ("onnxruntime", "onnxruntime-gpu"))
+                   if importlib.util.find_spec(m) is None]
+        if missing:
+            raise ValueError(f"exporting needs packages that are not installed: pip install {' '.join(missing)}")
+        if len(options.paths) != (1 if options.released_han else 2):
+            raise ValueError("name RUN and OUT, or --released-han FILE and OUT")
+        if options.released_han:
+            source = source_of_released(options.released_han, options.released_teacher, options.heads, options.visual_3d_dim)
+        else:
+            source = source_of_run(options.paths[0], options.seed, options.features, options.row, options.data)
+        variants = [kind for kind in ("fp16", "int8") if getattr(options, kind)]
+        export_bundle(source, options.paths[-1], options.clip_weights, options.clap_weights, variants)
+        print(f"{options.paths[-1]}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {options.paths[-1]}`")
+        if not (options.clip_weights and options.clap_weights):
+            print("(without the encoders, which --clip-weights and --clap-weights add: it parses features, not videos)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""Parse a video with an exported bundle: which events are audible, visible or both in every second. No PyTorch.
+
+    python parse.py VIDEO --bundle OUT                   # a video; the bundle has the encoders
+    python parse.py FEATURES.npz --bundle OUT            # features: audio (T, Da), visual_2d (T, D2), visual_3d (T, D3)
+    python parse.py ... --json events.json --csv events.csv --plot timeline.png
+
+Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot. OUT was made by export_onnx.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+WINDOW, STEP = 10, 5  # segments: the parser was trained on clips of 10 s; longer videos are parsed piece by piece
+AT_ONCE = 16  # pictures or sounds through an encoder
+MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
+FORMAT = 1  # of the bundle
+
+# ---------------------------------------------------------------------------------------------
+# The bundle
+# ---------------------------------------------------------------------------------------------
+
+
+class Bundle:
+    """A folder written by export_onnx.py. Raises FileNotFoundError or ValueError naming the file."""
+
+    def __init__(self, folder: str | Path, provider: str | None = None):
+        self.folder = Path(folder)
+        path = self.folder / "bundle.json"
+        try:
+            self.info = json.loads(path.read_text(encoding="utf-8"))
+            version, self.classes, self.files = self.info["format"], self.info["classes"], self.info["files"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(f"{path}: no such file; make a bundle with export_onnx.py") from None
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}: not the description of a bundle") from None
+        if version != FORMAT:
+            raise ValueError(f"{path}: a bundle of format {version!r}, this program reads {FORMAT}")
+        self.wanted, self.providers, self.sessions = provider, {}, {}
+
+    def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs of NAME.onnx, by name."""
+        if name not in self.sessions:
+            self.sessions[name] = self._open(name)
+        session = self.sessions[name]
+        return dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs)))
+
+    def _open(self, name: str):
+        import onnxruntime
+
+        if name not in self.files:
+            raise FileNotFoundError(f"{self.folder}: the bundle has no {name}.onnx; export it with "
+                                    f"--{name.split('_')[0]}-weights, or parse features instead of a video")
+        path = self.folder / f"{name}.onnx"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file, though bundle.json names it")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != self.files[name].get("sha256"):
+            raise ValueError(f"{path}: not the file that bundle.json describes (its checksum differs)")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # a GPU that is not there is no news
+        wanted = ["CPUExecutionProvider"]
+        if self.wanted != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            wanted.insert(0, "CUDAExecutionProvider")
+        try:
+            with _quiet():
+                session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        except Exception as error:  # onnxruntime's own kinds have no common parent
+            raise ValueError(f"{path}: onnxruntime cannot read it ({str(error).splitlines()[0]})") from None
+        self.providers[name] = session.get_providers()[0].removesuffix("ExecutionProvider")
+        return session
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's libraries complain about a missing GPU past Python, on file descriptor 2."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
+
+
+# ---------------------------------------------------------------------------------------------
+# Features: from a file, or of a video by the bundle's encoders
+# ---------------------------------------------------------------------------------------------
+
+
+def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
+    """The parser's inputs, (T, D) each, from an .npz file. Raises FileNotFoundError or ValueError naming the file."""
+    sizes = {name: value["shape"][-1] for name, value in bundle.files["parser"]["inputs"].items()}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except Exception as error:  # zip and npy raise a dozen kinds
+        raise ValueError(f"{path}: not an .npz file ({error})") from None
+    for name, size in sizes.items():
+        x = arrays.get(name)
+        if x is None or x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] != size or not len(x):
+            found = f"{name} is {x.dtype} {x.shape}" if x is not None else f"it has {', '.join(arrays) or 'nothing'}"
+            raise ValueError(f"{path}: the parser needs {name} of shape (T, {size}), but {found}")
+        if len(x) != len(arrays["audio"]) or not np.isfinite(x).all():
+            raise ValueError(f"{path}: {name} has another length than audio, or NaN or infinite values")
+    return {name: arrays[name].astype(np.float32) for name in sizes}
+
+
+def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
+    """CLAP of every second's sound, CLIP of the picture in its middle. Raises ValueError naming file and cause."""
+    if bundle.info["features"]["set"] != "clip_clap":
+        raise ValueError(f"{bundle.folder}: its parser reads the features {bundle.info['features']['set']!r}, for which there "
+                         "are no encoders here; give it an .npz file of features")
+    try:
+        import video
+    except ModuleNotFoundError as error:
+        raise ValueError(f"reading videos needs {error.name}: pip install av pillow") from None
+    try:
+        clip = video.read_clip(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    found = {}
+    for name, encoder, inputs, x in (("audio", "clap_audio", "wave", clip.sounds), ("visual_2d", "clip_image", "pixels", clip.images)):
+        if x is None:
+            print(f"{path}: no {'sound' if name == 'audio' else 'picture'} in it; zeros take its place", file=sys.stderr)
+            size = bundle.files["parser"]["inputs"][name]["shape"][-1]
+            found[name] = np.zeros((clip.segments, size), np.float32)
+        else:
+            pieces = [bundle.run(encoder, {inputs: x[i : i + AT_ONCE]})["embedding"] for i in range(0, len(x), AT_ONCE)]
+            found[name] = np.concatenate(pieces)  # (T, D)
+    for name in ("clip_image", "clap_audio"):
+        if bundle.files.get(name, {}).get("weights", {}).get("weights") == "random":
+            print(f"WARNING: {name}.onnx has RANDOM WEIGHTS: a dry run, the events mean nothing", file=sys.stderr)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------
+# Parsing
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parse:
+    """T segments, C classes."""
+
+    classes: list[str]
+    audio_prob: np.ndarray  # (T, C)
+    visual_prob: np.ndarray  # (T, C)
+    video_prob: np.ndarray  # (C,): of the whole video; of a long one the largest of its windows
+    audio_event: np.ndarray  # (T, C) bool
+    visual_event: np.ndarray  # (T, C) bool
+    av_event: np.ndarray  # (T, C) bool
+
+    def events(self) -> list[dict]:
+        """Every run of positive segments: class, modality, onset and offset in s, mean probability."""
+        found = []
+        probability = {"audio": self.audio_prob, "visual": self.visual_prob, "av": np.minimum(self.audio_prob, self.visual_prob)}
+        for modality, name in MODALITIES.items():
+            positive = getattr(self, f"{name}_event")  # (T, C)
+            edges = np.diff(np.pad(positive.astype(np.int8), ((1, 1), (0, 0))), axis=0)  # (T + 1, C)
+            for c in np.flatnonzero(positive.any(0)):
+                for onset, offset in zip(np.flatnonzero(edges[:, c] == 1), np.flatnonzero(edges[:, c] == -1)):
+                    mean = float(probability[name][onset:offset, c].mean())
+                    found.append(dict(label=self.classes[c], modality=modality, onset=int(onset), offset=int(offset),
+                                      probability=round(mean, 6)))
+        return sorted(found, key=lambda e: (self.classes.index(e["label"]), list(MODALITIES).index(e["modality"]), e["onset"]))
+
+
+def window_starts(T: int) -> list[int]:
+    """Windows of 10 segments every 5, the last one flush with the end; one of all segments if there are 10 or fewer."""
+    return [0] if T <= WINDOW else [*range(0, T - WINDOW, STEP), T - WINDOW]
+
+
+def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
+    """Parse T segments. Where windows overlap, probabilities are averaged, and an event needs one of them to admit it."""
+    T = len(features["audio"])
+    starts, length = window_starts(T), min(T, WINDOW)
+    rows = np.add.outer(starts, np.arange(length))  # (windows, length)
+    out = bundle.run("parser", {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()})
+    if len(starts) == 1:
+        return Parse(bundle.classes, *(out[k][0] for k in ("audio_prob", "visual_prob", "video_prob", "audio_event",
+                                                         "visual_event", "av_event")))
+    C, gate = len(bundle.classes), bundle.info["gate"]
+    windows = np.zeros(T)
+    total, admitted = {"audio": np.zeros((T, C)), "visual": np.zeros((T, C))}, np.zeros((T, C), bool)
+    for w, row in enumerate(rows):
+        windows[row] += 1
+        admitted[row] |= out["video_prob"][w] > gate
+        for m in total:
+            total[m][row] += out[f"{m}_prob"][w]
+    prob = {m: (x / windows[:, None]).astype(np.float32) for m, x in total.items()}
+    event = {m: (p > gate) & admitted for m, p in prob.items()}
+    return Parse(bundle.classes, prob["audio"], prob["visual"], out["video_prob"].max(0), event["audio"], event["visual"],
+                 event["audio"] & event["visual"])
+
+
+# ---------------------------------------------------------------------------------------------
+# Telling the result
+# ---------------------------------------------------------------------------------------------
+
+
+def timeline(result: Parse, width: int = 100) -> str:
+    """A line per event class and modality; a character is a second, or several in a long video (# if any has it)."""
+    T = len(result.audio_prob)
+    per = -(-T // width)  # seconds a character
+    shown = [c for c in range(len(result.classes)) if (result.audio_event | result.visual_event)[:, c].any()]
+    if not shown:
+        return f"no event in {T} s"
+    indent = max(len(result.classes[c]) for c in shown) + 11
+    ruler = "".join(f"{t:<{10}d}" for t in range(0, T, 10 * per)) if T > 10 else "0" + " " * (T - 1) + str(T)
+    lines = [" " * indent + ruler + " s" + (f"   ({per} s a character)" if per > 1 else "")]
+    for c in shown:
+        for modality, name in MODALITIES.items():
+            positive = getattr(result, f"{name}_event")[:, c]
+            marks = "".join("#" if positive[t : t + per].any() else "." for t in range(0, T, per))
+            lines.append(f"{result.classes[c] if modality == 'audible' else '':{indent - 10}s}{modality:9s} {marks}")
+    return "\n".join(lines)
+
+
+def plot(result: Parse, title: str, path: Path) -> None:
+    """The same as a picture: strips of probability, events framed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [c for c in range(len(result.classes)) if (result.audio_event | result.visual_event)[:, c].any()]
+    colours = {"audible": "#0072b2", "visible": "#d55e00", "both": "#555555"}
+    T = len(result.audio_prob)
+    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.75 * max(1, len(shown))), layout="constrained")
+    for row, c in enumerate(shown):
+        for m, (modality, name) in enumerate(MODALITIES.items()):
+            for t in np.flatnonzero(getattr(result, f"{name}_event")[:, c]):
+                axes.barh(row + 0.27 * (m - 1), 1, 0.24, left=t, color=colours[modality])
+    axes.set_yticks(range(len(shown)), [result.classes[c].replace("_", " ") for c in shown])
+    axes.set(xlim=(0, T), ylim=(max(1, len(shown)) - 0.5, -0.5), xlabel="s", title=title)
+    axes.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=x, label=m) for m, x in colours.items()], ncols=3, frameon=False,
+                loc="upper left", bbox_to_anchor=(0, -0.2 if len(shown) > 1 else -0.35))
+    if not shown:
+        axes.text(T / 2, 0, "no event", ha="center", va="center")
+    axes.spines[["top", "right"]].set_visible(False)
+    with _written(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """Write to a temporary name; it becomes `path` only on success."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
+    content = dict(source=source.name, seconds=len(result.audio_prob), classes=result.classes, events=result.events(),
+                   providers=bundle.providers, video_prob=result.video_prob.astype(float).round(6).tolist(),
+                   audio_prob=result.audio_prob.astype(float).round(6).tolist(),
+                   visual_prob=result.visual_prob.astype(float).round(6).tolist())
+    with _written(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def write_csv(result: Parse, path: Path) -> None:
+    with _written(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("label", "modality", "onset", "offset", "probability"))
+        writer.writeheader()
+        writer.writerows(result.events())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Which events are audible, visible or both in every second of a video.")
+    parser.add_argument("source", type=Path, metavar="VIDEO|FEATURES.npz")
+    parser.add_argument("--bundle", type=Path, required=True, metavar="OUT", help="folder written by export_onnx.py")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="events and all probabilities")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="events: label, modality, onset, offset, probability")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
+    options = parser.parse_args(arguments)
+    try:
+        bundle = Bundle(options.bundle, options.device)
+        read = features_of_file if options.source.suffix == ".npz" else features_of_video
+        result = parse(read(options.source, bundle), bundle)
+        print(timeline(result))
+        used = ", ".join(f"{name} {provider}" for name, provider in bundle.providers.items())
+        print(f"(ran on: {used})")
+        if options.json:
+            write_json(result, options.source, bundle, options.json)
+        if options.csv:
+            write_csv(result, options.csv)
+        if options.plot:
+            plot(result, options.source.name, options.plot)
+    except (FileNotFoundError, PermissionError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: this needs {error.name}: pip install {error.name}")
+
+
+if __name__ == "__main__":
+    main()

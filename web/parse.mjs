@@ -1,0 +1,15 @@
+// Parse a features file in Node:  node parse.mjs BUNDLE FEATURES.npz   -> JSON of the events and probabilities
+import {readFile} from "node:fs/promises";
+import * as ort from "onnxruntime-node";
+import {Bundle, parse, readNpz} from "./parser.js";
+
+const [folder, file] = process.argv.slice(2);
+try {
+  const bundle = await Bundle.open(ort, async (name) => new Uint8Array(await readFile(`${folder}/${name}`)));
+  const result = await parse(await readNpz(new Uint8Array(await readFile(file))), bundle);
+  const {events, videoProbability, probability} = result;
+  console.log(JSON.stringify({events, videoProbability, audio: [...probability.audio], visual: [...probability.visual]}));
+} catch (error) {
+  console.error(`error: ${error.message}`);
+  process.exit(1);
+}

@@ -1,0 +1,309 @@
+// The parser in JavaScript: the same steps as parse.py, in a browser (onnxruntime-web) or in Node (onnxruntime-node).
+//
+//   const bundle = await Bundle.open(ort, read);              // read(name) -> Promise<Uint8Array> of a file of the bundle
+//   const result = await parse(await readNpz(bytes), bundle); // or: await featuresOfVideo(file, bundle)
+//   result.events                                             // [{label, modality, onset, offset, probability}, ...]
+//
+// An array is {data: Float32Array | ..., shape: [...]}. T segments of one second, C classes.
+
+export const WINDOW = 10, STEP = 5; // segments: the parser was trained on clips of 10 s
+export const MODALITIES = {audible: "audio", visible: "visual", both: "av"};
+const FORMAT = 1; // of the bundle
+const SIZE = 224; // pixels of a picture's side
+const RATE = 48000; // Hz
+const TAIL = 0.1; // s: a last segment shorter than this is none
+
+// ---- the bundle ----
+
+export class Bundle {
+  constructor(ort, info, read) {
+    Object.assign(this, {ort, info, read, sessions: {}});
+  }
+
+  static async open(ort, read) {
+    let info;
+    try {
+      info = JSON.parse(new TextDecoder().decode(await read("bundle.json")));
+    } catch (error) {
+      throw new Error(`bundle.json: ${error instanceof SyntaxError ? "not a JSON file" : error.message}`);
+    }
+    if (!info || !Array.isArray(info.classes) || !info.files?.parser) throw new Error("bundle.json: not the description of a bundle");
+    if (info.format !== FORMAT) throw new Error(`bundle.json: a bundle of format ${info.format}, this program reads ${FORMAT}`);
+    return new Bundle(ort, info, read);
+  }
+
+  get classes() {
+    return this.info.classes;
+  }
+
+  // The outputs of NAME.onnx by name; inputs are {name: array}.
+  async run(name, inputs) {
+    const file = this.info.files[name];
+    if (!file) throw new Error(`the bundle has no ${name}.onnx: it parses features, not videos`);
+    if (!this.sessions[name]) {
+      const bytes = await this.read(file.file);
+      if (bytes.length !== file.bytes) throw new Error(`${file.file}: not the file that bundle.json describes (its size differs)`);
+      this.sessions[name] = await this.ort.InferenceSession.create(bytes);
+    }
+    const feeds = {};
+    for (const [key, x] of Object.entries(inputs)) {
+      feeds[key] = new this.ort.Tensor(x.data instanceof Uint8Array ? "uint8" : "float32", x.data, x.shape);
+    }
+    const outputs = await this.sessions[name].run(feeds);
+    return Object.fromEntries(Object.entries(outputs).map(([key, x]) => [key, {data: x.data, shape: [...x.dims].map(Number)}]));
+  }
+}
+
+// ---- parsing ----
+
+// Windows of 10 segments every 5, the last flush with the end; one of all segments if there are 10 or fewer.
+export function windowStarts(T) {
+  if (T <= WINDOW) return [0];
+  const starts = [];
+  for (let t = 0; t < T - WINDOW; t += STEP) starts.push(t);
+  return [...starts, T - WINDOW];
+}
+
+// features: {audio: (T, Da), visual_2d: (T, D2), ...}. Where windows overlap, probabilities are averaged, and an event
+// needs one of them to admit it.
+export async function parse(features, bundle) {
+  const inputs = bundle.info.files.parser.inputs, T = features.audio?.shape[0];
+  for (const [name, {shape}] of Object.entries(inputs)) {
+    const x = features[name], size = shape[shape.length - 1];
+    if (!x || x.shape.length !== 2 || x.shape[0] !== T || x.shape[1] !== size || !T) {
+      throw new Error(`the parser needs ${name} of shape (T, ${size}), not ${x ? `(${x.shape.join(", ")})` : "nothing"}`);
+    }
+  }
+  const starts = windowStarts(T), length = Math.min(T, WINDOW), C = bundle.classes.length;
+  const batch = {};
+  for (const name of Object.keys(inputs)) {
+    const D = features[name].shape[1], data = new Float32Array(starts.length * length * D);
+    starts.forEach((t, w) => data.set(features[name].data.subarray(t * D, (t + length) * D), w * length * D));
+    batch[name] = {data, shape: [starts.length, length, D]};
+  }
+  const out = await bundle.run("parser", batch);
+  const result = {T, C, classes: bundle.classes, probability: {}, event: {}};
+  result.videoProbability = Array.from({length: C}, (_, c) => Math.max(...starts.map((_, w) => out.video_prob.data[w * C + c])));
+  const single = starts.length === 1, gate = bundle.info.gate;
+  for (const m of ["audio", "visual"]) {
+    const total = new Float64Array(T * C), admitted = new Uint8Array(T * C), covered = new Uint8Array(T);
+    starts.forEach((start, w) => {
+      for (let i = 0; i < length; i++) {
+        covered[start + i]++;
+        for (let c = 0; c < C; c++) {
+          total[(start + i) * C + c] += out[`${m}_prob`].data[(w * length + i) * C + c];
+          if (out.video_prob.data[w * C + c] > gate) admitted[(start + i) * C + c] = 1;
+        }
+      }
+    });
+    const p = Float32Array.from(total, (x, i) => x / covered[Math.floor(i / C)]);
+    result.probability[m] = p;
+    result.event[m] = single ? Uint8Array.from(out[`${m}_event`].data, Number) : Uint8Array.from(p, (x, i) => Number(x > gate && admitted[i]));
+  }
+  result.probability.av = result.probability.audio.map((x, i) => Math.min(x, result.probability.visual[i]));
+  result.event.av = result.event.audio.map((x, i) => x & result.event.visual[i]);
+  result.events = events(result);
+  return result;
+}
+
+// Every run of positive segments.
+function events({T, C, classes, probability, event}) {
+  const found = [];
+  for (let c = 0; c < C; c++) {
+    for (const [modality, m] of Object.entries(MODALITIES)) {
+      for (let t = 0; t < T; t++) {
+        if (!event[m][t * C + c]) continue;
+        const onset = t;
+        let sum = 0;
+        for (; t < T && event[m][t * C + c]; t++) sum += probability[m][t * C + c];
+        found.push({label: classes[c], modality, onset, offset: t, probability: sum / (t - onset)});
+      }
+    }
+  }
+  return found;
+}
+
+// ---- feature files ----
+
+// The float arrays of an .npz file (np.savez or np.savez_compressed), by name.
+export async function readNpz(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), arrays = {};
+  let end = bytes.length - 22; // of the central directory
+  while (end >= 0 && view.getUint32(end, true) !== 0x06054b50) end--;
+  if (end < 0) throw new Error("not an .npz file");
+  let entry = view.getUint32(end + 16, true);
+  for (let n = view.getUint16(end + 10, true); n > 0; n--) {
+    if (entry + 46 > bytes.length || view.getUint32(entry, true) !== 0x02014b50) throw new Error("a damaged .npz file");
+    const method = view.getUint16(entry + 10, true), packed = view.getUint32(entry + 20, true);
+    const nameLength = view.getUint16(entry + 28, true), local = view.getUint32(entry + 42, true);
+    const name = new TextDecoder().decode(bytes.subarray(entry + 46, entry + 46 + nameLength));
+    const start = local + 30 + view.getUint16(local + 26, true) + view.getUint16(local + 28, true);
+    let content = bytes.subarray(start, start + packed);
+    if (method === 8) {
+      const stream = new Blob([content]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+      content = new Uint8Array(await new Response(stream).arrayBuffer());
+    }
+    arrays[name.replace(/\.npy$/, "")] = readNpy(content);
+    entry += 46 + nameLength + view.getUint16(entry + 30, true) + view.getUint16(entry + 32, true);
+  }
+  return arrays;
+}
+
+function readNpy(bytes) {
+  const text = (a, b) => new TextDecoder("latin1").decode(bytes.subarray(a, b));
+  if (text(1, 6) !== "NUMPY") throw new Error("not an .npy array");
+  const view = new DataView(bytes.buffer, bytes.byteOffset), wide = bytes[6] > 1;
+  const start = (wide ? 12 : 10) + (wide ? view.getUint32(8, true) : view.getUint16(8, true)), header = text(10, start);
+  const type = /'descr':\s*'([^']+)'/.exec(header)?.[1], shape = /'shape':\s*\(([^)]*)\)/.exec(header)?.[1];
+  const kinds = {"<f4": Float32Array, "<f8": Float64Array};
+  if (!kinds[type] || shape === undefined || /True/.test(header)) throw new Error(`an array of type ${type}; single precision in C order is needed`);
+  const sizes = shape.split(",").filter((s) => s.trim()).map(Number), count = sizes.reduce((a, b) => a * b, 1);
+  const content = bytes.slice(start, start + count * kinds[type].BYTES_PER_ELEMENT); // aligned
+  if (content.length !== count * kinds[type].BYTES_PER_ELEMENT) throw new Error("an array that was cut short");
+  return {data: Float32Array.from(new kinds[type](content.buffer)), shape: sizes};
+}
+
+// ---- videos (browser only) ----
+
+// CLIP and CLAP embeddings of every second. `video` is a <video> element that has loaded its metadata; `file` the same
+// video as a Blob, for its sound. tell(done, of) is called after each step.
+export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
+  const {inputs} = bundle.info.files.parser, T = Math.ceil(video.duration - TAIL);
+  if (bundle.info.features.set !== "clip_clap") throw new Error("the bundle's parser does not read CLIP and CLAP features: give it a features file");
+  if (!(T >= 1)) throw new Error("the video has no length");
+  const zeros = (name) => ({data: new Float32Array(T * inputs[name].shape[2]), shape: [T, inputs[name].shape[2]]});
+  const features = {audio: zeros("audio"), visual_2d: zeros("visual_2d")}, notes = [];
+  const put = async (name, t, encoder, feed) => {
+    const {embedding} = await bundle.run(encoder, feed);
+    features[name].data.set(embedding.data, t * features[name].shape[1]);
+  };
+  const wave = await waveOf(file);
+  if (!wave) notes.push("no sound in it; zeros take its place");
+  if (!video.videoWidth) notes.push("no picture in it; zeros take its place");
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
+  const context = canvas.getContext("2d", {willReadFrequently: true});
+  for (let t = 0; t < T; t++) {
+    if (video.videoWidth) {
+      await seek(video, Math.min(t + 0.5, video.duration - 0.001));
+      context.drawImage(video, 0, 0);
+      const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+      await put("visual_2d", t, "clip_image", {pixels: {data: squareImage(pixels), shape: [1, SIZE, SIZE, 3]}});
+    }
+    if (wave) {
+      const second = new Float32Array(RATE);
+      second.set(wave.subarray(t * RATE, (t + 1) * RATE));
+      await put("audio", t, "clap_audio", {wave: {data: second, shape: [1, RATE]}});
+    }
+    tell(t + 1, T);
+  }
+  for (const [name, file] of Object.entries(bundle.info.files)) {
+    if (file.weights?.weights === "random") notes.push(`${name}.onnx has RANDOM WEIGHTS: a dry run, the events mean nothing`);
+  }
+  return {features, notes};
+}
+
+function seek(video, time) {
+  return new Promise((resolve, reject) => {
+    video.addEventListener("seeked", () => resolve(), {once: true});
+    video.addEventListener("error", () => reject(new Error("the browser cannot show this video")), {once: true});
+    video.currentTime = time;
+  });
+}
+
+// The sound of a file, all channels averaged, 48 kHz; null without sound.
+async function waveOf(file) {
+  let sound;
+  try {
+    sound = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
+  } catch {
+    return null;
+  }
+  const wave = new Float32Array(sound.length);
+  for (let c = 0; c < sound.numberOfChannels; c++) {
+    const channel = sound.getChannelData(c);
+    for (let i = 0; i < wave.length; i++) wave[i] += channel[i] / sound.numberOfChannels;
+  }
+  return wave;
+}
+
+// {data: RGBA, width, height} -> RGB (224, 224, 3): short side 224 by Pillow's bicubic filter, in its fixed-point
+// arithmetic, then the centre. A browser's own scaling differs from browser to browser.
+export function squareImage({data, width, height}) {
+  const short = Math.min(width, height);
+  const w = width <= height ? SIZE : Math.trunc(SIZE * width / height), h = width <= height ? Math.trunc(SIZE * height / width) : SIZE;
+  let rgb = new Uint8Array(width * height * 3);
+  for (let i = 0, j = 0; i < data.length; i += 4) {
+    rgb[j++] = data[i];
+    rgb[j++] = data[i + 1];
+    rgb[j++] = data[i + 2];
+  }
+  if (short !== SIZE) {
+    if (w !== width) rgb = resizeRows(rgb, width, height, w, 3, width * 3);
+    if (h !== height) rgb = resizeColumns(rgb, w, height, h);
+  }
+  const left = roundHalfToEven((w - SIZE) / 2), top = roundHalfToEven((h - SIZE) / 2);
+  const out = new Uint8Array(SIZE * SIZE * 3);
+  for (let y = 0; y < SIZE; y++) out.set(rgb.subarray(((y + top) * w + left) * 3, ((y + top) * w + left + SIZE) * 3), y * SIZE * 3);
+  return out;
+}
+
+const BITS = 22; // of Pillow's filter coefficients
+
+function roundHalfToEven(x) {
+  const floor = Math.floor(x);
+  return x - floor === 0.5 ? floor + (floor & 1) : Math.round(x);
+}
+
+// For every output pixel: the first input pixel it reads, and the filter's coefficients.
+function coefficients(from, to) {
+  const scale = from / to, stretch = Math.max(scale, 1), support = 2 * stretch, rows = [];
+  const filter = (x) => {
+    x = Math.abs(x);
+    const a = -0.5;
+    if (x < 1) return ((a + 2) * x - (a + 3)) * x * x + 1;
+    return x < 2 ? (((x - 5) * x + 8) * x - 4) * a : 0;
+  };
+  for (let i = 0; i < to; i++) {
+    const centre = (i + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(centre - support + 0.5)), last = Math.min(from, Math.trunc(centre + support + 0.5));
+    const weights = [];
+    let total = 0;
+    for (let j = first; j < last; j++) {
+      weights.push(filter((j - centre + 0.5) / stretch));
+      total += weights[weights.length - 1];
+    }
+    rows.push({first, weights: weights.map((x) => Math.trunc(x / total * (1 << BITS) + (x < 0 ? -0.5 : 0.5)))});
+  }
+  return rows;
+}
+
+const clip8 = (sum) => Math.max(0, Math.min(255, Math.floor(sum / (1 << BITS))));
+
+function resizeRows(rgb, width, height, to) {
+  const out = new Uint8Array(to * height * 3), rows = coefficients(width, to);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < to; x++) {
+      const {first, weights} = rows[x];
+      for (let k = 0; k < 3; k++) {
+        let sum = 1 << (BITS - 1);
+        for (let j = 0; j < weights.length; j++) sum += rgb[(y * width + first + j) * 3 + k] * weights[j];
+        out[(y * to + x) * 3 + k] = clip8(sum);
+      }
+    }
+  }
+  return out;
+}
+
+function resizeColumns(rgb, width, height, to) {
+  const out = new Uint8Array(width * to * 3), rows = coefficients(height, to);
+  for (let y = 0; y < to; y++) {
+    const {first, weights} = rows[y];
+    for (let i = 0; i < width * 3; i++) {
+      let sum = 1 << (BITS - 1);
+      for (let j = 0; j < weights.length; j++) sum += rgb[(first + j) * width * 3 + i] * weights[j];
+      out[y * width * 3 + i] = clip8(sum);
+    }
+  }
+  return out;
+}
