@@ -217,7 +217,7 @@ class ClapAudio(nn.Module):
         return self(torch.from_numpy(wave).to(self.audio_projection[0].weight.device)).cpu().numpy()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, samples) -> (N, 512). The library's own way, step by step: 16-bit samples, repeated to 10 s, the rest silent."""
+        """(N, samples) -> (N, 512), as the library goes about it: 16-bit samples, repeated to 10 s, the rest silent."""
         x = (x.clamp(-1, 1) * 32767).to(torch.int16).float() / 32767  # (N, samples)
         x = x.repeat(1, CLAP_SAMPLES // x.shape[1])
         x = F.pad(x, (0, CLAP_SAMPLES - x.shape[1]))  # (N, 480000)

@@ -41,6 +41,13 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import uwav
+try:
+    import onnx
+    import onnxruntime
+    import onnxscript  # noqa: F401  (the exporter needs it)
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
+
 from data import FEATURE_SETS, load_target, load_text
 from features import LLP_CLASSES, LLP_FEATURES, atomic, one_sentence_errors, read_index, write_json
 from stages import SCORES, read_labels
@@ -91,7 +98,8 @@ class TeacherLogits(nn.Module):
         super().__init__()
         self.teacher = teacher
 
-    def forward(self, audio: Tensor, visual: Tensor, mask: Tensor, audio_text: Tensor, visual_text: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, audio: Tensor, visual: Tensor, mask: Tensor, audio_text: Tensor,
+                visual_text: Tensor) -> tuple[Tensor, ...]:
         return self.teacher(audio, visual, audio_text, visual_text, mask)  # (B, T, C) each
 
 
@@ -141,7 +149,7 @@ def exports_of_teacher(teacher: uwav.Teacher) -> Iterator[Export]:
         return dict(audio=torch.randn(B, T, config.audio_dim), visual=torch.randn(B, T, config.visual_dim),
                     mask=torch.arange(T) < length, audio_text=text[0], visual_text=text[1])
 
-    free = {k: {0: "B", 1: "T"} for k in ("audio", "visual", "mask")} | {k: {0: "C"} for k in ("audio_text", "visual_text")}
+    free = {k: {0: "B", 1: "T"} for k in ("audio", "visual", "mask")} | dict(audio_text={0: "C"}, visual_text={0: "C"})
     yield Export("teacher", TeacherLogits(teacher), inputs, free)
 
 
@@ -162,19 +170,17 @@ def exports_of_labels() -> Iterator[Export]:
 # ---------------------------------------------------------------------------------------------
 
 
-def trace(export: Export):
-    """The onnx.ModelProto of a module: free axes named B, T, C; no trace of the machine it was made on."""
-    import onnx
-
+def trace(export: Export) -> onnx.ModelProto:
+    """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
     module = export.module.eval()
     inputs = export.inputs(EXAMPLE["B"], EXAMPLE["T"], EXAMPLE["C"])
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = {name: {axis: dims[d] for axis, d in export.free.get(name, {}).items()} for name in inputs}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False,
-                                    input_names=list(inputs), output_names=list(module.outputs), dynamic_shapes=tuple(shapes.values()),
-                                    verbose=False)
+        program = torch.onnx.export(
+            module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+            input_names=list(inputs), output_names=list(module.outputs), dynamic_shapes=tuple(shapes.values()))
     model = program.model_proto
     for graph in (model.graph, *model.functions):  # the exporter notes source files and stack traces
         for node in graph.node:
@@ -193,16 +199,14 @@ def trace(export: Export):
     return model
 
 
-def session(path: str | Path):
-    import onnxruntime
-
+def session(path: str | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def largest_difference(export: Export, path: Path, batches: tuple[int, ...]) -> float:
-    """Between onnxruntime and PyTorch over all outputs and sizes; a different bool counts if its probability is not on the edge."""
+    """Between onnxruntime and PyTorch, over all outputs and sizes. A bool may differ where rounding decides it."""
     run, worst = session(path), 0.0
     generator = torch.Generator().manual_seed(0)
     for n, (B, T) in enumerate((B, T) for B in batches for T in export.lengths):
@@ -215,12 +219,14 @@ def largest_difference(export: Export, path: Path, batches: tuple[int, ...]) -> 
         for (name, a), b in zip(expected.items(), got):
             a = a.numpy()
             if a.shape != b.shape or a.dtype != b.dtype:
-                raise ValueError(f"{export.name}.onnx: {name} is {b.dtype}{b.shape} instead of {a.dtype}{a.shape} at B = {B}, T = {T}")
+                raise ValueError(f"{export.name}.onnx, B = {B}, T = {T}: {name} is {b.dtype} {b.shape} instead of "
+                                 f"{a.dtype} {a.shape}")
             if a.dtype == bool:
                 worst = max(worst, float(((a != b) & ~_on_the_edge(expected, name)).any()))
             else:
                 finite = np.isfinite(a)
-                worst = max(worst, float(np.abs(a[finite] - b[finite]).max(initial=0.0)), float((finite != np.isfinite(b)).any()))
+                worst = max(worst, float(np.abs(a[finite] - b[finite]).max(initial=0.0)),
+                            float((finite != np.isfinite(b)).any()))
     return worst
 
 
@@ -236,8 +242,6 @@ def _on_the_edge(outputs: dict[str, Tensor], event: str) -> np.ndarray:
 
 def keep(export: Export, out: Path, properties: dict[str, str], batches: tuple[int, ...] = BATCHES) -> dict:
     """Export, check, and only then write OUT/NAME.onnx; returns what bundle.json says of it. Raises ValueError."""
-    import onnx
-
     started = time.monotonic()
     model = trace(export)
     onnx.helper.set_model_props(model, properties)
@@ -247,10 +251,11 @@ def keep(export: Export, out: Path, properties: dict[str, str], batches: tuple[i
         onnx.checker.check_model(str(temporary))
         difference = largest_difference(export, temporary, batches)
         if not difference <= TOLERANCE:
-            raise ValueError(f"{path}: not written, onnxruntime and PyTorch differ by {difference:.1e} (at most {TOLERANCE:.0e})")
+            raise ValueError(f"{path}: not written, onnxruntime and PyTorch differ by {difference:.1e}, "
+                             f"more than {TOLERANCE:.0e}")
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, onnxruntime within {difference:.1e} of PyTorch at "
           f"{len(batches) * len(export.lengths)} sizes, {time.monotonic() - started:.0f} s", flush=True)
-    return describe(path) | dict(verified=dict(batches=list(batches), lengths=list(export.lengths), largest_difference=difference))
+    return describe(path) | dict(verified=dict(batches=batches, lengths=export.lengths, largest_difference=difference))
 
 
 def describe(path: Path) -> dict:
@@ -286,8 +291,8 @@ def exports_of_encoders(clip, clap) -> Iterator[Export]:
         yield Export("clip_image", Embedding(clip.model, clip.embed), lambda B, T, C: dict(
             pixels=torch.randint(0, 256, (B, 224, 224, 3), dtype=torch.uint8)), {"pixels": {0: "B"}}, lengths=(1,))
     if clap is not None:
-        yield Export("clap_audio", Embedding(clap, clap.forward), lambda B, T, C: dict(wave=torch.rand(B, 48_000) * 1.8 - 0.9),
-                     {"wave": {0: "B"}}, lengths=(1,))
+        yield Export("clap_audio", Embedding(clap, clap.forward), lambda B, T, C: dict(
+            wave=0.3 * torch.randn(B, 48_000)), {"wave": {0: "B"}}, lengths=(1,))
 
 
 @contextlib.contextmanager
@@ -343,8 +348,6 @@ TIMED_RUNS = 50
 
 def make_variant(kind: str, source: Path, target: Path) -> None:
     """parser.onnx in half precision, or with 8-bit weights."""
-    import onnx
-
     if kind == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -380,8 +383,6 @@ def measure(path: Path, inputs: dict[str, np.ndarray], truth: tuple[Tensor, Tens
 def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], truth: tuple[Tensor, Tensor] | None,
                   measured_on: str) -> dict:
     """parser_KIND.onnx beside parser.onnx; size, speed, and how far and how often it disagrees with fp32."""
-    import onnx
-
     reference, figures = measure(out / "parser.onnx", inputs, truth)
     rows = {"fp32": figures | dict(file="parser.onnx")}
     for kind in kinds:
@@ -436,9 +437,10 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Pa
         features = found[0]
     han, teacher = uwav.load_model(folder / features / row / "han.pt"), uwav.load_model(folder / "teacher.pt")
     labels = read_labels(folder / "labels_teacher.npz", "cpu")
-    kind = {"pack": "LLP"}.get(index["source"], index["source"]) if isinstance(index["source"], str) else "the demo world"
-    return Source(han, teacher, index["llp"]["classes"], f"{kind}, features {features}, {row}, seed {seed}", labels.thresholds,
-                  load_text(data, "llp", "cpu"), data)
+    kind = index["source"] if isinstance(index["source"], str) else "demo world"
+    made_from = f"{'LLP' if kind == 'pack' else kind}, features {features}, {row}, seed {seed}"
+    texts = load_text(data, "llp", "cpu")
+    return Source(han, teacher, index["llp"]["classes"], made_from, labels.thresholds, texts, data)
 
 
 def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:
@@ -461,14 +463,15 @@ def describe_source(source: Source) -> dict:
         inputs["visual_2d"]["averaged_from"] = LLP_FEATURES[names["visual_2d"]][1]
     thresholds = None
     if source.thresholds is not None:  # JSON has no infinity: null is a threshold of -inf
-        thresholds = {m: [x if math.isfinite(x) else None for x in t.tolist()] for m, t in zip(("audio", "visual"), source.thresholds)}
+        finite = [[x if math.isfinite(x) else None for x in theta.tolist()] for theta in source.thresholds]
+        thresholds = dict(audio=finite[0], visual=finite[1])
     return dict(
         format=FORMAT, name="uwav", classes=source.classes, made_from=source.made_from, licence=LICENCE, gate=uwav.GATE,
         features=dict(set=feature_set, inputs=inputs),
         preprocessing=dict(
             segment_seconds=1,
-            picture=dict(shown_at=0.5, short_side=224, resize="bicubic, antialiased, as Pillow does", crop="centre, 224 x 224",
-                         values="RGB, uint8; mean and standard deviation are inside the graph"),
+            picture=dict(shown_at=0.5, short_side=224, resize="bicubic, antialiased, as Pillow does",
+                         crop="centre, 224 x 224", values="RGB, uint8; mean and standard deviation are inside the graph"),
             sound=dict(rate=48_000, channels="averaged", samples=48_000, values="float32 in [-1, 1]"),
             prompts=dict(clip="A photo of {}", clap="This is the sound of {}")),
         label_thresholds=thresholds, label_temperature=uwav.TrainConfig().temperature,
@@ -489,18 +492,21 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     if clip_weights or clap_weights:
         info["files"] |= export_encoders(out, clip_weights, clap_weights, properties)
     if source.texts is not None:
-        write_json(out / "texts.json", dict(classes=source.classes, clap=source.texts[0].tolist(), clip=source.texts[1].tolist()))
+        clap, clip = (x.tolist() for x in source.texts)
+        write_json(out / "texts.json", dict(classes=source.classes, clap=clap, clip=clip))
     if variants:
         info["variants"] = keep_variants(variants, out, *_measuring_data(source, info["features"]["set"]))
     write_json(out / "bundle.json", info)
     return info
 
 
-def _measuring_data(source: Source, feature_set: str) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor] | None, str]:
+def _measuring_data(source: Source,
+                    feature_set: str) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor] | None, str]:
     """The test split of the run, or random features."""
     if source.data is not None:
         test = load_target(source.data, "test", feature_set, "cpu")
-        inputs = {k: x.numpy() for k, x in zip(("audio", "visual_2d", "visual_3d"), test.inputs(slice(None))) if x is not None}
+        named = zip(("audio", "visual_2d", "visual_3d"), test.inputs(slice(None)))
+        inputs = {k: x.numpy() for k, x in named if x is not None}
         return inputs, (test.audio_truth, test.visual_truth), f"the test split of {source.made_from}"
     torch.manual_seed(0)
     inputs = next(exports_of_han(source.han)).inputs(256, 10, 0)
@@ -508,7 +514,8 @@ def _measuring_data(source: Source, feature_set: str) -> tuple[dict[str, np.ndar
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Export a trained parser to ONNX; every file is checked before it is kept.")
+    parser = argparse.ArgumentParser(
+        description="Export a trained parser to ONNX; every file is checked before it is kept.")
     parser.add_argument("paths", type=Path, nargs="+", metavar="[RUN] OUT", help="folder of a run; folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
     parser.add_argument("--features", choices=FEATURE_SETS, help="of the run (default: clip_clap, else base)")
@@ -517,21 +524,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--released-han", type=Path, metavar="FILE", help="a HAN of the authors' code, instead of RUN")
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")
     parser.add_argument("--heads", type=int, default=16, help="of released checkpoints, which do not say (default: 16)")
-    parser.add_argument("--visual-3d-dim", type=int, help="3D features of a released HAN (default: 512 if it has the published sizes)")
+    parser.add_argument("--visual-3d-dim", type=int,
+                        help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
     parser.add_argument("--fp16", action="store_true", help="also parser_fp16.onnx, measured")
     parser.add_argument("--int8", action="store_true", help="also parser_int8.onnx, measured")
     options = parser.parse_args(arguments)
     with one_sentence_errors():
-        missing = [p for m, p in (("onnx", "onnx"), ("onnxscript", "onnxscript"), ("onnxruntime", "onnxruntime-gpu"))
-                   if importlib.util.find_spec(m) is None]
-        if missing:
-            raise ValueError(f"exporting needs packages that are not installed: pip install {' '.join(missing)}")
         if len(options.paths) != (1 if options.released_han else 2):
             raise ValueError("name RUN and OUT, or --released-han FILE and OUT")
         if options.released_han:
-            source = source_of_released(options.released_han, options.released_teacher, options.heads, options.visual_3d_dim)
+            source = source_of_released(options.released_han, options.released_teacher, options.heads,
+                                        options.visual_3d_dim)
         else:
             source = source_of_run(options.paths[0], options.seed, options.features, options.row, options.data)
         variants = [kind for kind in ("fp16", "int8") if getattr(options, kind)]

@@ -123,8 +123,8 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
 def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     """CLAP of every second's sound, CLIP of the picture in its middle. Raises ValueError naming file and cause."""
     if bundle.info["features"]["set"] != "clip_clap":
-        raise ValueError(f"{bundle.folder}: its parser reads the features {bundle.info['features']['set']!r}, for which there "
-                         "are no encoders here; give it an .npz file of features")
+        raise ValueError(f"{bundle.folder}: its parser reads the features {bundle.info['features']['set']!r}, for which "
+                         "there are no encoders here; give it an .npz file of features")
     try:
         import video
     except ModuleNotFoundError as error:
@@ -134,14 +134,15 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     found = {}
-    for name, encoder, inputs, x in (("audio", "clap_audio", "wave", clip.sounds), ("visual_2d", "clip_image", "pixels", clip.images)):
+    for name, kind, encoder, inputs, x in (("audio", "sound", "clap_audio", "wave", clip.sounds),
+                                           ("visual_2d", "picture", "clip_image", "pixels", clip.images)):
         if x is None:
-            print(f"{path}: no {'sound' if name == 'audio' else 'picture'} in it; zeros take its place", file=sys.stderr)
+            print(f"{path}: no {kind} in it; zeros take its place", file=sys.stderr)
             size = bundle.files["parser"]["inputs"][name]["shape"][-1]
             found[name] = np.zeros((clip.segments, size), np.float32)
         else:
-            pieces = [bundle.run(encoder, {inputs: x[i : i + AT_ONCE]})["embedding"] for i in range(0, len(x), AT_ONCE)]
-            found[name] = np.concatenate(pieces)  # (T, D)
+            batches = (x[i : i + AT_ONCE] for i in range(0, len(x), AT_ONCE))
+            found[name] = np.concatenate([bundle.run(encoder, {inputs: b})["embedding"] for b in batches])  # (T, D)
     for name in ("clip_image", "clap_audio"):
         if bundle.files.get(name, {}).get("weights", {}).get("weights") == "random":
             print(f"WARNING: {name}.onnx has RANDOM WEIGHTS: a dry run, the events mean nothing", file=sys.stderr)
@@ -168,7 +169,8 @@ class Parse:
     def events(self) -> list[dict]:
         """Every run of positive segments: class, modality, onset and offset in s, mean probability."""
         found = []
-        probability = {"audio": self.audio_prob, "visual": self.visual_prob, "av": np.minimum(self.audio_prob, self.visual_prob)}
+        both = np.minimum(self.audio_prob, self.visual_prob)  # (T, C)
+        probability = {"audio": self.audio_prob, "visual": self.visual_prob, "av": both}
         for modality, name in MODALITIES.items():
             positive = getattr(self, f"{name}_event")  # (T, C)
             edges = np.diff(np.pad(positive.astype(np.int8), ((1, 1), (0, 0))), axis=0)  # (T + 1, C)
@@ -177,23 +179,24 @@ class Parse:
                     mean = float(probability[name][onset:offset, c].mean())
                     found.append(dict(label=self.classes[c], modality=modality, onset=int(onset), offset=int(offset),
                                       probability=round(mean, 6)))
-        return sorted(found, key=lambda e: (self.classes.index(e["label"]), list(MODALITIES).index(e["modality"]), e["onset"]))
+        order = list(MODALITIES)
+        return sorted(found, key=lambda e: (self.classes.index(e["label"]), order.index(e["modality"]), e["onset"]))
 
 
 def window_starts(T: int) -> list[int]:
-    """Windows of 10 segments every 5, the last one flush with the end; one of all segments if there are 10 or fewer."""
+    """Windows of 10 segments every 5, the last flush with the end; one of all segments if there are 10 or fewer."""
     return [0] if T <= WINDOW else [*range(0, T - WINDOW, STEP), T - WINDOW]
 
 
 def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
-    """Parse T segments. Where windows overlap, probabilities are averaged, and an event needs one of them to admit it."""
+    """Parse T segments. Where windows overlap, probabilities are averaged; an event needs one of them to admit it."""
     T = len(features["audio"])
     starts, length = window_starts(T), min(T, WINDOW)
     rows = np.add.outer(starts, np.arange(length))  # (windows, length)
     out = bundle.run("parser", {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()})
     if len(starts) == 1:
-        return Parse(bundle.classes, *(out[k][0] for k in ("audio_prob", "visual_prob", "video_prob", "audio_event",
-                                                         "visual_event", "av_event")))
+        names = ("audio_prob", "visual_prob", "video_prob", "audio_event", "visual_event", "av_event")
+        return Parse(bundle.classes, *(out[name][0] for name in names))
     C, gate = len(bundle.classes), bundle.info["gate"]
     windows = np.zeros(T)
     total, admitted = {"audio": np.zeros((T, C)), "visual": np.zeros((T, C))}, np.zeros((T, C), bool)
@@ -204,8 +207,8 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
             total[m][row] += out[f"{m}_prob"][w]
     prob = {m: (x / windows[:, None]).astype(np.float32) for m, x in total.items()}
     event = {m: (p > gate) & admitted for m, p in prob.items()}
-    return Parse(bundle.classes, prob["audio"], prob["visual"], out["video_prob"].max(0), event["audio"], event["visual"],
-                 event["audio"] & event["visual"])
+    return Parse(bundle.classes, prob["audio"], prob["visual"], out["video_prob"].max(0), event["audio"],
+                 event["visual"], event["audio"] & event["visual"])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -248,8 +251,8 @@ def plot(result: Parse, title: str, path: Path) -> None:
                 axes.barh(row + 0.27 * (m - 1), 1, 0.24, left=t, color=colours[modality])
     axes.set_yticks(range(len(shown)), [result.classes[c].replace("_", " ") for c in shown])
     axes.set(xlim=(0, T), ylim=(max(1, len(shown)) - 0.5, -0.5), xlabel="s", title=title)
-    axes.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=x, label=m) for m, x in colours.items()], ncols=3, frameon=False,
-                loc="upper left", bbox_to_anchor=(0, -0.2 if len(shown) > 1 else -0.35))
+    figure.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=x, label=m) for m, x in colours.items()], ncols=3,
+                  frameon=False, loc="outside lower center")
     if not shown:
         axes.text(T / 2, 0, "no event", ha="center", va="center")
     axes.spines[["top", "right"]].set_visible(False)
@@ -287,7 +290,8 @@ def write_csv(result: Parse, path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Which events are audible, visible or both in every second of a video.")
+    parser = argparse.ArgumentParser(
+        description="Which events are audible, visible or both in every second of a video.")
     parser.add_argument("source", type=Path, metavar="VIDEO|FEATURES.npz")
     parser.add_argument("--bundle", type=Path, required=True, metavar="OUT", help="folder written by export_onnx.py")
     parser.add_argument("--json", type=Path, metavar="FILE", help="events and all probabilities")
