@@ -1,9 +1,10 @@
 """What things cost, measured on this machine in one run.
 
     python bench.py decode VIDEO [--clips 200] [--json FILE]
+    python bench.py onnx [--json FILE]
 
 decode: one video file, again and again: time for a clip on one core, clips a second by 1, 2, ... processes, and whether
-memory grows with the number of clips.
+memory grows with the number of clips. onnx: the HAN of preset `paper` in onnxruntime against PyTorch, on the CPU.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -57,16 +59,50 @@ def bench_decode(path: Path, clips: int) -> dict:
     return dict(seconds=clip.seconds, ms_per_clip=ms, processes=rows)
 
 
+def bench_onnx(batches: tuple[int, ...] = (1, 64), runs: int = 40) -> dict:
+    """Medians in ms of alternating runs of the published HAN (features `base`, random weights, T = 10), by batch size."""
+    import onnx
+    import torch
+
+    import export_onnx
+    import uwav
+
+    torch.manual_seed(0)
+    export = next(e for e in export_onnx.exports_of_han(uwav.HAN().eval()) if e.name == "han")
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(export_onnx.trace(export), Path(folder) / "han.onnx")
+        session = export_onnx.session(Path(folder) / "han.onnx")
+    rows = {}
+    for B in batches:
+        inputs, times = export.inputs(B, 10, 0), {"torch": [], "onnxruntime": []}
+        arrays = {k: x.numpy() for k, x in inputs.items()}
+        for _ in range(runs if B == 1 else max(3, runs // 4)):
+            with torch.inference_mode():
+                started = time.perf_counter()
+                export.module(**inputs)
+                times["torch"].append(1e3 * (time.perf_counter() - started))
+            started = time.perf_counter()
+            session.run(None, arrays)
+            times["onnxruntime"].append(1e3 * (time.perf_counter() - started))
+        rows[B] = {name: statistics.median(t[1:]) for name, t in times.items()}
+        rows[B]["ratio"] = rows[B]["torch"] / rows[B]["onnxruntime"]
+        print(f"HAN, batch {B:2d}: PyTorch eager {rows[B]['torch']:7.1f} ms, onnxruntime {rows[B]['onnxruntime']:7.1f} ms, "
+              f"{rows[B]['ratio']:.2f} times as fast")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What things cost, measured on this machine in one run.")
-    parser.add_argument("what", choices=("decode",))
-    parser.add_argument("video", type=Path, help="video file")
+    parser.add_argument("what", choices=("decode", "onnx"))
+    parser.add_argument("video", type=Path, nargs="?", help="video file, for decode")
     parser.add_argument("--clips", type=int, default=200, help="how often to decode it (default: 200)")
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     options = parser.parse_args()
     with one_sentence_errors():
-        result = dict(machine=platform.processor() or platform.machine(), cores=os.cpu_count(),
-                      decode=bench_decode(options.video, options.clips))
+        if options.what == "decode" and options.video is None:
+            raise ValueError("decode needs a video file")
+        figures = bench_decode(options.video, options.clips) if options.what == "decode" else bench_onnx()
+        result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), options.what: figures}
         if options.json:
             write_json(options.json, result)
 

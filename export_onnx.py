@@ -471,7 +471,7 @@ def describe_source(source: Source) -> dict:
         preprocessing=dict(
             segment_seconds=1,
             picture=dict(shown_at=0.5, short_side=224, resize="bicubic, antialiased, as Pillow does",
-                         crop="centre, 224 x 224", values="RGB, uint8; mean and standard deviation are inside the graph"),
+                         crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
             sound=dict(rate=48_000, channels="averaged", samples=48_000, values="float32 in [-1, 1]"),
             prompts=dict(clip="A photo of {}", clap="This is the sound of {}")),
         label_thresholds=thresholds, label_temperature=uwav.TrainConfig().temperature,
@@ -480,9 +480,20 @@ def describe_source(source: Source) -> dict:
 
 def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
                   variants: list[str] | None = None) -> dict:
-    """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch."""
+    """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch.
+
+    A complete bundle of the same models and options is kept as it is.
+    """
     info = describe_source(source)
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
+    weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]
+    info["made_with"] = dict(
+        models=hashlib.sha256(b"".join(x.numpy().tobytes() for x in weights)).hexdigest(), clip_weights=clip_weights,
+        clap_weights=clap_weights, variants=variants or [])
+    before = _complete_bundle(out)
+    if before and {k: before.get(k) for k in info} == json.loads(json.dumps(info)):
+        print(f"{out}: exported before, kept")
+        return before
     out.mkdir(parents=True, exist_ok=True)
     (out / "bundle.json").unlink(missing_ok=True)  # no bundle until all of it is there
     exports = [*exports_of_han(source.han), *exports_of_labels()]
@@ -498,6 +509,16 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
         info["variants"] = keep_variants(variants, out, *_measuring_data(source, info["features"]["set"]))
     write_json(out / "bundle.json", info)
     return info
+
+
+def _complete_bundle(out: Path) -> dict | None:
+    """The description of a bundle that was finished; None if there is none."""
+    try:
+        info = json.loads((out / "bundle.json").read_text(encoding="utf-8"))
+        whole = all((out / f["file"]).stat().st_size == f["bytes"] for f in info["files"].values())
+        return info if whole else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _measuring_data(source: Source,

@@ -28,12 +28,12 @@ die() { echo "error: $*" >&2; exit 1; }
 
 # ---- setup: $python can import what we need ----
 
-setup() { # setup MODULES
+setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unless the active python has the modules
     python=python3
-    if python3 -c "import $1" 2>/dev/null; then return; fi
+    if python3 -c "import $2" 2>/dev/null; then return; fi
     python=.venv/bin/python
     local installed
-    installed=.venv/installed-${extras:-test}-$(cksum <pyproject.toml | cut -d' ' -f1)
+    installed=.venv/installed-$1-$(cksum <pyproject.toml | cut -d' ' -f1)
     if [ -e "$installed" ]; then return; fi
     # The newest PyTorch where there is a GPU; elsewhere the version that the README's CPU figures were made with.
     local torch=torch==2.13.0
@@ -41,7 +41,7 @@ setup() { # setup MODULES
     echo "== setup: installing ${UWAV_TORCH:-$torch} and the other packages into .venv (minutes, once)"
     [ -x "$python" ] || python3 -m venv .venv
     "$python" -m pip install --quiet "${UWAV_TORCH:-$torch}"
-    "$python" -m pip install --quiet --editable ".[${extras:-test}]"
+    "$python" -m pip install --quiet --editable ".[$1]"
     touch "$installed"
 }
 
@@ -50,7 +50,8 @@ setup() { # setup MODULES
 cd "$(dirname "${BASH_SOURCE[0]}")"
 if [ "${1:-}" = test ]; then
     shift
-    extras=test,features setup "torch, numpy, tqdm, matplotlib, pytest, hypothesis, av"
+    setup "test,features,onnx${UWAV_EXTRAS:+,$UWAV_EXTRAS}" \
+        "torch, numpy, tqdm, matplotlib, pytest, hypothesis, av, open_clip, onnx, onnxscript, onnxruntime"
     exec "$python" -m pytest "$@"
 fi
 
@@ -77,9 +78,9 @@ else
     out=${out:-runs/demo}
 fi
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${extra[@]+"${extra[@]}"})
-setup "torch, numpy, tqdm, matplotlib"
+setup onnx "torch, numpy, tqdm, matplotlib, onnx, onnxscript, onnxruntime"
 if [ -n "$fresh" ]; then
-    rm -rf "$out"/data "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt "$out"/*.png
+    rm -rf "$out"/data "$out"/bundle "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt "$out"/*.png
 fi
 
 # ---- the stages ----
@@ -118,6 +119,8 @@ stage "Score it on the test split" \
     "$python" uwav.py evaluate "$packed" "$seed/$first/full/han.pt" ${device:+--device "$device"}
 stage "Ablation: every row of the paper's table, seeds: $seeds" \
     "$python" uwav.py ablate "$packed" "$out" --seeds "$seeds" ${features:+--features "$features"} "${train_options[@]}"
+stage "Export the parser to ONNX, every file checked against PyTorch" \
+    "$python" export_onnx.py "$out" "$out/bundle" --features "$first"
 stage "Pictures: training curves, timelines of test videos" "$python" report.py "$out"
 echo
 echo "Everything is in $out; all of it took $SECONDS s."

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,3 +41,44 @@ def golden(shared):
             return {k: torch.from_numpy(v) if v.dtype.kind in "fiu" else v for k, v in file.items()}
 
     return load
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A run with a teacher, labels and a HAN, as run_all.sh leaves it, small; its HAN predicts some events."""
+    import demo_world
+    import stages
+
+    folder = tmp_path_factory.mktemp("run")
+    config = replace(demo_world.WorldConfig(), train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)
+    demo_world.make(folder / "data", config)
+    small = ["--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1"]
+    data, seed = str(folder / "data"), str(folder / "seed0")
+    stages.main(["pretrain", data, seed, *small, "--set", "epochs=1"])
+    stages.main(["label", data, seed, "--teacher", f"{seed}/teacher.pt", "--device", "cpu"])
+    stages.main(["train", data, f"{seed}/clip_clap/full", "--labels", f"{seed}/labels_teacher.npz", "--features", "clip_clap",
+                 *small, "--set", "epochs=6", "--set", "peak_lr=0.01"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(finished, tmp_path_factory) -> Path:
+    """The exported bundle of that run, with a small CLIP and a real CLAP of random weights, and both variants."""
+    import encoders
+    import export_onnx
+    import tiny_extract
+
+    out, published = tmp_path_factory.mktemp("bundle"), encoders.CLIP_MODEL
+    encoders.CLIP_MODEL = tiny_extract.register()
+    try:
+        export_onnx.main([str(finished), str(out), "--clip-weights", "random", "--clap-weights", "random", "--fp16", "--int8"])
+    finally:
+        encoders.CLIP_MODEL = published
+    return out
+
+
+def unavailable(what: str) -> None:
+    """Skip a test for lack of something that a user may not have; CI must have it."""
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have {what}")
+    pytest.skip(f"needs {what}")

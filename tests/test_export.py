@@ -5,7 +5,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ for module in ("onnx", "onnxscript", "onnxruntime", "av", "open_clip", "laion_cl
         pytest.skip("needs pip install onnx onnxscript onnxruntime-gpu open_clip_torch laion-clap av", allow_module_level=True)
 
 import clips
-import demo_world
 import export_onnx
 import parse
 import stages
@@ -31,35 +29,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def run_onnx(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     session = export_onnx.session(path)
     return dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs)))
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A run with a teacher, labels and a HAN, as run_all.sh leaves it, small; its HAN predicts some events."""
-    folder = tmp_path_factory.mktemp("run")
-    config = replace(demo_world.WorldConfig(), train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)
-    demo_world.make(folder / "data", config)
-    small = ["--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1"]
-    data, seed = str(folder / "data"), str(folder / "seed0")
-    stages.main(["pretrain", data, seed, *small, "--set", "epochs=1"])
-    stages.main(["label", data, seed, "--teacher", f"{seed}/teacher.pt", "--device", "cpu"])
-    stages.main(["train", data, f"{seed}/clip_clap/full", "--labels", f"{seed}/labels_teacher.npz", "--features", "clip_clap",
-                 *small, "--set", "epochs=6", "--set", "peak_lr=0.01"])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bundle(finished, tmp_path_factory) -> Path:
-    """The bundle of that run, with a small CLIP and a real CLAP of random weights, and both variants."""
-    import encoders
-
-    out, published = tmp_path_factory.mktemp("bundle"), encoders.CLIP_MODEL
-    encoders.CLIP_MODEL = tiny_extract.register()
-    try:
-        export_onnx.main([str(finished), str(out), "--clip-weights", "random", "--clap-weights", "random", "--fp16", "--int8"])
-    finally:
-        encoders.CLIP_MODEL = published
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +142,18 @@ def test_variants_are_measured_against_fp32_on_the_test_split(bundle):
     got = {kind: run_onnx(bundle / rows[kind]["file"], dict(audio=np.ones((2, 3, 512), np.float32), visual_2d=np.ones((2, 3, 768), np.float32)))
            for kind in rows}
     assert np.abs(got["fp16"]["audio_prob"] - got["fp32"]["audio_prob"]).max() < 0.01
+
+
+def test_the_same_export_is_not_done_again_but_another_is(finished, bundle, tmp_path, capsys):
+    export_onnx.main([str(finished), str(tmp_path)])
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    capsys.readouterr()
+    export_onnx.main([str(finished), str(tmp_path)])
+    assert "exported before, kept" in capsys.readouterr().out
+    assert before == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    (tmp_path / "han.onnx").write_bytes(b"cut short")
+    export_onnx.main([str(finished), str(tmp_path), "--int8"])
+    assert (tmp_path / "parser_int8.onnx").exists() and (tmp_path / "han.onnx").stat().st_size > 10_000
 
 
 # ---- wrong exports are not kept ----

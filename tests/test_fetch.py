@@ -283,6 +283,7 @@ def test_a_broken_archive_is_fetched_anew_by_the_next_run(mirror, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="run_all.sh needs a POSIX shell")
 def test_run_all_fetches_packs_trains_and_scores_in_one_command(mirror, tmp_path):
     """The full reproduction, with a toy server and the smallest models."""
+    pytest.importorskip("onnxscript", reason="run_all.sh would install it")
     tiny = [x for pair in ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "heads=2", "project_visual=true")
             for x in ("--set", pair)]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "UWAV_MIRROR": mirror.url}

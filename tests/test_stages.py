@@ -261,6 +261,7 @@ def test_released_checkpoints_label_and_evaluate_like_ours(world, golden, tmp_pa
 @pytest.mark.skipif(os.name != "posix", reason="run_all.sh needs a POSIX shell")
 def test_run_all_goes_from_nothing_to_two_tables_and_is_quick_the_second_time(tmp_path):
     """The whole script on the whole demo world, with the smallest models and one epoch."""
+    pytest.importorskip("onnxscript", reason="run_all.sh would install it")
     tiny = ["--", *(x for pair in ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "batch=64") for x in ("--set", pair))]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
@@ -271,9 +272,10 @@ def test_run_all_goes_from_nothing_to_two_tables_and_is_quick_the_second_time(tm
 
     first = run_all()
     assert "Label quality" in first and "Parsing scores" in first and "== 6. Ablation" in first
+    assert "== 7. Export" in first and (tmp_path / "bundle/bundle.json").exists() and (tmp_path / "timelines.png").exists()
     started = time.monotonic()
     second = run_all()
-    assert "finished before, kept" in second and time.monotonic() - started < 90
+    assert "finished before, kept" in second and "exported before, kept" in second and time.monotonic() - started < 90
     assert first[first.index("Label quality"):].split("\n\n")[:2] == second[second.index("Label quality"):].split("\n\n")[:2]
 
 

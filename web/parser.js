@@ -197,9 +197,8 @@ export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
     }
     tell(t + 1, T);
   }
-  for (const [name, file] of Object.entries(bundle.info.files)) {
-    if (file.weights?.weights === "random") notes.push(`${name}.onnx has RANDOM WEIGHTS: a dry run, the events mean nothing`);
-  }
+  const random = Object.values(bundle.info.files).filter((file) => file.weights?.weights === "random").map((file) => file.file);
+  if (random.length) notes.push(`${random.join(" and ")}: RANDOM WEIGHTS, a dry run, the events mean nothing`);
   return {features, notes};
 }
 
