@@ -60,7 +60,7 @@ def bench_decode(path: Path, clips: int) -> dict:
 
 
 def bench_onnx(batches: tuple[int, ...] = (1, 64), runs: int = 40) -> dict:
-    """Medians in ms of alternating runs of the published HAN (features `base`, random weights, T = 10), by batch size."""
+    """Medians in ms of alternating runs of the published HAN (features `base`, random weights, T = 10), by batch."""
     import onnx
     import torch
 
@@ -86,8 +86,8 @@ def bench_onnx(batches: tuple[int, ...] = (1, 64), runs: int = 40) -> dict:
             times["onnxruntime"].append(1e3 * (time.perf_counter() - started))
         rows[B] = {name: statistics.median(t[1:]) for name, t in times.items()}
         rows[B]["ratio"] = rows[B]["torch"] / rows[B]["onnxruntime"]
-        print(f"HAN, batch {B:2d}: PyTorch eager {rows[B]['torch']:7.1f} ms, onnxruntime {rows[B]['onnxruntime']:7.1f} ms, "
-              f"{rows[B]['ratio']:.2f} times as fast")
+        eager, ort, ratio = rows[B].values()
+        print(f"HAN, batch {B:2d}: PyTorch eager {eager:7.1f} ms, onnxruntime {ort:7.1f} ms, {ratio:.2f} times as fast")
     return rows
 
 
