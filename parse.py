@@ -123,8 +123,8 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
 def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     """CLAP of every second's sound, CLIP of the picture in its middle. Raises ValueError naming file and cause."""
     if bundle.info["features"]["set"] != "clip_clap":
-        raise ValueError(f"{bundle.folder}: its parser reads features {bundle.info['features']['set']!r}, for which there "
-                         "are no encoders here; give it an .npz file of features")
+        raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.info['features']['set']!r}, which has no "
+                         "encoders here; give it an .npz file of features")
     try:
         import video
     except ModuleNotFoundError as error:
@@ -235,7 +235,7 @@ def timeline(result: Parse, width: int = 100) -> str:
 
 
 def plot(result: Parse, title: str, path: Path) -> None:
-    """The same as a picture: strips of probability, events framed."""
+    """The same as a picture."""
     import matplotlib
 
     matplotlib.use("Agg")
