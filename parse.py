@@ -41,9 +41,11 @@ class Bundle:
         try:
             self.info = json.loads(path.read_text(encoding="utf-8"))
             version, self.classes, self.files = self.info["format"], self.info["classes"], self.info["files"]
+            self.feature_set, self.gate = self.info["features"]["set"], float(self.info["gate"])
+            self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"{path}: no such file; make a bundle with export_onnx.py") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise ValueError(f"{path}: not the description of a bundle") from None
         if version != FORMAT:
             raise ValueError(f"{path}: a bundle of format {version!r}, this program reads {FORMAT}")
@@ -102,7 +104,6 @@ def _quiet() -> Iterator[None]:
 
 def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     """The parser's inputs, (T, D) each, from an .npz file. Raises FileNotFoundError or ValueError naming the file."""
-    sizes = {name: value["shape"][-1] for name, value in bundle.files["parser"]["inputs"].items()}
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -110,21 +111,21 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # zip and npy raise a dozen kinds
         raise ValueError(f"{path}: not an .npz file ({error})") from None
-    for name, size in sizes.items():
+    for name, size in bundle.sizes.items():
         x = arrays.get(name)
         if x is None or x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] != size or not len(x):
             found = f"{name} is {x.dtype} {x.shape}" if x is not None else f"it has {', '.join(arrays) or 'nothing'}"
             raise ValueError(f"{path}: the parser needs {name} of shape (T, {size}), but {found}")
         if len(x) != len(arrays["audio"]) or not np.isfinite(x).all():
             raise ValueError(f"{path}: {name} has another length than audio, or NaN or infinite values")
-    return {name: arrays[name].astype(np.float32) for name in sizes}
+    return {name: arrays[name].astype(np.float32) for name in bundle.sizes}
 
 
 def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     """CLAP of every second's sound, CLIP of the picture in its middle. Raises ValueError naming file and cause."""
-    if bundle.info["features"]["set"] != "clip_clap":
-        raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.info['features']['set']!r}, which has no "
-                         "encoders here; give it an .npz file of features")
+    if bundle.feature_set != "clip_clap":
+        raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
+                         "here; give it an .npz file of features")
     try:
         import video
     except ModuleNotFoundError as error:
@@ -138,8 +139,7 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
                                            ("visual_2d", "picture", "clip_image", "pixels", clip.images)):
         if x is None:
             print(f"{path}: no {kind} in it; zeros take its place", file=sys.stderr)
-            size = bundle.files["parser"]["inputs"][name]["shape"][-1]
-            found[name] = np.zeros((clip.segments, size), np.float32)
+            found[name] = np.zeros((clip.segments, bundle.sizes[name]), np.float32)
         else:
             batches = (x[i : i + AT_ONCE] for i in range(0, len(x), AT_ONCE))
             found[name] = np.concatenate([bundle.run(encoder, {inputs: b})["embedding"] for b in batches])  # (T, D)
@@ -197,7 +197,7 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
     if len(starts) == 1:
         names = ("audio_prob", "visual_prob", "video_prob", "audio_event", "visual_event", "av_event")
         return Parse(bundle.classes, *(out[name][0] for name in names))
-    C, gate = len(bundle.classes), bundle.info["gate"]
+    C, gate = len(bundle.classes), bundle.gate
     windows = np.zeros(T)
     total, admitted = {"audio": np.zeros((T, C)), "visual": np.zeros((T, C))}, np.zeros((T, C), bool)
     for w, row in enumerate(rows):
