@@ -27,11 +27,9 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,7 +38,6 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-import uwav
 try:
     import onnx
     import onnxruntime
@@ -48,7 +45,9 @@ try:
 except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
+import uwav
 from data import FEATURE_SETS, load_target, load_text
+from encoders import quiet
 from features import LLP_CLASSES, LLP_FEATURES, atomic, one_sentence_errors, read_index, write_json
 from stages import SCORES, read_labels
 
@@ -176,8 +175,7 @@ def trace(export: Export) -> onnx.ModelProto:
     inputs = export.inputs(EXAMPLE["B"], EXAMPLE["T"], EXAMPLE["C"])
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = {name: {axis: dims[d] for axis, d in export.free.get(name, {}).items()} for name in inputs}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of the exporter, about itself
+    with quiet(), torch.no_grad():  # the exporter speaks of itself
         program = torch.onnx.export(
             module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
             input_names=list(inputs), output_names=list(module.outputs), dynamic_shapes=tuple(shapes.values()))
@@ -351,9 +349,8 @@ def make_variant(kind: str, source: Path, target: Path) -> None:
     if kind == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        logging.disable(logging.WARNING)  # it would like the model to be preprocessed, which changes nothing here
-        quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
-        logging.disable(logging.NOTSET)
+        with quiet():  # it would like the model to be preprocessed, which changes nothing here
+            quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
         return
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
