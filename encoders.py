@@ -221,12 +221,14 @@ class ClapAudio(nn.Module):
         x = (x.clamp(-1, 1) * 32767).to(torch.int16).float() / 32767  # (N, samples)
         x = x.repeat(1, CLAP_SAMPLES // x.shape[1])
         x = F.pad(x, (0, CLAP_SAMPLES - x.shape[1]))  # (N, 480000)
-        inputs = {"waveform": x}
-        if self.fusion:  # of four views of a long clip, clips of 10 s or less have the first only
-            mel = self.mel(x)[:, None].expand(-1, 4, -1, -1)  # (N, 4, 1001, 64)
-            inputs |= {"mel_fusion": mel, "longer": torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)}
         with half_precision(x.device):
-            y = self.audio_projection(self.audio_branch(inputs, device=x.device)["embedding"])
+            if self.fusion:  # of four views of a long clip, clips of 10 s or less have the first only
+                branch, mel = self.audio_branch, self.mel(x)[:, None].expand(-1, 4, -1, -1)  # (N, 4, 1001, 64)
+                mel = branch.bn0(mel.transpose(1, 3)).transpose(1, 3)  # normalises each mel band
+                y = branch.forward_features(branch.reshape_wav2img(mel), longer_idx=[])["embedding"]
+            else:
+                y = self.audio_branch({"waveform": x}, device=x.device)["embedding"]  # (N, 768 or 1024)
+            y = self.audio_projection(y)
         return F.normalize(y.float(), dim=-1)  # (N, 512)
 
 
@@ -257,8 +259,9 @@ class FusionMel(nn.Module):
         self.register_buffer("window", torch.hann_window(FFT))
 
     def forward(self, x: Tensor) -> Tensor:
-        spectrum = torch.stft(x, FFT, HOP, window=self.window, return_complex=True)  # (N, 513, frames)
-        mel = self.filters @ spectrum.abs().square()  # (N, 64, frames)
+        with torch.autocast(x.device.type, enabled=False):
+            spectrum = torch.view_as_real(torch.stft(x, FFT, HOP, window=self.window, return_complex=True))
+            mel = self.filters @ spectrum.square().sum(-1)  # (N, 64, frames)
         return 10 * mel.clamp(min=QUIETEST).log10().transpose(1, 2)  # (N, frames, 64), in dB
 
 

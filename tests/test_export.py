@@ -156,6 +156,15 @@ def test_the_same_export_is_not_done_again_but_another_is(finished, bundle, tmp_
     assert (tmp_path / "parser_int8.onnx").exists() and (tmp_path / "han.onnx").stat().st_size > 10_000
 
 
+def test_fusion_clap_exports_as_well(tmp_path, monkeypatch):
+    import encoders
+
+    monkeypatch.setattr(encoders, "clap_architecture", lambda state, weights: (True, "tiny", 768))
+    export = next(export_onnx.exports_of_encoders(None, encoders.ClapAudio(None)))
+    with export_onnx.free_batch_size_of_htsat():
+        assert export_onnx.keep(export, tmp_path, {}, (1, 2, 7))["verified"]["largest_difference"] < 1e-4
+
+
 # ---- wrong exports are not kept ----
 
 
