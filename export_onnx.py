@@ -14,8 +14,8 @@ OUT, the *bundle*, holds (B videos, T segments, C classes; B, T and C are free, 
     texts.json       the classes' text embeddings, for teacher.onnx
     bundle.json      everything a program must know to use them
 
-A file is written under a temporary name and renamed only after the ONNX checker and a comparison of onnxruntime with
-PyTorch, at sizes other than the one that was traced, have passed.
+The files are written to OUT/.part and moved to OUT only when the ONNX checker has passed all of them and onnxruntime
+agrees with PyTorch, at sizes other than the one that was traced. Until then OUT keeps what it had.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ import importlib.metadata
 import importlib.util
 import json
 import math
+import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -249,9 +251,9 @@ def keep(export: Export, out: Path, properties: dict[str, str], batches: tuple[i
         onnx.checker.check_model(str(temporary))
         difference = largest_difference(export, temporary, batches)
         if not difference <= TOLERANCE:
-            raise ValueError(f"{path}: not written, onnxruntime and PyTorch differ by {difference:.1e}, "
+            raise ValueError(f"{path.name}: not written, onnxruntime and PyTorch differ by {difference:.1e}, "
                              f"more than {TOLERANCE:.0e}")
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, onnxruntime within {difference:.1e} of PyTorch at "
+    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, onnxruntime within {difference:.1e} of PyTorch at "
           f"{len(batches) * len(export.lengths)} sizes, {time.monotonic() - started:.0f} s", flush=True)
     return describe(path) | dict(verified=dict(batches=batches, lengths=export.lengths, largest_difference=difference))
 
@@ -491,8 +493,24 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     if before and {k: before.get(k) for k in info} == json.loads(json.dumps(info)):
         print(f"{out}: exported before, kept")
         return before
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "bundle.json").unlink(missing_ok=True)  # no bundle until all of it is there
+    part = out / ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _fill_bundle(part, source, info, properties)
+        (out / "bundle.json").unlink(missing_ok=True)  # no bundle while its files change
+        for name in ("parser", "han", "teacher", "labels", "clip_image", "clap_audio", "parser_fp16", "parser_int8"):
+            (out / f"{name}.onnx").unlink(missing_ok=True)  # of an earlier export with other options
+        for path in sorted(part.iterdir(), key=lambda p: p.name == "bundle.json"):  # that one last
+            os.replace(path, out / path.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return info
+
+
+def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, str]) -> None:
+    """All files into an empty folder; `info` gets what bundle.json says of them."""
+    clip_weights, clap_weights, variants = (info["made_with"][k] for k in ("clip_weights", "clap_weights", "variants"))
     exports = [*exports_of_han(source.han), *exports_of_labels()]
     if source.teacher is not None:
         exports += exports_of_teacher(source.teacher)
@@ -505,7 +523,6 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     if variants:
         info["variants"] = keep_variants(variants, out, *_measuring_data(source, info["features"]["set"]))
     write_json(out / "bundle.json", info)
-    return info
 
 
 def _complete_bundle(out: Path) -> dict | None:

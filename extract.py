@@ -70,8 +70,13 @@ def find_videos(folder: Path, llp: bool) -> tuple[list[Video], dict[str, str]]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    files = [Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names
-             if not name.startswith(".")]
+    files, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to where we are already
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [Path(place) / name for name in names if not name.startswith(".")]
     if not files:
         raise ValueError(f"{folder}: no files in it")
     files.sort(key=lambda f: (f.suffix.lower() not in VIDEO_NAMES, str(f)))  # x.mp4 goes before x.json
@@ -97,8 +102,9 @@ class Failures:
         for path in (out / "failures.csv", *out.glob("failures.rank*.csv")):
             if path.exists():
                 with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                    self.causes |= {(row[0], int(row[1])): row[2] for row in csv.reader(file)
-                                    if len(row) == 3 and row[1].isdecimal()}  # a line cut off by a crash is no line
+                    rows = csv.reader(line.replace("\0", "") for line in file)  # a power cut may leave zeros
+                    self.causes |= {(row[0], int(row[1])): row[2] for row in rows
+                                    if len(row) == 3 and row[1].isdecimal()}  # a line that was cut off is no line
 
     def key(self, path: Path) -> tuple[str, int]:
         return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0

@@ -1,6 +1,7 @@
 """Where the recorded reference cases and the real annotations are, if this machine has them."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import sys
@@ -77,8 +78,19 @@ def bundle(finished, tmp_path_factory) -> Path:
     return out
 
 
-def unavailable(what: str) -> None:
-    """Skip a test for lack of something that a user may not have; CI must have it."""
+def unavailable(what: str, module: bool = False) -> None:
+    """Skip a test, or a whole module of them, for lack of something that a user may not have; CI must have it."""
     if os.environ.get("CI"):
-        pytest.fail(f"CI must have {what}")
-    pytest.skip(f"needs {what}")
+        raise RuntimeError(f"CI must have {what}")
+    pytest.skip(f"needs {what}", allow_module_level=module)
+
+
+PACKAGES = {"av": "av", "open_clip": "open_clip_torch", "laion_clap": "laion-clap", "onnx": "onnx", "onnxscript": "onnxscript",
+            "onnxruntime": "onnxruntime-gpu"}  # module -> package
+
+
+def need(*modules: str) -> None:
+    """At the head of a test module: what it cannot do without."""
+    missing = [PACKAGES[m] for m in modules if importlib.util.find_spec(m) is None]
+    if missing:
+        unavailable(f"pip install {' '.join(missing)}", module=True)

@@ -9,7 +9,6 @@ import torch
 import data
 import demo_world
 import features
-import uwav
 from demo_world import WorldConfig
 
 TINY = replace(WorldConfig(), train=12, val=6, test=6, source_train=6, source_validation=3, source_test=3)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-for module in ("av", "open_clip", "laion_clap"):
-    if not __import__("importlib.util").util.find_spec(module):
-        pytest.skip("needs pip install open_clip_torch laion-clap av", allow_module_level=True)
+from conftest import need
+
+need("av", "open_clip", "laion_clap")
 
 import encoders
 import fetch

@@ -1,8 +1,8 @@
 """Exported files: right at every size, self-contained, refused when they are wrong; and parse.py on top of them."""
 
 import csv
-import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-for module in ("onnx", "onnxscript", "onnxruntime", "av", "open_clip", "laion_clap"):
-    if not importlib.util.find_spec(module):
-        pytest.skip("needs pip install onnx onnxscript onnxruntime-gpu open_clip_torch laion-clap av", allow_module_level=True)
+from conftest import need
+
+need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
 
 import clips
 import export_onnx
@@ -190,6 +190,15 @@ def test_out_of_tolerance_is_exit_status_1_and_no_bundle(finished, tmp_path, mon
         export_onnx.main([str(finished), str(tmp_path / "out")])
     assert stop.value.code.startswith("error: ") and "parser.onnx: not written" in stop.value.code
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_export_that_fails_leaves_the_earlier_bundle_as_it_was(finished, bundle, tmp_path, monkeypatch):
+    shutil.copytree(bundle, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
+    with pytest.raises(SystemExit, match="parser.onnx: not written"):
+        export_onnx.main([str(finished), str(tmp_path / "out")])
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
 @pytest.mark.parametrize("arguments, message", [

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-for module in ("av", "open_clip", "laion_clap"):
-    if not __import__("importlib.util").util.find_spec(module):
-        pytest.skip("needs pip install open_clip_torch laion-clap av", allow_module_level=True)
+from conftest import need
+
+need("av", "open_clip", "laion_clap")
 
 import clips
 import encoders
@@ -146,6 +146,17 @@ def test_two_files_of_one_id_are_told_apart_from_a_video_and_its_notes(tmp_path)
     assert (result["videos"], result["finished"], result["failed"]) == (3, 1, 2)
     assert vectors(tmp_path / "out", "CLIP")["a"].shape == (1, 768)
     assert failures(tmp_path / "out") == {n: "same id: a.mp4 was used" for n in ("a.json", "sub/a.mkv")}
+
+
+def test_links_between_folders_are_followed_once(tmp_path):
+    (tmp_path / "in/sub").mkdir(parents=True)
+    (tmp_path / "in/sub/a.mp4").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.mp4").write_text("")
+    (tmp_path / "in/sub/up").symlink_to(tmp_path / "in")
+    (tmp_path / "in/other").symlink_to(tmp_path / "elsewhere")
+    videos, same = extract.find_videos(tmp_path / "in", llp=False)
+    assert [v.id for v in videos] == ["a", "b"] and same == {}
 
 
 # ---- damaged files ----

@@ -1,6 +1,5 @@
 """Readers of the annotations, and `pack`: from many small files to a few arrays."""
 
-import json
 import os
 import re
 import signal

@@ -14,21 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-for module in ("onnx", "onnxscript", "onnxruntime", "av", "open_clip", "laion_clap"):
-    if not importlib.util.find_spec(module):
-        pytest.skip("needs pip install onnx onnxscript onnxruntime-gpu open_clip_torch laion-clap av", allow_module_level=True)
+from conftest import need, unavailable
+
+need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
 
 import export_onnx
 import parse
 import uwav
 import video
-from conftest import unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 WEB = ROOT / "web"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHAPES = [(1, 10), (2, 7), (3, 1), (7, 60), (5, 13)]  # (B, T)
-PICTURES = Path(os.environ.get("UWAV_SCREENSHOTS", "")) if os.environ.get("UWAV_SCREENSHOTS") else None
+PICTURES = os.environ.get("UWAV_SCREENSHOTS")  # a folder
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +197,7 @@ def test_node_script_parses_a_features_file_like_parse_py(bundle, tmp_path):
 def picture(page, name: str) -> None:
     """Screenshots for people to look at, where UWAV_SCREENSHOTS names a folder."""
     if PICTURES:
-        PICTURES.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=PICTURES / f"{name}.png", full_page=True)
+        page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
 
 
 def test_picture_of_a_frame_is_pillows_to_the_last_bit(browser, server):

@@ -1,5 +1,6 @@
 """Decoding: the frame that is shown in the middle of each second, the waveform of each second, and damaged files."""
 
+import importlib.util
 import os
 import signal
 import time
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("av", reason="needs the packages of `features.py extract`: pip install open_clip_torch laion-clap av")
+from conftest import need, unavailable
+
+need("av")
 
 import clips
 import video
@@ -80,7 +83,10 @@ def test_rotated_metadata_turns_the_picture_upright(tmp_path, degrees):
 
 
 def test_square_image_is_pixel_for_pixel_the_preprocessing_of_clip():
-    encoders = pytest.importorskip("encoders")
+    import encoders
+
+    if not importlib.util.find_spec("torchvision"):
+        unavailable("torchvision: pip install open_clip_torch")
     encoders.import_torchvision()
     from PIL import Image
     from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
