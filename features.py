@@ -573,6 +573,15 @@ def need_feature_packages() -> None:
         raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")
 
 
+def _weights(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict[str, dict]]:
+    """The files of weights that were asked for, by encoder, and what a folder of features remembers of them."""
+    import fetch
+
+    files = dict(clip=fetch.clip_weights(options.clip_weights), clap=fetch.clap_weights(options.clap_weights))
+    return files, dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
+                       clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]))
+
+
 def run_extract(options: argparse.Namespace) -> None:
     """`extract`: everything that can be refused is refused before the encoders are built."""
     need_feature_packages()
@@ -580,19 +589,16 @@ def run_extract(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name} {value}: must be above 0")
-    import fetch
-
-    files = dict(clip=fetch.clip_weights(options.clip_weights), clap=fetch.clap_weights(options.clap_weights))
+    files, made_with = _weights(options)  # before PyTorch is imported: a missing file is said at once
     import encoders
     import extract
+    import fetch
     import ranks
 
     choices = extract.Options(options.llp, options.segments, options.missing, options.longest)
     device = ranks.choose_device(options.device)
-    made_with = dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
-                     clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]),
-                     segments=LLP_SEGMENTS if options.llp else options.segments,
-                     precision="half" if device.startswith("cuda") else "single")
+    made_with |= dict(segments=LLP_SEGMENTS if options.llp else options.segments,
+                      precision="half" if device.startswith("cuda") else "single")
     if ranks.RANK == 0:
         fetch.warn_of_random(files)
     device = ranks.connect(device)
@@ -614,7 +620,7 @@ def run_text(options: argparse.Namespace) -> None:
 
     if options.clap_weights != fetch.RANDOM:
         fetch.online()
-    files = dict(clip=fetch.clip_weights(options.clip_weights), clap=fetch.clap_weights(options.clap_weights))
+    files, made_with = _weights(options)
     import encoders
     import extract
     import ranks
@@ -622,8 +628,6 @@ def run_text(options: argparse.Namespace) -> None:
     classes = extract.read_classes(options.classes)
     fetch.warn_of_random(files)
     device = ranks.choose_device(options.device)
-    made_with = dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
-                     clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]))
     extract.write_texts(classes, options.out, lambda texts: encoders.Clip(files["clip"], device).texts(texts),
                         lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with)
 
