@@ -133,6 +133,7 @@ class Clip:
         return self.embed(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
 
     def embed(self, pixels: Tensor) -> Tensor:
+        """The same on tensors; what export_onnx.py traces."""
         x = pixels.permute(0, 3, 1, 2).float() / 255  # (N, 3, 224, 224) in [0, 1]
         with half_precision(self.device):
             y = self.model.encode_image((x - self.mean) / self.std)

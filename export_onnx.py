@@ -80,7 +80,7 @@ class Probabilities(nn.Module):
 
 
 class Parser(Probabilities):
-    """parser.onnx: the gate of SPEC's inference (`uwav.gated_predictions`) inside the graph."""
+    """parser.onnx: the same behind the gate of inference (`uwav.gated_predictions`), which is part of the graph."""
 
     outputs = ("audio_event", "visual_event", "av_event", *Probabilities.outputs)
 
@@ -529,7 +529,8 @@ def _complete_bundle(out: Path) -> dict | None:
     """The description of a bundle that was finished; None if there is none."""
     try:
         info = json.loads((out / "bundle.json").read_text(encoding="utf-8"))
-        whole = all((out / f["file"]).stat().st_size == f["bytes"] for f in info["files"].values())
+        files = [*info["files"].values(), *info.get("variants", {}).get("rows", {}).values()]
+        whole = all((out / f["file"]).stat().st_size == f["bytes"] for f in files)
         return info if whole else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -77,8 +77,12 @@ def parallel(model: nn.Module) -> nn.Module:
 
 def share(n: int) -> slice:
     """The part of a batch of n that this rank computes: whole videos, as even as can be, never empty."""
-    first, last = n * RANK // WORLD, n * (RANK + 1) // WORLD
-    return slice(first, last) if last > first else slice(0, 1)  # computed in vain, see `gather`
+    own = _rows(n)
+    return own if own.stop > own.start else slice(0, 1)  # computed in vain: `gather` leaves it out
+
+
+def _rows(n: int) -> slice:
+    return slice(n * RANK // WORLD, n * (RANK + 1) // WORLD)
 
 
 def agree(x: Tensor) -> Tensor:
@@ -96,11 +100,9 @@ def gather(x: Tensor, n: int) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, n: int) -> Tensor:
-        first, last = n * RANK // WORLD, n * (RANK + 1) // WORLD
-        ctx.rows = slice(first, last)
-        ctx.shape = x.shape
+        ctx.rows, ctx.shape = _rows(n), x.shape
         whole = x.new_zeros(n, *x.shape[1:])
-        whole[ctx.rows] = x[: last - first]
+        whole[ctx.rows] = x[: ctx.rows.stop - ctx.rows.start]
         dist.all_reduce(whole)  # a sum in which all but one term are 0
         return whole
 
