@@ -534,7 +534,7 @@ class Bench:
     def pack(self) -> list[Row]:
         sizes, times = [file.stat().st_size for file in self.files.rglob("video*.npy")], ([], [])
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            for own, _ in itertools.product((True, False), range(ROUNDS)):
+            for _, own in itertools.product(range(ROUNDS), (True, False)):
                 with tempfile.TemporaryDirectory(dir=self.folder) as out:
                     started = time.perf_counter()
                     features.pack(self.files, out) if own else plain_pack(self.files, Path(out))

@@ -33,13 +33,13 @@ import hashlib
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +287,7 @@ TEXT_FILES = {"clap": ("feats_CLAP/event_feats/all_event_feats.npy", 512),
               "clip": ("feats_CLIP/event_feats/all_event_feats.npy", 768)}
 FORMAT = 1  # of the packed folder; raised when its layout changes
 CHUNK = 64  # videos a worker takes at a time
+START = "fork" if sys.platform == "linux" else "spawn"  # how workers start: at once, or as new Python processes
 
 
 def average_groups(x: np.ndarray, size: int) -> np.ndarray:
@@ -360,7 +361,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     if missing:  # said before hours of work are spent on the rest
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {_some(missing)}")
     unusable = []
-    with (ThreadPool(workers or os.cpu_count()) as pool,  # reading and averaging leave Python's lock
+    with (multiprocessing.get_context(START).Pool(workers or os.cpu_count()) as pool,
           tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar):
         for job in jobs:
             unusable += _fill(job, pool, bar)
@@ -488,7 +489,7 @@ def _some(items: list[str], most: int = 10) -> str:
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
-def _fill(job: _Job, pool: ThreadPool, bar: tqdm) -> list[str]:
+def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
     """Fill one packed array in parallel, skipping what an earlier run finished; returns what is wrong with files."""
     if job.target.exists():
         bar.update(len(job.ids))
