@@ -48,9 +48,10 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
 import uwav
+from annotations import LLP_CLASSES
 from data import FEATURE_SETS, load_target, load_text
 from encoders import quiet
-from features import LLP_CLASSES, LLP_FEATURES, atomic, one_sentence_errors, read_index, write_json
+from features import LLP_FEATURES, atomic, one_sentence_errors, read_index, write_json
 from stages import SCORES, read_labels
 
 OPSET = 20

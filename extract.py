@@ -32,14 +32,12 @@ from tqdm import tqdm
 
 import ranks
 import video
-from features import LLP_CLASSES, LLP_FEATURES, LLP_SEGMENTS, TEXT_FILES
-from features import atomic, read_unav, reason, write_array, write_json
+from annotations import LLP_CLASSES, LLP_SEGMENTS, VIDEO_NAMES, read_unav
+from features import SEGMENT_FILES, TEXT_FILES, atomic, reason, write_array, write_json
 
-VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
 SEGMENTS_AT_ONCE = 64  # through an encoder
-FOLDERS = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name in ("clip", "clap")}
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Failures:
 
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
-    return {name: out / folder / f"{id}.npy" for name, folder in FOLDERS.items()}
+    return {name: out / folder / f"{id}.npy" for name, folder in SEGMENT_FILES.items()}
 
 
 def is_finished(out: Path, id: str) -> bool:
