@@ -529,7 +529,9 @@ def build_parser() -> argparse.ArgumentParser:
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--llp", action="store_true",
                         help="clips of LLP: 10 segments each, and a file may be called <id>_<start>_<end>.*")
-    length.add_argument("--segments", type=int, help="of every video (default: its length in seconds, rounded up)")
+    length.add_argument("--segments", type=int,
+                        help="of every video, one a second: shorter ones are refused, of longer ones the beginning is "
+                             "used (default: the length in seconds, rounded up)")
     sub.add_argument("--longest", type=float, default=600.0, metavar="S", help="refuse longer videos (default: 600 s)")
     sub.add_argument("--workers", type=int, help="decoding processes (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 4 on a CPU)")
