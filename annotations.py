@@ -252,9 +252,9 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
             (len(lengths.keys() - rows.keys()), "videos with features are not in labels.csv (left out)"),
             (sum(video in truth for video in own.train.ids), "training videos are annotated (not used)"),
             (cut, "rows of events.csv reach beyond the last segment of their video (cut there)"),
-            (sum((rows[v][1] & ~occurs[v]).sum() for v in dated),
+            (sum(int((rows[v][1] & ~occurs[v]).sum()) for v in dated),
              "labels of annotated videos have no row in events.csv (kept as labels)"),
-            (sum((occurs[v] & (rows[v][1] == 0)).sum() for v in dated),
+            (sum(int((occurs[v] & (rows[v][1] == 0)).sum()) for v in dated),
              "times events.csv finds a class that is not among the labels of its video (added)"),
             (len(never), f"classes are in no training video, the parser will not learn them: {some(never)}")):
         if count:

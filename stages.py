@@ -149,18 +149,18 @@ class Labels:
     thresholds: tuple[Tensor, Tensor]  # audio, visual (C,)
 
 
-def label(context: Context, out: Path, teacher: Path | None, from_weak: bool = False) -> None:
+def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") -> None:
     """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz.
 
     Beside it, as .json: the segment- and event-level scores of the hard labels on val and test and, for each modality,
-    the classes with a threshold from weak labels: all if `from_weak`, of your own data those not annotated.
+    the classes with a threshold from weak labels. rule: a key of THRESHOLDS.
     """
     index = read_index(context.data)
     model = teacher and uwav.load_model(teacher, context.device)
     if model and not isinstance(model, uwav.Teacher):
         raise ValueError(f"{teacher}: holds a {type(model).__name__}, expected a teacher")
     settings = dict(data=context.identity, teacher=identity_of_checkpoint(teacher) if teacher else None)
-    settings |= dict(thresholds="weak labels") if from_weak else {}
+    settings |= {} if rule == "val" else dict(thresholds=rule)
     path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
     if path.exists() and path.with_suffix(".json").exists():
         return check_finished(path, read_labels(path, "cpu").settings, settings)
@@ -173,7 +173,7 @@ def label(context: Context, out: Path, teacher: Path | None, from_weak: bool = F
     thresholds = []
     for m, modality in enumerate(("audio", "visual")):
         logit = {s: x[m] for s, x in logits.items()}
-        threshold, f1, from_train = choose_thresholds(logit, splits, modality, "unav" not in index, from_weak)
+        threshold, f1, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
         weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
         arrays |= {f"threshold_{modality}": threshold, f"f1_{modality}": f1}
         arrays |= {f"{s}_{modality}": logits[s][m] for s in splits}
@@ -192,19 +192,26 @@ def label(context: Context, out: Path, teacher: Path | None, from_weak: bool = F
         print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
 
 
-def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], modality: str, own: bool,
-                      from_weak: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Threshold, F1, and whether it comes from the weak labels of train, (C,) each; logit: split -> (N, T, C).
+THRESHOLDS = {
+    "val": "from the annotated seconds of val; for a class of your own data that has none, weak",
+    "weak": "from the weak labels of train alone: a video has the class if any of its seconds passes",
+    "all": "none: every second of a video that has the class",
+}
 
-    On LLP all thresholds come from val, and by the published rule a class that val does not show gets -inf.
-    """
-    weak = weak_thresholds(logit["train"], splits["train"].weak)
-    if from_weak or "val" not in splits:
-        return *weak, torch.ones_like(weak[0], dtype=torch.bool)
+
+def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], modality: str, rule: str,
+                      own: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Threshold, F1, and whether it comes from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
+    threshold, f1 = weak_thresholds(logit["train"], splits["train"].weak)
+    from_train = torch.ones_like(threshold, dtype=torch.bool)
+    if rule == "all":
+        return torch.full_like(threshold, -torch.inf), torch.full_like(f1, torch.nan), ~from_train
+    if rule == "weak" or "val" not in splits:
+        return threshold, f1, from_train
     truth = getattr(splits["val"], f"{modality}_truth")  # (N, T, C)
-    fitted = uwav.fit_thresholds(logit["val"], truth, splits["val"].weak)
-    from_train = ~truth.bool().flatten(0, 1).any(0) & own  # (C,)
-    return *(torch.where(from_train, *both) for both in zip(weak, fitted)), from_train
+    fitted, fitted_f1 = uwav.fit_thresholds(logit["val"], truth, splits["val"].weak)
+    from_train = ~truth.bool().flatten(0, 1).any(0) & own  # (C,); on LLP such a class keeps the published -inf
+    return torch.where(from_train, threshold, fitted), torch.where(from_train, f1, fitted_f1), from_train
 
 
 def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
@@ -409,8 +416,8 @@ def build_parser() -> argparse.ArgumentParser:
     who.add_argument("--teacher", type=Path, help="teacher.pt, or a teacher checkpoint of the released code")
     who.add_argument("--per-segment", action="store_true",
                      help="no teacher: similarity of each segment's own CLIP / CLAP embedding with the text (VALOR)")
-    sub.add_argument("--weak-thresholds", action="store_true",
-                     help="thresholds from the weak labels of train alone, as if nothing were annotated")
+    sub.add_argument("--thresholds", choices=THRESHOLDS, default="val",
+                     help="; ".join(f"{rule}: {text}" for rule, text in THRESHOLDS.items()))
     sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels", trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
     sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
@@ -442,7 +449,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.command == "pretrain":
             pretrain(context, options.out)
         elif options.command == "label":
-            label(context, options.out, options.teacher, options.weak_thresholds)
+            label(context, options.out, options.teacher, options.thresholds)
         elif options.command == "train":
             train(context, options.out, options.labels, options.setting, options.features)
         elif options.command == "evaluate":
