@@ -27,12 +27,12 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +124,8 @@ def pool_to(x: np.ndarray, segments: int) -> np.ndarray:
     """Adaptive average pooling over time, (L, D) -> (segments, D): segment t averages the vectors
     floor(t L / segments) .. ceil((t + 1) L / segments), as torch's adaptive_avg_pool1d does."""
     length, t = len(x), np.arange(segments)
+    if length == segments:
+        return x.astype(np.float32)
     first, last = t * length // segments, -(-(t + 1) * length // segments)  # (segments,)
     total = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, 0, dtype=np.float64)])  # (L + 1, D)
     return ((total[last] - total[first]) / (last - first)[:, None]).astype(np.float32)  # (segments, D)
@@ -179,7 +181,8 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     write_annotations(out, llp, unav)
     for dataset, root in roots.items():
         for name, (file, size) in TEXT_FILES.items():
-            text = _checked(read_array(root / file), (len(index[dataset]["classes"]), size), root / file)
+            path, C = root / file, len(index[dataset]["classes"])
+            text = _finite(_shaped(read_array(path), (C, size), path), path)
             write_array(out / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
 
     jobs = _jobs(roots, out, found, llp, unav)
@@ -187,7 +190,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     if missing:  # said before hours of work are spent on the rest
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
     unusable = []
-    with (multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool,
+    with (ThreadPool(workers or os.cpu_count()) as pool,  # reading and averaging leave Python's lock
           tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar):
         for job in jobs:
             unusable += _fill(job, pool, bar)
@@ -339,7 +342,7 @@ def _missing_files(job: _Job) -> list[str]:
     return [str(job.folder / f"{i}.npy") for i in job.ids if f"{i}.npy" not in present]
 
 
-def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
+def _fill(job: _Job, pool: ThreadPool, bar: tqdm) -> list[str]:
     """Fill one packed array in parallel, skipping what an earlier run finished; returns what is wrong with files."""
     if job.target.exists():
         bar.update(len(job.ids))
@@ -368,30 +371,33 @@ def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
 def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, list[str]]:
     """Worker: read, check, average and store some videos; returns how many it saw, what is wrong with their files."""
     job, rows = task
-    errors = []
-    packed = np.lib.format.open_memmap(job.part, "r+")
-    done = np.memmap(job.done, np.uint8, "r+")
-    offsets = np.concatenate([[0], np.cumsum(job.lengths)])  # where each video begins when segments lie end to end
-    flat = packed.reshape(-1, job.size)  # (all segments, D), a view
-    for n in rows:
-        path = job.folder / f"{job.ids[n]}.npy"
-        try:
-            x, T = read_array(path), int(job.lengths[n])
-            if job.vectors is None:
-                x = pool_to(_checked(x, (None, job.size), path), T)  # (T, D)
-            else:
-                x = average_groups(_checked(x, (T * job.vectors, job.size), path), job.vectors)  # (T, D)
-            with np.errstate(over="ignore"):  # infinite in half precision: refused in the same line
-                flat[offsets[n] : offsets[n + 1]] = _checked(x.astype(np.float16), x.shape, path)
-            done[n] = 1
-        except (ValueError, FileNotFoundError) as error:
-            errors.append(str(error))
-    packed.flush()
+    errors, stored = [], []
+    segment = 2 * job.size  # bytes
+    header = job.part.stat().st_size - segment * int(job.lengths.sum())
+    first = np.cumsum(job.lengths) - job.lengths  # (N,): where each video begins when segments lie end to end
+    with open(job.part, "r+b") as packed, np.errstate(over="ignore", invalid="ignore"):  # refused by _finite
+        for n in rows:
+            path, T = job.folder / f"{job.ids[n]}.npy", int(job.lengths[n])
+            try:
+                x = read_array(path)
+                if job.vectors is None:
+                    x = pool_to(_shaped(x, (None, job.size), path), T)  # (T, D)
+                else:
+                    x = average_groups(_shaped(x, (T * job.vectors, job.size), path), job.vectors)  # (T, D)
+                packed.seek(header + segment * int(first[n]))
+                packed.write(_finite(x.astype(np.float16, order="C"), path))
+                stored.append(n)
+            except (ValueError, FileNotFoundError) as error:
+                errors.append(str(error))
+    with open(job.done, "r+b") as done:
+        for n in stored:
+            done.seek(n)
+            done.write(b"\1")
     return len(rows), errors
 
 
-def _checked(x: np.ndarray, shape: tuple[int | None, ...], path: Path) -> np.ndarray:
-    """`x` if it is numeric, finite and of `shape` (None: any length above 0); ValueError otherwise."""
+def _shaped(x: np.ndarray, shape: tuple[int | None, ...], path: Path) -> np.ndarray:
+    """`x` if it is numeric and of `shape` (None: any length above 0); ValueError otherwise."""
     if x.dtype.kind not in "fiu":
         raise ValueError(f"{path}: holds {x.dtype}, expected numbers")
     wrong = len(x.shape) != len(shape) or any(
@@ -399,6 +405,10 @@ def _checked(x: np.ndarray, shape: tuple[int | None, ...], path: Path) -> np.nda
     if wrong:
         expected = ", ".join("L" if s is None else str(s) for s in shape)
         raise ValueError(f"{path}: has shape {x.shape}, expected ({expected})")
+    return x
+
+
+def _finite(x: np.ndarray, path: Path) -> np.ndarray:
     if not np.isfinite(x).all():
         raise ValueError(f"{path}: holds NaN or infinite values (or values beyond half precision)")
     return x

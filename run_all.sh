@@ -15,6 +15,7 @@ bash run_all.sh test [pytest options]    set up and run the tests
   --preset NAME    demo (small models) or paper (the published ones; default with --data)
   --features SET   base or clip_clap (default: all that are there)
   --device NAME    cpu or cuda (default: cuda where there is a GPU)
+  --fast           train in bf16 and, on a GPU, with compiled kernels
   --fetch          download the published annotations and CLIP/CLAP features into the folder of --data
   --fresh          throw away what earlier runs left in the output folder
   -- OPTIONS       passed on to every training stage, e.g. -- --set epochs=1
@@ -55,11 +56,12 @@ if [ "${1:-}" = test ]; then
     exec "$python" -m pytest "$@"
 fi
 
-data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' extra=()
+data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' extra=()
 while [ $# -gt 0 ]; do
     case $1 in
         --fresh) fresh=yes; shift; continue ;;
         --fetch) fetch=yes; shift; continue ;;
+        --fast) fast=yes; shift; continue ;;
         -h | --help) usage; exit 0 ;;
         --) shift; extra=("$@"); break ;;
         --data | --llp | --unav | --out | --seeds | --preset | --features | --device)
@@ -77,7 +79,7 @@ elif [ -n "$llp$unav" ]; then
 else
     out=${out:-runs/demo}
 fi
-train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${extra[@]+"${extra[@]}"})
+train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
 setup onnx "torch, numpy, tqdm, matplotlib, onnx, onnxscript, onnxruntime"
 if [ -n "$fresh" ]; then
     rm -rf "$out"/data "$out"/bundle "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt "$out"/*.png

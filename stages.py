@@ -14,7 +14,7 @@ import hashlib
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,10 +68,17 @@ class Context:
     seed: int = 0  # added to the published seeds
     device: str = "cpu"
     overrides: tuple[str, ...] = ()  # FIELD=VALUE
+    loaded: dict = field(default_factory=dict, repr=False)  # what `target` has read; shared by all rows and seeds
 
     def config(self, config):
         """A config of the preset with the overrides that concern it."""
         return replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+
+    def target(self, split: str, features: str) -> TargetSplit:
+        """A split of LLP, read once and kept on the device."""
+        if (split, features) not in self.loaded:
+            self.loaded[split, features] = load_target(self.data, split, features, self.device)
+        return self.loaded[split, features]
 
     @property
     def identity(self) -> str:
@@ -165,7 +172,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") 
     if path.exists() and path.with_suffix(".json").exists():
         return check_finished(path, read_labels(path, "cpu").settings, settings)
     text = load_text(context.data, "llp", context.device)
-    splits = {s: load_target(context.data, s, "clip_clap", context.device) for s in index["llp"]["videos"]}
+    splits = {s: context.target(s, "clip_clap") for s in index["llp"]["videos"]}
     arrays, quality, logits, weakly = {}, {}, {}, {}
     for s, x in splits.items():
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
@@ -261,8 +268,7 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     path = out / "han.pt"
     if path.exists():
         return check_finished(path, uwav.load_file(path).get("settings"), settings)
-    data, validation = (load_target(context.data, s, features, context.device) if s in index["llp"]["videos"] else None
-                        for s in ("train", "val"))
+    data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
     pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
     uwav.train_han(path, out.name, data, validation, pseudo, model_config, config, settings)
     if ranks.RANK == 0:
@@ -287,7 +293,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
                          f"those of {context.data} {len(index['llp']['classes'])}")
     features = "base" if model.config.audio_dim == uwav.HANConfig().audio_dim else "clip_clap"
-    data = load_target(context.data, split, features, context.device)
+    data = context.target(split, features)
     probabilities = uwav.han_probabilities(model, data)
     scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), data.audio_truth, data.visual_truth)
     with atomic(out / f"predictions_{split}.npz") as temporary:
@@ -406,6 +412,8 @@ def build_parser() -> argparse.ArgumentParser:
             sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
                              help="change a field of the configurations at the top of uwav.py, "
                                   "e.g. --set temperature=1 (repeatable)")
+            sub.add_argument("--fast", action="append_const", const="fast=true", dest="overrides",
+                             help="train in bf16 and, on a GPU, with compiled kernels; the same as --set fast=true")
         return sub
 
     sub = command("pretrain", "pre-train the teacher on UnAV", trains=True)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +38,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import fast
 import ranks
 from checkpoints import Run, load_file
 from data import SourceSplit, TargetSplit
@@ -77,6 +79,7 @@ class PretrainConfig:
     clip: float = 2.0  # gradient norm; released code: the paper says 1.0
     pos_weight: float = 5.0  # released code: weight of the classes that occur in the video
     length_pool: int = 8  # batches drawn together and sorted by length, so that padding is rare; 1: plain shuffling
+    fast: bool = False  # bf16, compiled on a GPU: fast.py
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,7 @@ class TrainConfig:
     balance_sum: bool = True  # released code: weights C times those of Eq. 7-8
     mixup: bool = True  # uncertainty-weighted feature mixup
     alpha: float = 1.7  # lambda ~ Beta(alpha, alpha)
+    fast: bool = False  # bf16, compiled on a GPU: fast.py
 
 
 # The rows of the paper's ablation: what each of them sets in TrainConfig.
@@ -531,33 +535,41 @@ def train_teacher(path: Path, data: SourceSplit, validation: SourceSplit, text: 
     model = Teacher(model_config).to(device)
     optimizer = adamw(model, config)
     run = Run(path, model, optimizer, settings)
-    parallel = ranks.parallel(model)  # the same model, unless torchrun started several of us
+    forward = fast.accelerate(ranks.parallel(model), config.fast, device, one_shape=False)  # by default the model
     steps = math.ceil(len(data.length) / config.batch)
     with progress("teacher", run, config.epochs, steps) as bar:
         for epoch in range(run.next_epoch, config.epochs + 1):
             started, lr = time.monotonic(), begin_epoch(optimizer, config, epoch)
-            generator = np.random.default_rng((config.seed, epoch))
-            batches = batches_by_length(data.length, config.batch, config.length_pool, generator)
-            plan = [data.rows(videos) for videos in batches]  # rows and masks, on the device before the first step
             total = torch.zeros((), device=device)
-            model.train()
-            for rows, mask in plan:
-                audio, visual, label = data.batch(rows)  # (B, T, 512) (B, T, 768) (B, T, C)
-                own = ranks.share(len(rows))  # all of the batch, unless torchrun ...
-                logits = parallel(audio[own], visual[own], *text, mask[own])
-                audio_logit, visual_logit = (ranks.gather(z, len(rows)) for z in logits)  # (B, T, C) each
-                loss = teacher_loss(audio_logit, visual_logit, label, mask, config.pos_weight)
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                optimizer.step()
-                total += loss.detach()
+            for loss in teacher_epoch(model, forward, optimizer, data, text, config, epoch):
+                total += loss
                 bar.update()
-            score = teacher_score(model, validation, text)
-            loss = float(total) / len(plan)
+            with fast.bf16(config.fast, device):
+                score = teacher_score(model, validation, text)
+            loss = float(total) / steps
             run.end_epoch(dict(epoch=epoch, lr=lr, loss=loss, val_av=score, seconds=time.monotonic() - started), score)
             bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {loss:.4f}, val AV {score:.1f}")
     return run.finish()
+
+
+def teacher_epoch(model: Teacher, forward: Callable, optimizer: torch.optim.Optimizer, data: SourceSplit,
+                  text: tuple[Tensor, Tensor], config: PretrainConfig, epoch: int) -> Iterator[Tensor]:
+    """One epoch, step by step; yields the loss of each. `forward` computes what `model` does. Never waits for a GPU."""
+    generator = np.random.default_rng((config.seed, epoch))
+    batches = batches_by_length(data.length, config.batch, config.length_pool, generator)
+    plan = [data.rows(videos) for videos in batches]  # rows and masks, on the device before the first step
+    model.train()
+    for rows, mask in plan:
+        audio, visual, label = data.batch(rows)  # (B, T, 512) (B, T, 768) (B, T, C)
+        own = ranks.share(len(rows))  # all of the batch, unless torchrun started several of us
+        logits = forward(audio[own], visual[own], *text, mask[own])
+        audio_logit, visual_logit = (ranks.gather(z, len(rows)) for z in logits)  # (B, T, C) each
+        loss = teacher_loss(audio_logit, visual_logit, label, mask, config.pos_weight)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield loss.detach()
 
 
 @torch.no_grad()
@@ -603,39 +615,21 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit 
 
     Without a validation split (own data, nothing annotated) the last epoch is kept.
     """
-    device, N, T = data.weak.device, len(data.weak), data.audio.shape[1]
+    device = data.weak.device
     if config.mixup and labels is None:
         raise ValueError("mixup needs pseudo-labels: pseudo_label = none goes with mixup = False")
     torch.manual_seed(config.seed)
     model = HAN(model_config).to(device)
     optimizer = adamw(model, config)
     run = Run(path, model, optimizer, settings)
-    parallel = ranks.parallel(model)  # the same model, unless torchrun started several of us
-    steps = math.ceil(N / config.batch)
+    forward = fast.accelerate(ranks.parallel(model), config.fast, device, one_shape=True)  # by default the model
+    steps = math.ceil(len(data.weak) / config.batch)
     with progress(name, run, config.epochs, steps) as bar:
         for epoch in range(run.next_epoch, config.epochs + 1):
             started, lr = time.monotonic(), begin_epoch(optimizer, config, epoch)
-            order = ranks.agree(torch.randperm(N).to(device))  # (N,)
-            lam = torch.distributions.Beta(config.alpha, config.alpha).sample((steps, 2)).to(device)  # (steps, 2)
-            lam = ranks.agree(lam)
             terms = torch.zeros(5, device=device)
-            model.train()
-            for step, index in enumerate(order.split(config.batch)):
-                weak = data.weak[index]  # (B, C)
-                audio_label = visual_label = mixup = None
-                if labels is not None:
-                    audio_label, visual_label = labels.audio[index], labels.visual[index]  # (B, T, C) each
-                if config.mixup:
-                    perms = [ranks.agree(torch.randperm(len(index) * T, device=device)) for _ in range(2)]  # (B T,)
-                    mixup = list(zip(lam[step], perms))
-                output = parallel(*data.inputs(index[ranks.share(len(index))]))
-                output = HANOutput(*(ranks.gather(x, len(index)) for x in output))  # of the whole batch
-                losses = han_losses(model, output, weak, audio_label, visual_label, labels, mixup)  # (5,)
-                optimizer.zero_grad()
-                losses.sum().backward()
-                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                optimizer.step()
-                terms += losses.detach()
+            for losses in han_epoch(model, forward, optimizer, data, labels, config):
+                terms += losses
                 bar.update()
             names = ("loss_video", "loss_audio", "loss_visual", "loss_mix_audio", "loss_mix_visual")
             means = dict(zip(names, (terms / steps).tolist()))
@@ -645,6 +639,37 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit 
             val = f", val Type {scores['seg_type']:.1f}" if scores else ""
             bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {loss:.4f}{val}")
     return run.finish()
+
+
+def han_epoch(model: HAN, forward: Callable, optimizer: torch.optim.Optimizer, data: TargetSplit,
+              labels: PseudoLabels | None, config: TrainConfig) -> Iterator[Tensor]:
+    """One epoch, step by step; yields the terms of the loss (5,). `forward` computes what `model` does.
+
+    Never waits for a GPU.
+    """
+    device, N, T = data.weak.device, len(data.weak), data.audio.shape[1]
+    losses_of = fast.accelerate(han_losses, config.fast, device, one_shape=True)  # by default han_losses
+    order = ranks.agree(torch.randperm(N).to(device))  # (N,)
+    batches = order.split(config.batch)
+    lam = torch.distributions.Beta(config.alpha, config.alpha).sample((len(batches), 2)).to(device)  # (steps, 2)
+    lam = ranks.agree(lam)
+    model.train()
+    for step, index in enumerate(batches):
+        weak = data.weak[index]  # (B, C)
+        audio_label = visual_label = mixup = None
+        if labels is not None:
+            audio_label, visual_label = labels.audio[index], labels.visual[index]  # (B, T, C) each
+        if config.mixup:
+            perms = [ranks.agree(torch.randperm(len(index) * T, device=device)) for _ in range(2)]  # (B T,) each
+            mixup = list(zip(lam[step], perms))
+        output = forward(*data.inputs(index[ranks.share(len(index))]))  # all of the batch, unless torchrun ...
+        output = HANOutput(*(ranks.gather(x, len(index)) for x in output))  # of the whole batch
+        losses = losses_of(model, output, weak, audio_label, visual_label, labels, mixup)  # (5,)
+        losses.sum().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield losses.detach()
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bench import plain_scores
 from scores import parsing_scores
 
 
@@ -43,55 +44,15 @@ def test_one_true_event_can_be_found_by_one_long_prediction_only_at_half_overlap
     assert parsing_scores(one_video("1100000000"), truth, truth, truth)["event_a"] == 0  # IoU 2/6
 
 
-def slow_scores(ap, vp, at, vt) -> dict[str, float]:
-    """The definitions, video by video and class by class, in plain Python; inputs (N, T, C) numpy."""
-
-    def runs(x):
-        found, start = [], None
-        for t, on in enumerate([*x, 0]):
-            if on and start is None:
-                start = t
-            if not on and start is not None:
-                found.append(set(range(start, t)))
-                start = None
-        return found
-
-    def segment(p, g):
-        return np.array([sum(p & g), sum(p & ~g), sum(~p & g)])
-
-    def event(p, g):
-        p, g = runs(p), runs(g)
-        match = [[len(a & b) / len(a | b) >= 0.5 for b in g] for a in p]
-        tp = sum(any(row) for row in match)
-        return np.array([tp, len(p) - tp, sum(not any(row[j] for row in match) for j in range(len(g)))])
-
-    def f(counts):  # per class
-        values = [2 * tp / (2 * tp + fp + fn) for tp, fp, fn in counts if tp + fp + fn > 0]
-        return np.mean(values) if values else 1.0
-
-    ap, vp, at, vt = (x.astype(bool) for x in (ap, vp, at, vt))
-    result = {}
-    for level, count in (("seg", segment), ("event", event)):
-        per_video = []
-        for n in range(len(ap)):
-            a = [count(ap[n, :, c], at[n, :, c]) for c in range(ap.shape[2])]
-            v = [count(vp[n, :, c], vt[n, :, c]) for c in range(ap.shape[2])]
-            av = [count((ap & vp)[n, :, c], (at & vt)[n, :, c]) for c in range(ap.shape[2])]
-            per_video.append([f(a), f(v), f(av), f([x + y for x, y in zip(a, v)])])
-        a, v, av, e = 100 * np.mean(per_video, 0)
-        result |= {f"{level}_a": a, f"{level}_v": v, f"{level}_av": av, f"{level}_type": (a + v + av) / 3, f"{level}_event": e}
-    return result
-
-
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 3))
 four_arrays = shapes.flatmap(lambda s: st.tuples(*[hnp.arrays(np.uint8, s, elements=st.integers(0, 1))] * 4))
 
 
 @settings(max_examples=200, deadline=None)
 @given(four_arrays)
-def test_scores_equal_the_slow_definition(arrays):
+def test_scores_equal_the_definitions_written_out_video_by_video(arrays):
     fast = parsing_scores(*(torch.from_numpy(x) for x in arrays))
-    assert fast == pytest.approx(slow_scores(*arrays), abs=1e-6)
+    assert fast == pytest.approx(plain_scores(*(x > 0 for x in arrays)), abs=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
