@@ -38,9 +38,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from features import (LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit,
-                      atomic, make_index, one_sentence_errors, read_index, read_llp, read_unav, start_or_continue,
-                      write_annotations, write_array, write_json)
+from annotations import (LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit,
+                         read_llp, read_unav)
+from features import (atomic, make_index, one_sentence_errors, read_index, start_or_continue, write_annotations,
+                      write_array, write_json)
 from scores import parsing_scores
 from uwav import fit_thresholds, hard_labels
 

@@ -48,9 +48,10 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
 import uwav
+from annotations import LLP_CLASSES, LLP_SEGMENTS
 from data import FEATURE_SETS, load_target, load_text
 from encoders import quiet
-from features import LLP_CLASSES, LLP_FEATURES, atomic, one_sentence_errors, read_index, write_json
+from features import LLP_FEATURES, atomic, one_sentence_errors, read_index, write_json
 from stages import SCORES, read_labels
 
 OPSET = 20
@@ -420,9 +421,10 @@ class Source:
     teacher: uwav.Teacher | None
     classes: list[str]
     made_from: str
+    segments: int = LLP_SEGMENTS  # of the clips it was trained on
     thresholds: tuple[Tensor, Tensor] | None = None  # (C,) audio and visual, of the pseudo-labels
     texts: tuple[Tensor, Tensor] | None = None  # (C, 512), (C, 768)
-    data: Path | None = None  # packed folder, whose test split variants are measured on
+    data: Path | None = None  # packed folder, on whose test split variants are measured
 
 
 def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Path | None) -> Source:
@@ -434,12 +436,16 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Pa
         if not found:
             raise FileNotFoundError(f"{folder}/clip_clap/{row}/han.pt: no such file, so {run} holds no trained HAN")
         features = found[0]
-    han, teacher = uwav.load_model(folder / features / row / "han.pt"), uwav.load_model(folder / "teacher.pt")
-    labels = read_labels(folder / "labels_teacher.npz", "cpu")
+    han, teacher, labels = uwav.load_model(folder / features / row / "han.pt"), None, folder / "labels_teacher.npz"
+    if "unav" in index or (folder / "teacher.pt").exists():  # with own data it may be elsewhere, or there is none
+        teacher = uwav.load_model(folder / "teacher.pt")
+    if "unav" not in index and not labels.exists():
+        labels = folder / "labels_segment.npz"
     kind = index["source"] if isinstance(index["source"], str) else "demo world"
     made_from = f"{'LLP' if kind == 'pack' else kind}, features {features}, {row}, seed {seed}"
-    texts = load_text(data, "llp", "cpu")
-    return Source(han, teacher, index["llp"]["classes"], made_from, labels.thresholds, texts, data)
+    segments = index["llp"].get("segments", LLP_SEGMENTS)
+    return Source(han, teacher, index["llp"]["classes"], made_from, segments, read_labels(labels, "cpu").thresholds,
+                  load_text(data, "llp", "cpu"), data)
 
 
 def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:
@@ -466,7 +472,7 @@ def describe_source(source: Source) -> dict:
         thresholds = dict(audio=finite[0], visual=finite[1])
     return dict(
         format=FORMAT, name="uwav", classes=source.classes, made_from=source.made_from, licence=LICENCE, gate=uwav.GATE,
-        features=dict(set=feature_set, inputs=inputs),
+        features=dict(set=feature_set, inputs=inputs), segments=source.segments,
         preprocessing=dict(
             segment_seconds=1,
             picture=dict(shown_at=0.5, short_side=224, resize="bicubic, antialiased, as Pillow does",
@@ -538,12 +544,14 @@ def _complete_bundle(out: Path) -> dict | None:
 
 def _measuring_data(source: Source,
                     feature_set: str) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor] | None, str]:
-    """The test split of the run, or random features."""
+    """The test split of the run (of own data without one: val, else train), or random features."""
     if source.data is not None:
-        test = load_target(source.data, "test", feature_set, "cpu")
-        named = zip(("audio", "visual_2d", "visual_3d"), test.inputs(slice(None)))
+        split = list(read_index(source.data)["llp"]["videos"])[-1]
+        data = load_target(source.data, split, feature_set, "cpu")
+        named = zip(("audio", "visual_2d", "visual_3d"), data.inputs(slice(None)))
         inputs = {k: x.numpy() for k, x in named if x is not None}
-        return inputs, (test.audio_truth, test.visual_truth), f"the test split of {source.made_from}"
+        truth = None if data.audio_truth is None else (data.audio_truth, data.visual_truth)
+        return inputs, truth, f"the {split} split of {source.made_from}"
     torch.manual_seed(0)
     inputs = next(exports_of_han(source.han)).inputs(256, 10, 0)
     return {k: x.numpy() for k, x in inputs.items()}, None, "random features"

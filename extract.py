@@ -32,14 +32,12 @@ from tqdm import tqdm
 
 import ranks
 import video
-from features import LLP_CLASSES, LLP_FEATURES, LLP_SEGMENTS, TEXT_FILES
-from features import atomic, read_unav, reason, write_array, write_json
+from annotations import LLP_CLASSES, LLP_SEGMENTS, VIDEO_NAMES, read_unav
+from features import SEGMENT_FILES, TEXT_FILES, atomic, reason, write_array, write_json
 
-VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
 SEGMENTS_AT_ONCE = 64  # through an encoder
-FOLDERS = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name in ("clip", "clap")}
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ class Failures:
 
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
-    return {name: out / folder / f"{id}.npy" for name, folder in FOLDERS.items()}
+    return {name: out / folder / f"{id}.npy" for name, folder in SEGMENT_FILES.items()}
 
 
 def is_finished(out: Path, id: str) -> bool:
@@ -230,6 +228,8 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     result = dict(videos=len(videos) + len(same), finished=sum(is_finished(out, v.id) for v in videos),
                   new=counts["new"], no_sound=counts["no sound"], no_picture=counts["no picture"])
     result["failed"] = result["videos"] - result["finished"]
+    if counts["longer"]:
+        result["longer"] = counts["longer"]
     if ranks.RANK == 0:
         failures = Failures(out, folder)  # of all ranks
         causes = failures.merge([v.path for v in videos if not is_finished(out, v.id)], same)
@@ -282,7 +282,7 @@ def _with_both_streams(clip: video.Clip | str, missing: str) -> video.Clip | str
 def embed(clips: list[tuple[Video, video.Clip]], encode_images: Encode, encode_sounds: Encode,
           out: Path) -> collections.Counter:
     """Encode some clips together and write their files; returns what to count."""
-    counts = collections.Counter(videos=len(clips))
+    counts = collections.Counter(videos=len(clips), longer=sum(c.seconds > c.segments + 1 for _, c in clips))
     for name, encode, size, kind in (("clip", encode_images, 768, "images"), ("clap", encode_sounds, 512, "sounds")):
         there = [getattr(c, kind) for _, c in clips if getattr(c, kind) is not None]
         vectors = in_batches(encode, np.concatenate(there), size) if there else np.zeros((0, size), np.float32)
@@ -318,6 +318,9 @@ def summary(result: dict[str, int], causes: dict[str, str], out: Path) -> str:
     for key, what in (("no_sound", "sound"), ("no_picture", "picture")):
         if result[key]:
             lines.append(f"  {result[key]:6d}  have zeros for lack of a {what} stream")
+    if "longer" in result:
+        lines.append(f"  {result['longer']:6d}  of the new ones last longer than their segments: only their beginning "
+                     "was used")
     return "\n".join(lines)
 
 

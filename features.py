@@ -5,13 +5,9 @@
     python features.py text CLASSES OUT    # class names -> text embeddings                   (encoders.py)
     python features.py pack SOURCE OUT     # thousands of small .npy files -> a few memory-mapped arrays
 
-Two datasets appear everywhere below:
-
-* **LLP** (the target): 10-second clips, 25 classes. Training clips carry only a *weak label* (which
-  classes occur somewhere); validation and test clips also say which second is audible / visible.
-* **UnAV-100** (for pre-training): 10 to 60 s, 100 classes, every event is audible *and* visible.
-
-A *packed folder*, written by `pack` here or by `demo_world.py`, is what every stage reads:
+Two datasets (annotations.py) appear everywhere below: **LLP** (the target), and **UnAV-100** (for pre-training).
+A *packed folder*, written by `pack` here or by `demo_world.py`, is what every stage reads. Made from your own data,
+it has these in the place of LLP, no `unav`, and of `val` and `test` only what you annotated:
 
     index.json                                        written last: its presence means "complete"
     llp/text_{clap,clip}.npy                          (C, 512) (C, 768) float32, unit length
@@ -27,15 +23,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import importlib.util
 import json
-import math
 import multiprocessing
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -45,177 +38,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-# ---------------------------------------------------------------------------------------------
-# LLP annotations
-# ---------------------------------------------------------------------------------------------
-
-LLP_SEGMENTS = 10  # T: an LLP clip lasts 10 s, one segment a second
-# In index order. The csv files name classes but do not number them, so the list stands here, once.
-LLP_CLASSES = (
-    "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm",
-    "Chainsaw", "Cello", "Banjo", "Singing", "Chicken_rooster", "Violin_fiddle", "Vacuum_cleaner",
-    "Baby_laughter", "Accordion", "Lawn_mower", "Motorcycle", "Helicopter", "Acoustic_guitar",
-    "Telephone_bell_ringing", "Baby_cry_infant_cry", "Blender", "Clapping",
-)
-LLP_WEAK_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
-LLP_DENSE_FILES = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
-
-
-@dataclass(frozen=True)
-class LLPSplit:
-    """One split of LLP: N videos, T segments, C classes. `audio` and `visual` are None for train."""
-
-    ids: list[str]  # (N) YouTube ids: the names of the feature files
-    weak: np.ndarray  # (N, C) uint8: the class occurs somewhere in the video
-    audio: np.ndarray | None = None  # (N, T, C) uint8: audible in that second
-    visual: np.ndarray | None = None  # (N, T, C) uint8: visible in that second
-
-
-@dataclass(frozen=True)
-class LLP:
-    classes: tuple[str, ...]
-    train: LLPSplit
-    val: LLPSplit
-    test: LLPSplit
-
-
-def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
-    """Read the five `AVVP_*.csv` files of LLP (columns: README, "Bringing the real data").
-
-    The published files disagree with themselves in places; that is counted, told to `report` in one
-    line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as
-    it stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant.
-    """
-    folder = Path(folder)
-    class_index = {name: c for c, name in enumerate(LLP_CLASSES)}
-    place: dict[str, tuple[str, int]] = {}  # filename -> (split, row)
-    ids: dict[str, list[str]] = {}
-    weak: dict[str, np.ndarray] = {}
-    for split, file in LLP_WEAK_FILES.items():
-        rows = _read_tsv(folder / file, ("filename", "event_labels"))
-        ids[split] = [_youtube_id(row["filename"]) for _, row in rows]
-        weak[split] = np.zeros((len(rows), len(LLP_CLASSES)), np.uint8)  # (N, C)
-        for n, (line, row) in enumerate(rows):
-            if row["filename"] in place:
-                raise ValueError(f"{folder / file}, line {line}: the video {row['filename']} is listed twice")
-            place[row["filename"]] = (split, n)
-            for name in row["event_labels"].split(","):
-                weak[split][n, _class_number(name, class_index, folder / file, line)] = 1
-
-    dense = {
-        split: {m: np.zeros((len(ids[split]), LLP_SEGMENTS, len(LLP_CLASSES)), np.uint8) for m in LLP_DENSE_FILES}
-        for split in ("val", "test")
-    }  # split -> modality -> (N, T, C)
-    for modality, file in LLP_DENSE_FILES.items():
-        unknown_rows, empty_rows = 0, 0
-        for line, row in _read_tsv(folder / file, ("filename", "onset", "offset", "event_labels")):
-            onset, offset = _seconds(row["onset"], folder / file, line), _seconds(row["offset"], folder / file, line)
-            c = _class_number(row["event_labels"], class_index, folder / file, line)
-            split, n = place.get(row["filename"], ("train", -1))
-            empty_rows += onset >= offset
-            unknown_rows += split == "train"
-            if split != "train" and onset < offset:
-                dense[split][modality][n, onset:offset, c] = 1
-        if unknown_rows:
-            report(f"LLP: {unknown_rows} {modality} rows name videos outside val and test (ignored)")
-        if empty_rows:
-            report(f"LLP: {empty_rows} {modality} rows are empty, onset >= offset (ignored)")
-
-    occurs = {s: (d["audio"] | d["visual"]).any(1) for s, d in dense.items()}  # (N, C)
-    undated = sum(int((weak[s] & ~occurs[s]).sum()) for s in occurs)
-    unlisted = sum(int((occurs[s] & ~weak[s].astype(bool)).sum()) for s in occurs)
-    if undated:
-        report(f"LLP: {undated} weak (video, class) labels have no dense row (kept as weak labels)")
-    if unlisted:
-        report(f"LLP: {unlisted} (video, class) pairs of the dense truth are not in the weak label (kept as truth)")
-    return LLP(LLP_CLASSES, *(LLPSplit(ids[s], weak[s], **dense.get(s, {})) for s in LLP_WEAK_FILES))
-
-
-def _read_tsv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of a tab-separated file whose header has at least `columns`."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            missing = [c for c in columns if c not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path}: the header line lacks the tab-separated column {', '.join(missing)}")
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a tab-separated UTF-8 text file ({error})") from None
-    for line, row in rows:
-        if any(not row[c] for c in columns):
-            raise ValueError(f"{path}, line {line}: a column is empty or missing")
-    return rows
-
-
-def _youtube_id(filename: str) -> str:
-    """`<id>_<start>_<end>` -> `<id>`; ids may hold underscores themselves."""
-    return re.sub(r"_\d+_\d+$", "", filename)
-
-
-def _class_number(name: str, class_index: dict[str, int], path: Path, line: int) -> int:
-    if name not in class_index:
-        raise ValueError(f"{path}, line {line}: unknown class {name!r}")
-    return class_index[name]
-
-
-def _seconds(text: str, path: Path, line: int) -> int:
-    if not text.isdecimal() or int(text) > LLP_SEGMENTS:
-        raise ValueError(f"{path}, line {line}: {text!r} is not a whole second from 0 to {LLP_SEGMENTS}")
-    return int(text)
-
-
-# ---------------------------------------------------------------------------------------------
-# UnAV-100 annotations
-# ---------------------------------------------------------------------------------------------
-
-UNAV_SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class UnAVSplit:
-    ids: list[str]  # (N)
-    labels: list[np.ndarray]  # N arrays (T_n, C) uint8, T_n = ceil(duration in s): audible and visible
-
-
-@dataclass(frozen=True)
-class UnAV:
-    classes: tuple[str, ...]
-    train: UnAVSplit
-    validation: UnAVSplit
-    test: UnAVSplit
-
-
-def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> UnAV:
-    """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end).
-
-    The class list is read from the file, in the order of `label_id`. Annotations that cover nothing
-    inside their video are counted and ignored. Raises FileNotFoundError, or ValueError naming the cause.
-    """
-    try:
-        with open(json_path, encoding="utf-8") as file:
-            database = json.load(file)["database"]
-        names = {a["label_id"]: a["label"] for v in database.values() for a in v["annotations"]}
-        classes = tuple(names[c] for c in range(len(names)))
-        splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
-        empty = 0
-        for video_id, video in database.items():
-            label = np.zeros((math.ceil(video["duration"]), len(classes)), np.uint8)  # (T, C)
-            for annotation in video["annotations"]:
-                start, end = annotation["segment"]
-                covered = label[max(0, math.floor(start)) : max(0, math.ceil(end)), annotation["label_id"]]
-                covered[:] = 1
-                empty += covered.size == 0
-            splits[video["subset"]].ids.append(video_id)
-            splits[video["subset"]].labels.append(label)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{json_path}: not a JSON file ({error})") from None
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r})") from None
-    if empty:
-        report(f"UnAV: {empty} annotations cover no segment of their video (ignored)")
-    return UnAV(classes, **splits)
-
+from annotations import LLP, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
+from annotations import LLP_CLASSES, LLP_DENSE_FILES, LLPSplit, UnAVSplit  # noqa: F401  (to be had from here, too)
 
 # ---------------------------------------------------------------------------------------------
 # Files: nothing is ever half-written under its final name
@@ -268,7 +92,7 @@ def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------
-# pack: the authors' download -> a packed folder
+# pack: the authors' download, or a folder of your own -> a packed folder
 # ---------------------------------------------------------------------------------------------
 
 # feature name -> (folder inside the source, vectors per second, vector size)
@@ -283,6 +107,8 @@ UNAV_FEATURES = {
     "clap": ("UnAV/feats_CLAP/segment_feats", 512),
     "clip": ("UnAV/feats_CLIP/segment_feats", 768),
 }
+# In a folder of your own, as `extract` writes it, and in LLP/ and UnAV/ of the authors:
+SEGMENT_FILES = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name in ("clap", "clip")}
 TEXT_FILES = {"clap": ("feats_CLAP/event_feats/all_event_feats.npy", 512),
               "clip": ("feats_CLIP/event_feats/all_event_feats.npy", 768)}
 FORMAT = 1  # of the packed folder; raised when its layout changes
@@ -328,7 +154,7 @@ class _Job:
 
 
 def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop") -> dict:
-    """Pack the layout of the authors' download into `out`; returns the index.
+    """Pack the layout of the authors' download, or your own folder with labels.csv, into `out`; returns the index.
 
     Packs UnAV and every LLP feature whose folder exists. missing = "skip" leaves out videos that lack a feature file.
     Stopped at any moment, it continues where it was; `index.json` is written last. Raises FileNotFoundError (missing
@@ -336,52 +162,82 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     packed stays and is not done again.
     """
     source, out = Path(source), Path(out)
-    llp, unav = read_llp(source / "LLP"), read_unav(source / "UnAV/unav100_annotations.json")
-    found = [name for name, (folder, _, _) in LLP_FEATURES.items() if (source / folder).is_dir()]
-    for name in ("clap", "clip"):
-        if name not in found:
-            raise FileNotFoundError(f"{source / LLP_FEATURES[name][0]}: no such folder (the teacher needs it)")
-    if missing == "skip":
-        llp, unav = _without_missing(source, found, llp, unav)
-    index = make_index(_kind_of_source(source), llp, unav, found)
+    if (source / "labels.csv").exists():
+        roots, found = {"llp": source}, list(SEGMENT_FILES)
+        llp, unav = _read_own_folder(source, missing), None
+        index = make_index(_kind_of_source(source, "own data"), llp, unav, found)
+        index["llp"]["segments"] = llp.segments
+        index["made_with"] = {x: (source / x).read_text(encoding="utf-8") for x in MADE_WITH if (source / x).exists()}
+    elif (source / "LLP").exists():
+        roots = {"llp": source / "LLP", "unav": source / "UnAV"}
+        llp, unav, found = _read_published(source, missing)
+        index = make_index(_kind_of_source(source, "pack"), llp, unav, found)
+    else:
+        raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
     if (out / "index.json").exists() and read_index(out) == index:
         print(f"{out}: already complete")
         return index
     start_or_continue(out, index)
 
     write_annotations(out, llp, unav)
-    for dataset, folder, classes in (("llp", "LLP", llp.classes), ("unav", "UnAV", unav.classes)):
+    for dataset, root in roots.items():
         for name, (file, size) in TEXT_FILES.items():
-            path = source / folder / file
-            text = _finite(_shaped(read_array(path), (len(classes), size), path), path)
+            path, C = root / file, len(index[dataset]["classes"])
+            text = _finite(_shaped(read_array(path), (C, size), path), path)
             write_array(out / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
 
-    jobs = _jobs(source, out, found, llp, unav)
+    jobs = _jobs(roots, out, found, llp, unav)
     missing = [path for job in jobs for path in _missing_files(job)]
     if missing:  # said before hours of work are spent on the rest
-        raise FileNotFoundError(f"{len(missing)} feature files are missing: {_some(missing)}")
+        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
     unusable = []
     with (multiprocessing.get_context(START).Pool(workers or os.cpu_count()) as pool,
           tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar):
         for job in jobs:
             unusable += _fill(job, pool, bar)
     if unusable:
-        raise ValueError(f"{len(unusable)} feature files cannot be used: {_some(unusable)}")
+        raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
     write_json(out / "index.json", index)
     (out / "plan.json").unlink()
     return index
 
 
+def _read_published(source: Path, missing: str) -> tuple[LLP, UnAV, list[str]]:
+    """Both datasets of the authors' download, and which of LLP's features are there."""
+    llp, unav = read_llp(source / "LLP"), read_unav(source / "UnAV/unav100_annotations.json")
+    found = [name for name, (folder, _, _) in LLP_FEATURES.items() if (source / folder).is_dir()]
+    for name in ("clap", "clip"):
+        if name not in found:
+            raise FileNotFoundError(f"{source / LLP_FEATURES[name][0]}: no such folder (the teacher needs it)")
+    return (*(_without_missing(source, found, llp, unav) if missing == "skip" else (llp, unav)), found)
+
+
+def _read_own_folder(source: Path, missing: str) -> LLP:
+    """Your labels, of the classes that `text` embedded and the videos that `extract` embedded."""
+    path, way_out = source / "text.json", f"`python features.py text CLASSES {source}` makes it"
+    try:
+        classes = tuple(json.loads(path.read_text(encoding="utf-8"))["classes"])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; {way_out}") from None
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: damaged; {way_out}") from None
+    folders = [source / folder for folder in SEGMENT_FILES.values()]
+    there = set.intersection(*({f.stem for f in folder.glob("[!.]*.npy")} for folder in folders))
+    lengths = {video: len(read_array(folders[0] / f"{video}.npy", mmap=True)) for video in there}
+    return read_own(source, classes, lengths, missing)
+
+
+MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
 RANDOM_SOURCE = "pack, encoders with random weights"
 
 
-def _kind_of_source(source: Path) -> str:
+def _kind_of_source(source: Path, kind: str) -> str:
     """What the index remembers: features of random encoders (`extract`, `text`) must not pass for real ones."""
-    for path in (source / dataset / name for dataset in ("LLP", "UnAV") for name in ("extract.json", "text.json")):
+    for path in (source / dataset / name for dataset in ("", "LLP", "UnAV") for name in MADE_WITH):
         if path.exists() and '"random"' in path.read_text(encoding="utf-8", errors="replace"):
             print(f"WARNING: {path}: an encoder had RANDOM WEIGHTS. This is a dry run.", file=sys.stderr, flush=True)
-            return RANDOM_SOURCE
-    return "pack"
+            return RANDOM_SOURCE.replace("pack", kind)
+    return kind
 
 
 def _without_missing(source: Path, found: list[str], llp: LLP, unav: UnAV) -> tuple[LLP, UnAV]:
@@ -405,31 +261,32 @@ def _without_missing(source: Path, found: list[str], llp: LLP, unav: UnAV) -> tu
     return LLP(llp.classes, *kept[:3]), UnAV(unav.classes, *kept[3:])
 
 
-def make_index(source: str | dict, llp: LLP, unav: UnAV, llp_features: list[str]) -> dict:
+def make_index(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
     """The content of index.json: where the data come from, what they hold, and a fingerprint of all labels."""
-    labels = [getattr(getattr(llp, s), k) for s in LLP_WEAK_FILES for k in ("weak", "audio", "visual")]
-    labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels]
+    labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual)]
+    labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels] if unav else []
     fingerprint = hashlib.sha256(b"".join(x.tobytes() for x in labels if x is not None)).hexdigest()
-    return {
+    index = {
         "format": FORMAT,
         "source": source,
         "labels": fingerprint,
         "llp": {"classes": list(llp.classes), "features": llp_features,
-                "videos": {s: getattr(llp, s).ids for s in LLP_WEAK_FILES}},
-        "unav": {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
-                 "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}},
+                "videos": {s: split.ids for s, split in llp.splits.items()}},
     }
+    if unav:
+        index["unav"] = {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
+                         "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}}
+    return index
 
 
-def write_annotations(out: Path, llp: LLP, unav: UnAV) -> None:
+def write_annotations(out: Path, llp: LLP, unav: UnAV | None) -> None:
     """The label arrays of a packed folder (shapes: top of this file)."""
-    for split in LLP_WEAK_FILES:
-        data: LLPSplit = getattr(llp, split)
+    for split, data in llp.splits.items():
         write_array(out / "llp" / split / "weak.npy", data.weak)
         if data.audio is not None:
             write_array(out / "llp" / split / "audio.npy", data.audio)
             write_array(out / "llp" / split / "visual.npy", data.visual)
-    for split in UNAV_SPLITS:
+    for split in UNAV_SPLITS if unav else ():
         labels = getattr(unav, split).labels
         write_array(out / "unav" / split / "length.npy", np.array([len(x) for x in labels], np.int64))
         empty = np.zeros((0, len(unav.classes)), np.uint8)
@@ -462,20 +319,21 @@ def start_or_continue(out: Path, index: dict) -> None:
         write_json(plan, index)
 
 
-def _jobs(source: Path, out: Path, found: list[str], llp: LLP, unav: UnAV) -> list[_Job]:
+def _jobs(roots: dict[str, Path], out: Path, found: list[str], llp: LLP, unav: UnAV | None) -> list[_Job]:
     jobs = []
     for name in found:
-        folder, per_second, size = LLP_FEATURES[name]
-        for split in LLP_WEAK_FILES:
-            ids = getattr(llp, split).ids
-            lengths = np.full(len(ids), LLP_SEGMENTS)
-            jobs.append(_Job(out / "llp" / split / f"{name}.npy", source / folder, ids, lengths,
-                             (len(ids), LLP_SEGMENTS, size), per_second, size))
-    for name, (folder, size) in UNAV_FEATURES.items():
+        place, per_second, size = LLP_FEATURES[name]
+        folder = roots["llp"] / Path(place).relative_to("LLP")
+        for split, data in llp.splits.items():
+            N, T = len(data.ids), llp.segments
+            jobs.append(_Job(out / "llp" / split / f"{name}.npy", folder, data.ids, np.full(N, T), (N, T, size),
+                             per_second, size))
+    for name, (place, size) in UNAV_FEATURES.items() if unav else ():
+        folder = roots["unav"] / Path(place).relative_to("UnAV")
         for split in UNAV_SPLITS:
             data = getattr(unav, split)
             lengths = np.array([len(x) for x in data.labels], np.int64)
-            jobs.append(_Job(out / "unav" / split / f"{name}.npy", source / folder, data.ids, lengths,
+            jobs.append(_Job(out / "unav" / split / f"{name}.npy", folder, data.ids, lengths,
                              (int(lengths.sum()), size), None, size))
     return jobs
 
@@ -483,10 +341,6 @@ def _jobs(source: Path, out: Path, found: list[str], llp: LLP, unav: UnAV) -> li
 def _missing_files(job: _Job) -> list[str]:
     present = {entry.name for entry in os.scandir(job.folder)} if job.folder.is_dir() else set()
     return [str(job.folder / f"{i}.npy") for i in job.ids if f"{i}.npy" not in present]
-
-
-def _some(items: list[str], most: int = 10) -> str:
-    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
 def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
@@ -670,7 +524,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("pack", "thousands of small .npy files -> a few memory-mapped arrays",
                   lambda o: pack(o.source, o.out, o.workers, o.missing))
-    sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them")
+    sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them, or "
+                                                    "your own with labels.csv (README, \"Your own data\")")
     sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
     sub.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
     sub.add_argument("--missing", choices=("stop", "skip"), default="stop",
@@ -685,7 +540,9 @@ def build_parser() -> argparse.ArgumentParser:
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--llp", action="store_true",
                         help="clips of LLP: 10 segments each, and a file may be called <id>_<start>_<end>.*")
-    length.add_argument("--segments", type=int, help="of every video (default: its length in seconds, rounded up)")
+    length.add_argument("--segments", type=int,
+                        help="of every video, one a second: shorter ones are refused, of longer ones the beginning is "
+                             "used (default: the length in seconds, rounded up)")
     sub.add_argument("--longest", type=float, default=600.0, metavar="S", help="refuse longer videos (default: 600 s)")
     sub.add_argument("--workers", type=int, help="decoding processes (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 4 on a CPU)")

@@ -27,7 +27,8 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from features import LLP_DENSE_FILES, LLP_FEATURES, LLP_WEAK_FILES, atomic, read_llp, read_unav, reason, write_json
+from annotations import LLP_DENSE_FILES, LLP_WEAK_FILES, read_llp, read_unav
+from features import LLP_FEATURES, atomic, reason, write_json
 
 HUB = "https://huggingface.co"
 ANNOTATIONS = {  # folder of the source layout -> where its annotation files are

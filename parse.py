@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-WINDOW, STEP = 10, 5  # segments: the parser was trained on clips of 10 s; longer videos are parsed piece by piece
+WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
 AT_ONCE = 16  # pictures or sounds through an encoder
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
 FORMAT = 1  # of the bundle
@@ -42,6 +42,7 @@ class Bundle:
             self.info = json.loads(path.read_text(encoding="utf-8"))
             version, self.classes, self.files = self.info["format"], self.info["classes"], self.info["files"]
             self.feature_set, self.gate = self.info["features"]["set"], float(self.info["gate"])
+            self.window = int(self.info.get("segments", WINDOW))  # longer videos are parsed piece by piece
             self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"{path}: no such file; make a bundle with export_onnx.py") from None
@@ -183,15 +184,15 @@ class Parse:
         return sorted(found, key=lambda e: (self.classes.index(e["label"]), order.index(e["modality"]), e["onset"]))
 
 
-def window_starts(T: int) -> list[int]:
-    """Windows of 10 segments every 5, the last flush with the end; one of all segments if there are 10 or fewer."""
-    return [0] if T <= WINDOW else [*range(0, T - WINDOW, STEP), T - WINDOW]
+def window_starts(T: int, window: int = WINDOW) -> list[int]:
+    """Windows that overlap by half, the last flush with the end; one of all segments if there are no more."""
+    return [0] if T <= window else [*range(0, T - window, max(1, window // 2)), T - window]
 
 
 def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
     """Parse T segments. Where windows overlap, probabilities are averaged; an event needs one of them to admit it."""
     T = len(features["audio"])
-    starts, length = window_starts(T), min(T, WINDOW)
+    starts, length = window_starts(T, bundle.window), min(T, bundle.window)
     rows = np.add.outer(starts, np.arange(length))  # (windows, length)
     out = bundle.run("parser", {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()})
     if len(starts) == 1:

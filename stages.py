@@ -23,9 +23,9 @@ from torch import Tensor
 
 import ranks
 import uwav
+from annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data import FEATURE_SETS, TargetSplit, load_source, load_target, load_text
-from features import (LLP_WEAK_FILES, RANDOM_SOURCE, UNAV_SPLITS, atomic, one_sentence_errors, read_index, reason,
-                      write_json)
+from features import RANDOM_SOURCE, atomic, one_sentence_errors, read_index, reason, write_json
 
 # What the paper reports for LLP, for orientation beside our numbers.
 PAPER_LABELS = {  # Table 2
@@ -124,7 +124,7 @@ def say(line: str) -> None:
 
 def pretrain(context: Context, out: Path) -> None:
     """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history), teacher.json (AV F-score on validation and test)."""
-    read_index(context.data)
+    need_source(context.data, read_index(context.data))
     preset = uwav.PRESETS[context.preset]
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
     config = replace(config, seed=config.seed + context.seed)
@@ -141,6 +141,12 @@ def pretrain(context: Context, out: Path) -> None:
     say(f"{path}: AV F-score on UnAV validation {scores['validation']:.1f}, test {scores['test']:.1f}")
 
 
+def need_source(data: Path, index: dict) -> None:
+    if "unav" not in index:
+        raise ValueError(f"{data}: your own data have no UnAV part to pre-train on; bring a teacher from elsewhere, "
+                         "`python uwav.py label --teacher FILE`, or do without, `--per-segment`")
+
+
 @dataclass(frozen=True)
 class Labels:
     """What `label` writes: logits of every split and the thresholds; hard and soft labels follow from them."""
@@ -150,38 +156,79 @@ class Labels:
     thresholds: tuple[Tensor, Tensor]  # audio, visual (C,)
 
 
-def label(context: Context, out: Path, teacher: Path | None) -> None:
+def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") -> None:
     """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz.
 
-    Beside it, as .json: the segment- and event-level scores of the hard labels on val and test.
+    Beside it, as .json: the segment- and event-level scores of the hard labels on val and test and, for each modality,
+    the classes with a threshold from weak labels. rule: a key of THRESHOLDS.
     """
-    read_index(context.data)
+    index = read_index(context.data)
     model = teacher and uwav.load_model(teacher, context.device)
     if model and not isinstance(model, uwav.Teacher):
         raise ValueError(f"{teacher}: holds a {type(model).__name__}, expected a teacher")
     settings = dict(data=context.identity, teacher=identity_of_checkpoint(teacher) if teacher else None)
+    settings |= {} if rule == "val" else dict(thresholds=rule)
     path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
     if path.exists() and path.with_suffix(".json").exists():
         return check_finished(path, read_labels(path, "cpu").settings, settings)
     text = load_text(context.data, "llp", context.device)
-    splits = {s: context.target(s, "clip_clap") for s in LLP_WEAK_FILES}
-    arrays, quality, logits, val = {}, {}, {}, splits["val"]
+    splits = {s: context.target(s, "clip_clap") for s in index["llp"]["videos"]}
+    arrays, quality, logits, weakly = {}, {}, {}, {}
     for s, x in splits.items():
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
         logits[s] = uwav.teacher_logits(model, x, text) if model else uwav.segment_logits(audio, visual, *text)
     thresholds = []
     for m, modality in enumerate(("audio", "visual")):
-        threshold, f1 = uwav.fit_thresholds(logits["val"][m], getattr(val, f"{modality}_truth"), val.weak)
+        logit = {s: x[m] for s, x in logits.items()}
+        threshold, f1, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
+        weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
         arrays |= {f"threshold_{modality}": threshold, f"f1_{modality}": f1}
         arrays |= {f"{s}_{modality}": logits[s][m] for s in splits}
         thresholds.append(threshold)
-    for s in ("val", "test"):
+    for s in [s for s, x in splits.items() if x.audio_truth is not None]:
         hard = [uwav.hard_labels(z, theta, splits[s].weak) for z, theta in zip(logits[s], thresholds)]
         quality[s] = uwav.parsing_scores(*hard, splits[s].audio_truth, splits[s].visual_truth)
     with atomic(path) as temporary:
         np.savez(temporary, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
+    if any(weakly.values()):
+        quality["weak_thresholds"] = weakly
+        print(f"{path}: thresholds from weak labels alone: "
+              + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
     write_json(path.with_suffix(".json"), quality)
-    print(f"{path}: hard labels on test: {one_line(quality['test'])}")
+    for s in [s for s in ("test", "val") if s in quality][:1]:
+        print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
+
+
+THRESHOLDS = {
+    "val": "from the annotated seconds of val; for a class of your own data that has none, weak",
+    "weak": "from the weak labels of train alone: a video has the class if any of its seconds passes",
+    "all": "none: every second of a video that has the class",
+}
+
+
+def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], modality: str, rule: str,
+                      own: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Threshold, F1, and whether it comes from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
+    threshold, f1 = weak_thresholds(logit["train"], splits["train"].weak)
+    from_train = torch.ones_like(threshold, dtype=torch.bool)
+    if rule == "all":
+        return torch.full_like(threshold, -torch.inf), torch.full_like(f1, torch.nan), ~from_train
+    if rule == "weak" or "val" not in splits:
+        return threshold, f1, from_train
+    truth = getattr(splits["val"], f"{modality}_truth")  # (N, T, C)
+    fitted, fitted_f1 = uwav.fit_thresholds(logit["val"], truth, splits["val"].weak)
+    from_train = ~truth.bool().flatten(0, 1).any(0) & own  # (C,); on LLP such a class keeps the published -inf
+    return torch.where(from_train, threshold, fitted), torch.where(from_train, f1, fitted_f1), from_train
+
+
+def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds without any annotated second: by their highest logit, the best F1 of telling the videos that have the
+    class in their weak label from those that have not. What it is biased to: README, "Your own data".
+
+    logit (N, T, C), weak (N, C), both of the training split -> threshold, f1 (C,); f1 counts videos.
+    """
+    highest = logit.amax(1, keepdim=True)  # (N, 1, C)
+    return uwav.fit_thresholds(highest, weak[:, None, :], torch.ones_like(weak))
 
 
 def read_labels(path: Path, device: str) -> Labels:
@@ -192,7 +239,7 @@ def read_labels(path: Path, device: str) -> Labels:
         with np.load(path, allow_pickle=False) as file:
             settings = json.loads(str(file["settings"]))
             tensors = {k: torch.from_numpy(file[k]).to(device) for k in file.files if k != "settings"}
-        logits = {s: (tensors[f"{s}_audio"], tensors[f"{s}_visual"]) for s in LLP_WEAK_FILES}
+        logits = {s: (tensors[f"{s}_audio"], tensors[f"{s}_visual"]) for s in LLP_WEAK_FILES if f"{s}_audio" in tensors}
         return Labels(settings, logits, (tensors["threshold_audio"], tensors["threshold_visual"]))
     except Exception as error:  # zip, npy and json raise a dozen kinds
         raise ValueError(f"{path}: not a label file ({reason(error)})") from None
@@ -221,18 +268,24 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     path = out / "han.pt"
     if path.exists():
         return check_finished(path, uwav.load_file(path).get("settings"), settings)
-    data, validation = (context.target(s, features) for s in ("train", "val"))
+    data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
     pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
     uwav.train_han(path, out.name, data, validation, pseudo, model_config, config, settings)
     if ranks.RANK == 0:
         history = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
-        best = max(history, key=lambda record: record["val"]["seg_type"])
-        say(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
+        if validation:
+            best = max(history, key=lambda record: record["val"]["seg_type"])
+            say(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
+        else:
+            say(f"{path}: no annotated video to choose an epoch by, the last one is kept")
 
 
 def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[str, float]:
     """The ten scores of a HAN -> out/scores_SPLIT.json, its probabilities -> out/predictions_SPLIT.npz."""
     index = read_index(context.data)
+    if split not in index["llp"]["videos"]:
+        raise ValueError(f"{context.data}: has no annotated split {split} to score, only "
+                         + (", ".join(s for s in index["llp"]["videos"] if s != "train") or "training videos"))
     model = uwav.load_model(checkpoint, context.device)
     if not isinstance(model, uwav.HAN):
         raise ValueError(f"{checkpoint}: holds a {type(model).__name__}, expected a HAN")
@@ -267,6 +320,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) 
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least one seed is needed")
     index = read_index(context.data)
+    need_source(context.data, index)
     packed = {*index["llp"]["features"], None}
     features = features or [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
     label_scores, scores = {"segment": [], "teacher": []}, {}
@@ -370,6 +424,8 @@ def build_parser() -> argparse.ArgumentParser:
     who.add_argument("--teacher", type=Path, help="teacher.pt, or a teacher checkpoint of the released code")
     who.add_argument("--per-segment", action="store_true",
                      help="no teacher: similarity of each segment's own CLIP / CLAP embedding with the text (VALOR)")
+    sub.add_argument("--thresholds", choices=THRESHOLDS, default="val",
+                     help="; ".join(f"{rule}: {text}" for rule, text in THRESHOLDS.items()))
     sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels", trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
     sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
@@ -401,7 +457,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.command == "pretrain":
             pretrain(context, options.out)
         elif options.command == "label":
-            label(context, options.out, options.teacher)
+            label(context, options.out, options.teacher, options.thresholds)
         elif options.command == "train":
             train(context, options.out, options.labels, options.setting, options.features)
         elif options.command == "evaluate":

@@ -609,9 +609,12 @@ def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tenso
     return PseudoLabels(*(hard if config.pseudo_label == "hard" else soft), *weights)
 
 
-def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit, labels: PseudoLabels | None,
+def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit | None, labels: PseudoLabels | None,
               model_config: HANConfig, config: TrainConfig, settings: dict) -> HAN:
-    """Train the HAN (Eq. 9) and keep the epoch of best validation Type score; the files of Run at `path`."""
+    """Train the HAN (Eq. 9) and keep the epoch of best validation Type score; the files of Run at `path`.
+
+    Without a validation split (own data, nothing annotated) the last epoch is kept.
+    """
     device = data.weak.device
     if config.mixup and labels is None:
         raise ValueError("mixup needs pseudo-labels: pseudo_label = none goes with mixup = False")
@@ -630,10 +633,11 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit,
                 bar.update()
             names = ("loss_video", "loss_audio", "loss_visual", "loss_mix_audio", "loss_mix_visual")
             means = dict(zip(names, (terms / steps).tolist()))
-            loss, scores = sum(means.values()), han_scores(model, validation)
+            loss, scores = sum(means.values()), validation and han_scores(model, validation)
             run.end_epoch(dict(epoch=epoch, lr=lr, loss=loss, **means, val=scores, seconds=time.monotonic() - started),
-                          scores["seg_type"])
-            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {loss:.4f}, val Type {scores['seg_type']:.1f}")
+                          scores["seg_type"] if scores else epoch)
+            val = f", val Type {scores['seg_type']:.1f}" if scores else ""
+            bar.set_postfix_str(f"epoch {epoch}/{config.epochs}, loss {loss:.4f}{val}")
     return run.finish()
 
 

@@ -57,3 +57,22 @@ def write_source(folder: Path, videos: int = 1) -> Path:
             (folder / dataset / file).parent.mkdir(parents=True)
             np.save(folder / dataset / file, rng.standard_normal((classes, size), np.float32))
     return folder
+
+
+def write_own(folder: Path, labels: str, events: str | None = None, classes: tuple[str, ...] = ("dog", "bell"), segments: int = 4,
+              videos: str = "abcdef") -> Path:
+    """A folder of one's own: random features of the videos a, b, ..., their texts, and the csv files."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, size in (("CLAP", 512), ("CLIP", 768)):
+        for place in ("segment_feats", "event_feats"):
+            (folder / f"feats_{name}" / place).mkdir(parents=True, exist_ok=True)
+        for video in videos:
+            np.save(folder / f"feats_{name}/segment_feats/{video}.npy", rng.standard_normal((segments, size), np.float32))
+        text = rng.standard_normal((len(classes), size), np.float32)
+        np.save(folder / f"feats_{name}/event_feats/all_event_feats.npy", text / np.linalg.norm(text, axis=1, keepdims=True))
+    (folder / "text.json").write_text(json.dumps(dict(classes=classes)))
+    (folder / "labels.csv").write_text(labels, encoding="utf-8")
+    if events is not None:
+        (folder / "events.csv").write_text(events, encoding="utf-8")
+    return folder

@@ -175,15 +175,21 @@ def test_runtime_agrees_with_torch_at_five_shapes(runtime, bundle, finished, inp
     assert any(a["audio_event"].any() for a in expected) and not all(a["audio_event"].all() for a in expected)
 
 
-def test_node_script_parses_a_features_file_like_parse_py(bundle, tmp_path):
+@pytest.mark.parametrize("segments", [10, 3])
+def test_node_script_parses_a_features_file_like_parse_py(bundle, tmp_path, segments):
+    """Also with a parser that was trained on clips of another length, whose windows are as long."""
     if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
         unavailable("Node and onnxruntime-node: npm ci in web/")
     rng = np.random.default_rng(1)
     arrays = dict(audio=rng.standard_normal((23, 512)).astype(np.float32), visual_2d=rng.standard_normal((23, 768)).astype(np.float32))
     np.savez(tmp_path / "x.npz", **arrays)
-    result = subprocess.run(["node", WEB / "parse.mjs", bundle, tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/parser.onnx").symlink_to(bundle / "parser.onnx")
+    (tmp_path / "bundle/bundle.json").write_text(json.dumps(json.loads((bundle / "bundle.json").read_text()) | dict(segments=segments)))
+    result = subprocess.run(["node", WEB / "parse.mjs", tmp_path / "bundle", tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    theirs, ours = json.loads(result.stdout), parse.parse(arrays, parse.Bundle(bundle))
+    theirs, ours = json.loads(result.stdout), parse.parse(arrays, parse.Bundle(tmp_path / "bundle"))
+    assert parse.Bundle(tmp_path / "bundle").window == segments
     np.testing.assert_allclose(np.reshape(theirs["audio"], (23, 25)), ours.audio_prob, atol=1e-5)
     without = [{k: e[k] for k in ("label", "modality", "onset", "offset")} for e in theirs["events"]]
     assert without == [{k: e[k] for k in ("label", "modality", "onset", "offset")} for e in ours.events()] and without

@@ -6,7 +6,7 @@
 //
 // An array is {data: Float32Array | ..., shape: [...]}. T segments of one second, C classes.
 
-export const WINDOW = 10, STEP = 5; // segments: the parser was trained on clips of 10 s
+export const WINDOW = 10; // segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
 export const MODALITIES = {audible: "audio", visible: "visual", both: "av"};
 const FORMAT = 1; // of the bundle
 const SIZE = 224; // pixels of a picture's side
@@ -30,6 +30,10 @@ export class Bundle {
     if (!info || !Array.isArray(info.classes) || !info.files?.parser) throw new Error("bundle.json: not the description of a bundle");
     if (info.format !== FORMAT) throw new Error(`bundle.json: a bundle of format ${info.format}, this program reads ${FORMAT}`);
     return new Bundle(ort, info, read);
+  }
+
+  get window() {
+    return this.info.segments ?? WINDOW;
   }
 
   get classes() {
@@ -56,12 +60,12 @@ export class Bundle {
 
 // ---- parsing ----
 
-// Windows of 10 segments every 5, the last flush with the end; one of all segments if there are 10 or fewer.
-export function windowStarts(T) {
-  if (T <= WINDOW) return [0];
+// Windows that overlap by half, the last flush with the end; one of all segments if there are no more.
+export function windowStarts(T, window = WINDOW) {
+  if (T <= window) return [0];
   const starts = [];
-  for (let t = 0; t < T - WINDOW; t += STEP) starts.push(t);
-  return [...starts, T - WINDOW];
+  for (let t = 0; t < T - window; t += Math.max(1, Math.floor(window / 2))) starts.push(t);
+  return [...starts, T - window];
 }
 
 // features: {audio: (T, Da), visual_2d: (T, D2), ...}. Where windows overlap, probabilities are averaged, and an event
@@ -74,7 +78,7 @@ export async function parse(features, bundle) {
       throw new Error(`the parser needs ${name} of shape (T, ${size}), not ${x ? `(${x.shape.join(", ")})` : "nothing"}`);
     }
   }
-  const starts = windowStarts(T), length = Math.min(T, WINDOW), C = bundle.classes.length;
+  const starts = windowStarts(T, bundle.window), length = Math.min(T, bundle.window), C = bundle.classes.length;
   const batch = {};
   for (const name of Object.keys(inputs)) {
     const D = features[name].shape[1], data = new Float32Array(starts.length * length * D);
