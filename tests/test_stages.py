@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,36 @@ def test_scores_in_the_tables_are_those_of_the_saved_predictions(world, finished
     scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), *truth)
     assert scores == pytest.approx(json.loads((folder / "scores_test.json").read_text()))
     assert scores == pytest.approx(json.loads((finished / "ablation.json").read_text())["scores"]["clip_clap"]["full"][1])
+
+
+def test_differences_between_rows_are_those_of_the_saved_scores_by_seed(finished):
+    content = json.loads((finished / "ablation.json").read_text())
+    rows, differences = content["scores"]["clip_clap"], content["differences"]["clip_clap"]
+    assert [(d["first"], d["second"]) for d in differences] == list(stages.COMPARISONS)
+    for d in differences:
+        assert list(d["scores"]) == list(stages.SCORES)
+        for score, x in d["scores"].items():
+            assert x["by_seed"] == pytest.approx([b[score] - a[score] for a, b in zip(rows[d["first"]], rows[d["second"]])], abs=1e-9)
+            assert x["interval"][0] <= x["mean"] <= x["interval"][1]
+    full = differences[-1]["scores"]["seg_type"]
+    text = (finished / "tables.txt").read_text()
+    assert "L_video only (HAN) -> all (UWAV)" in text and f"{full['mean']:+.1f} [{full['interval'][0]:+.1f}, {full['interval'][1]:+.1f}]" in text
+
+
+def test_sweep_trains_one_setting_at_a_time_and_keeps_the_row_itself(world, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "SWEEP", {"alpha": (0.5, 1.7), "W": (0.25, 0.5)})
+    shutil.copytree(finished, tmp_path / "run")
+    before = (tmp_path / "run/seed0/clip_clap/full/han.pt").stat().st_mtime_ns
+    stages.main(["ablate", str(world), str(tmp_path / "run"), *SMALL, "--set", "epochs=2", "--sweep"])
+    content = json.loads((tmp_path / "run/ablation.json").read_text())
+    swept, full = content["sweep"]["clip_clap"], content["scores"]["clip_clap"]["full"]
+    assert swept["alpha"]["1.7"] == swept["W"]["0.5"] == full and set(swept["W"]) == {"0.25", "0.5"}
+    assert (tmp_path / "run/seed0/clip_clap/full/han.pt").stat().st_mtime_ns == before
+    configs = {name: uwav.load_file(tmp_path / f"run/seed0/clip_clap/{name}/han.pt")["settings"]["training"]
+               for name in ("full", "full_alpha_0.5", "full_W_0.25")}
+    assert configs["full_alpha_0.5"] == configs["full"] | {"alpha": 0.5}
+    assert configs["full_W_0.25"] == configs["full"] | {"W": 0.25}
+    assert "alpha = 0.5" in (tmp_path / "run/tables.txt").read_text()
 
 
 def test_training_writes_its_history_and_keeps_the_best_epoch(world, finished):
