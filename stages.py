@@ -366,8 +366,8 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
 def difference_table(features: str, differences: list[dict], seeds: int) -> str:
     """Paired differences as text, segment- and event-level Type."""
     shown = ("seg_type", "event_type")
-    spread = ", ± over seeds" if seeds > 1 else ""
-    lines = ["", f"Paired differences on the test split, features {features}: points [95% interval over videos]{spread}",
+    kind = "points [95% interval over videos]" + (", ± over seeds" if seeds > 1 else "")
+    lines = ["", f"Paired differences on the test split, features {features}: {kind}",
              f"{'':68s}" + "".join(f"{s:>30s}" for s in shown)]
     for d in differences:
         cells = []
@@ -378,8 +378,8 @@ def difference_table(features: str, differences: list[dict], seeds: int) -> str:
             cells.append(f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]{spread}")
         title = f"{ROWS[d['first']][0]} -> {ROWS[d['second']][0]}"
         lines.append(f"{title:68s}" + "".join(f"{c:>30s}" for c in cells))
-    note = ("The interval says how much the choice of test videos matters (bootstrap), with the trained models as they\n"
-            "are; it does not cover the training seed.")
+    note = ("The interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
+            "they are; it does not cover the training seed.")
     return "\n".join([*lines, "", note, ""])
 
 

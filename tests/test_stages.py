@@ -303,11 +303,26 @@ def test_run_all_goes_from_nothing_to_two_tables_and_is_quick_the_second_time(tm
 
     first = run_all()
     assert "Label quality" in first and "Parsing scores" in first and "== 6. Ablation" in first
-    assert "== 7. Export" in first and (tmp_path / "bundle/bundle.json").exists() and (tmp_path / "timelines.png").exists()
+    assert "== 7. Export" in first and (tmp_path / "bundle/bundle.json").exists() and (tmp_path / "report.html").exists()
     started = time.monotonic()
     second = run_all()
     assert "finished before, kept" in second and "exported before, kept" in second and time.monotonic() - started < 90
+    records = [line.split("\t") for line in (tmp_path / "stages.tsv").read_text().splitlines()]
+    outcomes = [(number, r[2]) for number, r in enumerate(records)]
+    assert len(records) == 16 and all(len(r) == 7 for r in records) and not (tmp_path / ".started").exists()
+    assert [n for n, outcome in outcomes if outcome == "new"] == [0, 1, 2, 3, 5, 6]  # all but scores, the report, and the second time
+    assert "PyTorch" in records[0][5] and records[0][6].startswith("bash run_all.sh --out")
     assert first[first.index("Label quality"):].split("\n\n")[:2] == second[second.index("Label quality"):].split("\n\n")[:2]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="run_all.sh needs a POSIX shell")
+def test_run_all_notes_a_stage_that_was_stopped(tmp_path):
+    pytest.importorskip("onnxscript", reason="run_all.sh would install it")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", ROOT / "run_all.sh", "--out", tmp_path, "--", "--set", "epoch=1"], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and "no such field" in result.stderr
+    records = [line.split("\t") for line in (tmp_path / "stages.tsv").read_text().splitlines()]
+    assert [r[2] for r in records] == ["new", "interrupted"] and records[1][3].startswith("Pre-train")
 
 
 def test_run_all_refuses_contradicting_and_unknown_options():
