@@ -107,8 +107,8 @@ def legend_below(axis: Axes, columns: int = 2) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def lines(title: str, ylabel: str, series: dict[str, list[float]], height: float = 2.7, strong: str = "",
-          xlabel: str = "epoch") -> Panel:
+def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str = "", from_zero: bool = True,
+          height: float = 2.7) -> Panel:
     """One line a name over epochs 1, 2, ...; `strong` is drawn thick."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 
@@ -117,9 +117,10 @@ def lines(title: str, ylabel: str, series: dict[str, list[float]], height: float
             axis.plot(range(1, len(values) + 1), values, label=name, markersize=3.5, marker=MARKERS[k % len(MARKERS)],
                       markevery=max(1, len(values) // 10), color=INK if name == strong else colours[k % len(colours)],
                       linewidth=2.4 if name == strong else 1.2)
-        axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+        axis.set(title=title, xlabel="epoch", ylabel=ylabel)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_ylim(bottom=0)
+        if from_zero:
+            axis.set_ylim(bottom=0)
         if len(series) > 1:
             legend_below(axis)
 
@@ -143,9 +144,9 @@ def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
             if len(x["by_seed"]) > 1:
                 axis.plot(x["by_seed"], [y + 0.22] * len(x["by_seed"]), "D", color=FAINT, markersize=3.5,
                           markerfacecolor=PAPER)
-            axis.annotate(name, (0, y - 0.3), (2, 0), xycoords=("axes fraction", "data"), textcoords="offset points")
-            axis.annotate(f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]", (1, y - 0.3), ha="right",
-                          xycoords=("axes fraction", "data"))
+            for where, side, text in ((0, "left", name), (1, "right", f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]")):
+                axis.annotate(text, (where, y - 0.3), ha=side, xycoords=("axes fraction", "data"),
+                              bbox=dict(facecolor=PAPER, edgecolor="none", pad=1))
         axis.set(title=title, xlabel="points", yticks=[], ylim=(len(differences) - 0.5, -0.75))
         axis.grid(axis="y", visible=False)
         axis.spines["left"].set_visible(False)
@@ -213,9 +214,9 @@ def distance(title: str, curves: dict[str, DistanceAccuracy]) -> Panel:
         axis.axhline(50, color=FAINT, linestyle=":")
         axis.set(title=title, xlabel="distance from the threshold, |logit - threshold|", ylabel="hard labels right, %",
                  xlim=(0, None), ylim=(min([40, *(100 * d.accuracy.min() - 5 for d in curves.values())]), 101))
-        axis.legend(loc="lower right")
+        legend_below(axis)
 
-    return Panel(draw)
+    return Panel(draw, 2.9)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -289,8 +290,9 @@ def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarr
                       linewidth=0.8)
         for k, (name, values) in enumerate(series.items()):
             axis.plot(values, range(C), MARKERS[k], label=name, markersize=5.5,
-                      color=colours[k] if not spans else INK, markerfacecolor=PAPER if k else None)
+                      color=colours[k] if not spans else INK, markerfacecolor="none" if k else None)
         axis.set_yticks(range(C), [shorten(c) for c in classes], fontsize=8)
+        axis.use_sticky_edges = False  # bars keep a margin
         axis.set(title=title, xlabel=xlabel, ylim=(C - 0.4, -0.6))
         if percent:
             axis.set_xlim(-2, 102)

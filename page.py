@@ -36,8 +36,11 @@ class Page:
         try:
             return part(self)
         except FileNotFoundError as error:
-            text = escape(str(error).replace(f"{self.run}/", ""))
-            return f'<p class="missing"><strong>Missing in this run:</strong> {text}.</p>'
+            return f'<p class="missing"><strong>Missing in this run:</strong> {self.said(error)}.</p>'
+
+    def said(self, error: Exception) -> str:
+        """What it says, paths being those inside the run."""
+        return escape(str(error).replace(f"{self.run}/", ""))
 
     def figure(self, name: str, panels: list[Panel], title: str, caption: str) -> str:
         """`title` and `caption` (HTML) say what to see."""
@@ -46,8 +49,9 @@ class Page:
             source = base64.b64encode(svg.encode()).decode()
             alt = escape(f"{title}, panel {k} of {len(panels)}; described in the caption below")
             images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{source}">')
+        stop = "" if title.endswith("?") else "."
         return (f'<figure id="{name}"><div class="panels">{"".join(images)}</div>'
-                f"<figcaption><strong>{escape(title)}.</strong> {caption}</figcaption></figure>")
+                f"<figcaption><strong>{escape(title)}{stop}</strong> {caption}</figcaption></figure>")
 
     def html(self) -> str:
         sections = [*self.sections, ("Terms", [glossary()])]
@@ -90,16 +94,16 @@ def glossary() -> str:
 
 
 TERMS = {
-    "UWAV": "Uncertainty-weighted Weakly-supervised Audio-Visual Video Parsing (CVPR 2025), the method; in tables, the row "
-            "with all its parts.",
+    "UWAV": "Uncertainty-weighted Weakly-supervised Audio-Visual Video Parsing (CVPR 2025), the method; in tables, the "
+            "row with all its parts.",
     "Segment, event": "A segment is one second of a video; an event is an unbroken run of seconds of one class.",
     "LLP": "Look, Listen and Parse: the dataset to be parsed, 10-second clips.",
     "UnAV-100": "The dataset on which the teacher is pre-trained; its events are audible and visible at once.",
     "CLIP, CLAP": "Encoders of pictures and of sounds whose vectors can be compared with those of texts.",
-    "Teacher": "Two transformers, for sound and picture, that score every class in every second; only used to write labels.",
+    "Teacher": "Two transformers, for sound and picture, that score every class in every second and write the labels.",
     "Weak label": "Which classes occur somewhere in a video, without saying when, audibly or visibly.",
-    "Logit, threshold": "The teacher's score of a class in a second; above the class's threshold (fitted on the validation "
-                        "split) it counts as there.",
+    "Logit, threshold": "The teacher's score of a class in a second; above the class's threshold (fitted on the "
+                        "validation split) it counts as there.",
     "Hard label, soft label": "0 or 1 by the threshold; or between 0 and 1, by the distance from it: sigmoid((logit - "
                               "threshold) / temperature). Both are 0 outside of the weak label.",
     "HAN, parser": "Hybrid Attention Network: the model that is trained with the labels and parses new videos.",
@@ -108,10 +112,10 @@ TERMS = {
     "Mixup, lambda, alpha": "Training on mixtures of two segments; lambda is the share of the first, drawn from "
                             "Beta(alpha, alpha).",
     "Val, test": "Validation split (thresholds and the best epoch are chosen on it) and test split (nothing is).",
-    "F-score": "2 TP / (2 TP + FP + FN) with TP found, FP falsely predicted, FN missed; in percent. At event level an event "
-               "is found if a predicted one overlaps it by half (intersection over union at least 0.5).",
-    "A, V, AV, Type, Event": "F-scores of what is audible, visible, both at once; the mean of these three; audible and visible "
-                             "counted together.",
+    "F-score": "2 TP / (2 TP + FP + FN) with TP found, FP falsely predicted, FN missed; in percent. At event level an "
+               "event is found if a predicted one overlaps it by half (intersection over union at least 0.5).",
+    "A, V, AV, Type, Event": "F-scores of what is audible, visible, both at once; the mean of these three; audible and "
+                             "visible counted together.",
     "Bootstrap interval": "The test videos are drawn again many times, with replacement; 95 % of the means lie inside.",
     "Expected calibration error": "Mean distance between what labels say (a probability) and how often they are true.",
     "Seed": "Number from which all random choices of a training run follow; another seed, another run.",
@@ -119,9 +123,9 @@ TERMS = {
 
 INTRODUCTION = (
     "<h1>UWAV: report of a run</h1>"
-    "<p>From videos and nothing but the list of classes that occur in each, a model learns to say what is <em>audible</em> "
-    "and what is <em>visible</em> in every second. A teacher writes soft labels for each second; the parser learns from "
-    'them. Terms are explained <a href="#section8">at the end</a>.</p>')
+    "<p>From videos and nothing but the list of classes that occur in each, a model learns to say what is "
+    "<em>audible</em> and what is <em>visible</em> in every second. A teacher writes soft labels for each second; the "
+    'parser learns from them. Terms are explained <a href="#section8">at the end</a>.</p>')
 
 HEAD = """<!doctype html>
 <html lang="en">
@@ -151,11 +155,11 @@ figcaption { font-size: .9rem; margin-top: .5rem; }
 .scroll { overflow-x: auto; margin: .75rem 0; background: var(--panel); border: 1px solid var(--line);
   border-radius: .5rem; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
+th, td { padding: .3rem .5rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 thead tr:first-child th { border-top: 0; }
 th[colspan] { text-align: center; }
 th:first-child, td:first-child { text-align: left; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; white-space: normal; min-width: 9rem; }
 small { color: var(--faint); }
 .facts { margin: .75rem 0; }
 .facts th, .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }

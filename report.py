@@ -154,7 +154,7 @@ def settings_table(page: Page) -> str:
 def stage_table(page: Page) -> str:
     path = page.saved.run / "stages.tsv"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; run_all.sh writes it: machine, commit, and the time of every stage")
+        raise FileNotFoundError(f"{path}: no such file; run_all.sh notes machine, commit and times in it")
     records = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
     stages: dict[str, list[list[str]]] = {}
     for record in records:
@@ -202,9 +202,9 @@ def score_tables(page: Page) -> str:
             ["row of the ablation"] + 2 * KINDS, shown, [("", 1), ("segment level", 5), ("event level", 5)]))
     paper = "" if page.saved.is_llp else " The paper's rows stand here only when the data are LLP with its features."
     return paragraph(
-        "F-scores on the test split in percent, higher is better. A: what is audible; V: what is visible; AV: what is both "
-        "at once; Type: the mean of these three; Event: audible and visible counted together. Segment level compares "
-        "seconds, event level whole events (at least half overlap). The small name is the one used in pictures. "
+        "F-scores on the test split in percent, higher is better. A: what is audible; V: what is visible; AV: what is "
+        "both at once; Type: the mean of these three; Event: audible and visible counted together. Segment level "
+        "compares seconds, event level whole events (at least half overlap). The small name is used in pictures. "
         + spread_note(len(page.saved.ablation["seeds"])) + paper) + "".join(parts)
 
 
@@ -216,8 +216,8 @@ def label_table(page: Page) -> str:
         if page.saved.is_llp:
             rows.append(["<em>the paper's</em>"] + [f"<em>{PAPER_LABELS[name][s]}</em>" for s in SCORES[:5]])
     return "<h3>Quality of the pseudo-labels</h3>" + paragraph(
-        "Segment-level F-scores of the hard labels on the test split, where the weak label is known to the labeller but "
-        "not to the parser above: the two tables answer different questions.") + table(["labels"] + KINDS, rows)
+        "Segment-level F-scores of the hard labels on the test split, where the weak label is known to the labeller "
+        "but not to the parser above: the two tables answer different questions.") + table(["labels"] + KINDS, rows)
 
 
 def label_figure(page: Page) -> str:
@@ -236,8 +236,8 @@ def label_figure(page: Page) -> str:
                                    {name: x[order] for name, x in f.items()}))
     return page.figure("labels", panels, "Labels, class by class", (
         "Segment-level F-score of the hard labels on the test split, counted over all seconds of all videos; sorted by "
-        "the teacher's. Where the filled circle lies to the right of the hollow square, the temporal teacher labels the "
-        f"class better than single seconds do ({'; '.join(better)})."))
+        "the teacher's. Where the filled circle lies to the right of the hollow square, the temporal teacher labels "
+        f"the class better than single seconds do ({'; '.join(better)})."))
 
 
 def difference_figure(page: Page) -> str:
@@ -260,11 +260,12 @@ def difference_figure(page: Page) -> str:
                     steady.append(name)
         seeds = len(ablation["seeds"])
         caption = (
-            "What one step changes, in points, on the same test videos: the dot is the mean over videos and seeds, the bar "
-            f"the {evidence.COVERAGE:.0%} interval of a bootstrap over test videos ({evidence.RESAMPLES:,} resamples). "
-            "The interval tells how much the choice of test videos matters; it does not cover the training seed. ")
-        caption += ("Each seed's own difference is a hollow diamond: if diamonds lie on both sides of zero, another seed "
-                    "may turn the sign, however narrow the bar. " if seeds > 1 else
+            "What one step changes, in points, on the same test videos: the dot is the mean over videos and seeds, the "
+            f"bar the {evidence.COVERAGE:.0%} interval of a bootstrap over test videos ({evidence.RESAMPLES:,} "
+            "resamples). The interval tells how much the choice of test videos matters; it does not cover the training "
+            "seed. ")
+        caption += ("Each seed's own difference is a hollow diamond: if diamonds lie on both sides of zero, another "
+                    "seed may turn the sign, however narrow the bar. " if seeds > 1 else
                     "There is one seed here, so how far seeds scatter is unknown; --seeds 3 would show it. ")
         caption += (f"Segment-level Type: {len(clear)} of {len(differences)} intervals exclude zero"
                     + (f": {escape('; '.join(clear))}. " if clear else ". "))
@@ -294,9 +295,9 @@ def sweep_figure(page: Page) -> str:
             ranges.append(f"{field}: from {mean.min():.1f} to {mean.max():.1f} (best at {best})")
         grid = "; ".join(f"{field} in {', '.join(map(str, values))}" for field, values in SWEEP.items())
         parts.append(page.figure(f"sweep_{features}", panels, f"Sensitivity to alpha and W, features {features}", (
-            f"UWAV with one setting varied at a time ({grid}; the grid is ours, not the paper's); bars are one standard "
-            "deviation over seeds. Lambda of mixup is drawn from Beta(alpha, alpha): the larger alpha, the more even the "
-            f"mixture. Mean segment-level Type on the test split: {'; '.join(ranges)}.")))
+            f"UWAV with one setting varied at a time ({grid}; the grid is ours, not the paper's); bars are one "
+            "standard deviation over seeds. Lambda of mixup is drawn from Beta(alpha, alpha): the larger alpha, the "
+            f"more even the mixture. Mean segment-level Type on the test split: {'; '.join(ranges)}.")))
     return "<h3>Sensitivity</h3>" + "".join(parts)
 
 
@@ -308,11 +309,12 @@ def sweep_figure(page: Page) -> str:
 def teacher_figure(page: Page) -> str:
     h = history(page.saved.folder / "teacher.jsonl")
     best = max(h, key=lambda r: r["val_av"])
-    panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": [r["loss"] for r in h]}),
-              figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": [r["val_av"] for r in h]})]
+    loss, score = [r["loss"] for r in h], [r["val_av"] for r in h]
+    panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
+              figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": score})]
     return page.figure("curves_teacher", panels, "Pre-training of the teacher", (
-        f"Left (above on a phone) the loss, which should fall; right the F-score on the validation split, which decides "
-        f"the epoch that is kept: {best['epoch']} of {len(h)}, with {best['val_av']:.1f} %."))
+        f"Left (above on a phone) the loss, which should fall; right the F-score on the validation split, which "
+        f"decides the epoch that is kept: {best['epoch']} of {len(h)}, with {best['val_av']:.1f} %."))
 
 
 def parser_figure(page: Page) -> str:
@@ -326,13 +328,15 @@ def parser_figure(page: Page) -> str:
         path = saved.folder / saved.features / row / "han.jsonl"
         if path.is_file():
             rows[SHORT[row]] = [r["val"]["seg_type"] for r in history(path)]
-    panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", {k: [r[v] for r in h] for k, v in parts.items()}),
-              figures.lines("validation, segment-level Type", "F-score, %", rows, strong=SHORT["full"])]
+    losses = {name: [r[key] for r in h] for name, key in parts.items()}
+    panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", losses),
+              figures.lines("validation, segment-level Type", "F-score, %", rows, SHORT["full"], from_zero=False)]
     absent = [SHORT[row] for row in ROWS if SHORT[row] not in rows]
     return page.figure("curves", panels, "Training of the parser", (
-        f"The five terms that UWAV's loss adds up, and the validation score of every row of the ablation. Of UWAV, epoch "
-        f"{best['epoch']} of {len(h)} was kept ({best['val']['seg_type']:.1f} %). A score that still rises at the end means "
-        "that training was short." + (f" Not trained in this run: {', '.join(absent)}." if absent else "")))
+        f"The five terms that UWAV's loss adds up, and the validation score of every row of the ablation. Of UWAV, "
+        f"epoch {best['epoch']} of {len(h)} was kept ({best['val']['seg_type']:.1f} %). A score that still rises at "
+        "the end means that training was short."
+        + (f" Missing in this run: {', '.join(absent)}." if absent else "")))
 
 
 def rate_figure(page: Page) -> str:
@@ -366,19 +370,20 @@ def reliability_figure(page: Page) -> str:
     panels, missing = [], []
     for split in ("val", "test"):
         try:
-            panels += [figures.reliability(f"{split}, {modality}", reliabilities(page.saved, page.saved.labels, split, m))
-                       for m, modality in enumerate(MODALITIES)]
+            for m, modality in enumerate(MODALITIES):
+                curves = reliabilities(page.saved, page.saved.labels, split, m)
+                panels.append(figures.reliability(f"{split}, {modality}", curves))
         except FileNotFoundError as error:
-            missing.append(str(error))
+            missing.append(error)
     if not panels:
-        raise FileNotFoundError("; ".join(missing))
-    absent = f" Missing: {escape('; '.join(missing))}." if missing else ""
+        raise missing[0]
+    absent = "".join(f" Missing: {page.said(error)}." for error in missing)
     return page.figure("reliability", panels, "Do soft labels mean what they say?", (
-        "If labels are honest probabilities, then of all labels near 0.8, 80 % are true, and the curve lies on the dotted "
-        "diagonal. Above it labels are too cautious, below it too sure. Only entries (video, second, class) whose class is "
-        "in the video's weak label are counted; elsewhere labels are 0 by construction. Thresholds were fitted on val, so "
-        "test is the fairer judge. The legend gives the expected calibration error: the distance between label and share "
-        f"of truth in {evidence.BINS} equally wide bins, averaged over entries.{absent}"))
+        "If labels are honest probabilities, then of all labels near 0.8, 80 % are true, and the curve lies on the "
+        "dotted diagonal. Above it labels are too cautious, below it too sure. Only entries (video, second, class) "
+        "whose class is in the video's weak label are counted; elsewhere labels are 0 by construction. Thresholds were "
+        "fitted on val, so test is the fairer judge. The legend gives the expected calibration error: the distance "
+        f"between label and share of truth in {evidence.BINS} equally wide bins, averaged over entries.{absent}"))
 
 
 def calibration_table(page: Page) -> str:
@@ -413,13 +418,13 @@ def confidence_figure(page: Page) -> str:
         unsure = [100 * x.count[5:10].sum() / x.count.sum() for x in r.values()]  # the middle third of 15 bins
         shares.append(f"{modality} {unsure[0]:.0f} % and {unsure[1]:.0f} %")
     return page.figure("confidence", panels, "How sure the labels are", (
-        "How many labels fall into each of the bins above. A higher temperature pulls labels towards the middle: between "
-        f"1/3 and 2/3 lie, at temperature 1 and 2, {'; '.join(shares)} of the labels."))
+        "How many labels fall into each of the bins above. A higher temperature pulls labels towards the middle: "
+        f"between 1/3 and 2/3 lie, at temperature 1 and 2, {'; '.join(shares)} of the labels."))
 
 
 def distance_figure(page: Page) -> str:
     """Is farther from the threshold more certain? The text says what came out."""
-    saved, panels, sentences, left_out = page.saved, [], [], 0
+    saved, panels, sentences = page.saved, [], []
     for m, modality in enumerate(MODALITIES):
         curves = {}
         for split in ("val", "test"):
@@ -433,18 +438,17 @@ def distance_figure(page: Page) -> str:
             raise FileNotFoundError("dense truth of val or test, with labels and finite thresholds")
         panels.append(figures.distance(modality, curves))
         split, d = list(curves.items())[-1]
-        left_out = max(left_out, d.left_out)
         ups, steps = int((np.diff(d.accuracy) > 0).sum()), len(d.accuracy) - 1
         sentences.append(
-            f"{modality.capitalize()}, {split}: {100 * d.accuracy[0]:.0f} % of the labels nearest to the threshold are right "
-            f"and {100 * d.accuracy[-1]:.0f} % of the farthest; accuracy rises in {ups} of {steps} steps, and a right "
-            f"label lies farther away than a wrong one in {100 * d.concordance:.0f} % of all pairs "
-            "(50 %: distance says nothing).")
-    out = f" Classes whose threshold is -inf have no distance and are left out: {left_out}." if left_out else ""
+            f"{modality.capitalize()}, {split}: {100 * d.accuracy[0]:.0f} % of the labels nearest to the threshold are "
+            f"right and {100 * d.accuracy[-1]:.0f} % of the farthest; accuracy rises in {ups} of {steps} steps, and a "
+            f"right label lies farther away than a wrong one in {100 * d.concordance:.0f} % of all pairs "
+            "(50 %: distance says nothing)."
+            + (f" Classes left out because their threshold is -inf: {d.left_out}." if d.left_out else ""))
     return page.figure("distance", panels, "Is farther from the threshold more certain?", (
         "That is the claim soft labels rest on. Labels are sorted by the distance of their logit from the class's "
-        f"threshold and cut into {evidence.DISTANCE_BINS} bins of equal count; the height is how often the hard label is "
-        f"right. If the claim holds, curves rise. {' '.join(sentences)}{out}"))
+        f"threshold and cut into {evidence.DISTANCE_BINS} bins of equal count; the height is how often the hard label "
+        f"is right. If the claim holds, curves rise. {' '.join(sentences)}"))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -463,7 +467,7 @@ def timeline_figure(page: Page) -> str:
                 for z, theta in zip(saved.labels.logits["test"], saved.labels.thresholds)]  # (N, T, C) each
         without = ""
     except FileNotFoundError as error:
-        soft, without = [None, None], f" Soft labels are missing: {escape(str(error))}."
+        soft, without = [None, None], f" Soft labels are missing: {page.said(error)}."
     panels, names = [], []
     for kind, n in chosen.items():
         arrays = (*predicted, *truth)
@@ -474,10 +478,10 @@ def timeline_figure(page: Page) -> str:
                 None if soft[m] is None else soft[m][n][:, shown], predicted[m][n][:, shown].numpy()))
         names.append(f"{kind}: {saved.index['llp']['videos']['test'][n]}, {score[n]:.0f}")
     return page.figure("timelines", panels, "Truth, soft labels and prediction, second by second", (
-        "Per class three strips: filled, the truth; shaded, the teacher's soft label, the more opaque the more certain; "
-        "hatched, what the parser predicts. Labels know which classes occur in the video, the parser does not. The videos "
-        "of the test split with the best, median and worst segment-level Type (of equals, the one with the most events), "
-        "and the one in which what is audible and what is visible coincide least. "
+        "Per class three strips: filled, the truth; shaded, the teacher's soft label, the more opaque the more "
+        "certain; hatched, what the parser predicts. Labels know which classes occur in the video, the parser does "
+        "not. The videos of the test split with the best, median and worst segment-level Type (of equals, the one with "
+        "the most events), and the one in which what is audible and what is visible coincide least. "
         f"Video and its Type: {escape('; '.join(names))}.{without}"))
 
 
@@ -493,13 +497,14 @@ def class_figure(page: Page) -> str:
     order = np.argsort(-sum(np.nan_to_num(x) for x in f.values()), kind="stable")
     names = [saved.classes[c] for c in order]
     seconds = [x.float().sum((0, 1)).numpy()[order] for x in truth]
-    panels = [figures.dots("F-score of the parser", "F-score of the class, %", names, {k: x[order] for k, x in f.items()}),
+    scores = {modality: x[order] for modality, x in f.items()}
+    panels = [figures.dots("F-score of the parser", "F-score of the class, %", names, scores),
               figures.dots("how much of it there is", "true seconds in the test split", names,
                            dict(zip(MODALITIES, seconds)), percent=False)]
     return page.figure("classes", panels, "The parser, class by class", (
-        "Segment-level F-score of UWAV on the test split, counted over all seconds of all videos, and how many seconds of "
-        f"each class there are to find. Best: {escape(figures.shorten(names[0]))}; "
-        f"worst: {escape(figures.shorten(names[-1]))}. A class without a mark is neither true nor predicted."))
+        "Segment-level F-score of UWAV on the test split, counted over all seconds of all videos, and how many seconds "
+        f"of each class there are to find. Best: {escape(names[0].replace('_', ' '))}; "
+        f"worst: {escape(names[-1].replace('_', ' '))}. A class without a mark is neither true nor predicted."))
 
 
 def threshold_figure(page: Page) -> str:
@@ -509,7 +514,7 @@ def threshold_figure(page: Page) -> str:
     for m, modality in enumerate(MODALITIES):
         theta, logit = saved.labels.thresholds[m].numpy(), saved.labels.logits["val"][m]
         order = np.argsort(theta, kind="stable")
-        infinite += [f"{figures.shorten(saved.classes[c])} ({modality})" for c in order if np.isinf(theta[c])]
+        infinite += [f"{saved.classes[c].replace('_', ' ')} ({modality})" for c in order if np.isinf(theta[c])]
         spans = {}
         for name, value in (("true seconds", 1), ("other seconds", 0)):
             bounds = np.full((len(theta), 2), np.nan)
@@ -518,14 +523,15 @@ def threshold_figure(page: Page) -> str:
                 if len(z):
                     bounds[c] = np.quantile(z, [0.1, 0.9])
             spans[f"logits of {name}, middle 80 %"] = bounds[order]
+        drawn = np.where(np.isinf(theta), np.nan, theta)[order]
         panels.append(figures.dots(modality, "teacher's logit", [saved.classes[c] for c in order],
-                                   {"threshold": np.where(np.isinf(theta), np.nan, theta)[order]}, spans, percent=False))
+                                   {"threshold": drawn}, spans, percent=False))
     return page.figure("thresholds", panels, "Thresholds of the teacher's logits", (
-        "For each class the threshold of best F1 on val, sorted, over the logits of the seconds in which the class is there "
-        "and of those in which it is not (videos with the class in their weak label only). The less the two bars overlap, "
-        "the better the teacher tells seconds apart; if they coincide, labels are little better than the weak label. "
-        + (f"Threshold -inf, every second of a video with the class is labelled: {escape(', '.join(infinite))}."
-           if infinite else "")))
+        "For each class the threshold of best F1 on val, sorted, over the logits of the seconds in which the class is "
+        "there and of those in which it is not (videos with the class in their weak label only). The less the two bars "
+        "overlap, the better the teacher tells seconds apart; if they coincide, labels are little better than the "
+        "weak label. " + (f"Threshold -inf, so every second of a video with the class is labelled: "
+                          f"{escape(', '.join(infinite))}." if infinite else "")))
 
 
 def confusion_figure(page: Page) -> str:
@@ -539,8 +545,8 @@ def confusion_figure(page: Page) -> str:
         sentences.append(f"of what is both, {100 * counts[2, 2] / total[2]:.0f} % is predicted as both and "
                          f"{100 * counts[2, 3] / total[2]:.0f} % is missed")
     return page.figure("confusion", [figures.confusion(counts)], "Audible, visible or both", (
-        "Each second of each class in the test videos, by what it truly is (row) and what the parser says (column); per "
-        "cell the share of its row and the count. The last row holds false alarms; what is neither in truth nor in "
+        "Each second of each class in the test videos, by what it truly is (row) and what the parser says (column); "
+        "per cell the share of its row and the count. The last row holds false alarms; what is neither in truth nor in "
         f"prediction is left out. {'; '.join(sentences)}."))
 
 
@@ -559,8 +565,8 @@ def balance_table(page: Page) -> str:
         rows.append([modality, f"{100 * b['rate']:.2f} %", f"{b['w_pos']:.2f}", f"{b['w_neg']:.2f}", ratio])
     return paragraph(
         "Few entries of the label table (video, second, class) are positive. Eq. 7-8 therefore let the classes of the "
-        "video's weak label weigh w_pos in the loss and all others w_neg. Computed from the hard labels of the training "
-        f"set, with W = {config.W:g}" + (", and, as in the released code, times the number of classes." if
+        "video's weak label weigh w_pos in the loss and all others w_neg. Computed from the hard labels of the "
+        f"training set, with W = {config.W:g}" + (", and, as in the released code, times the number of classes." if
                                          config.balance_sum else ".")) + table(
         ["modality", "positive entries", "w_pos", "w_neg", "w_pos / w_neg"], rows)
 
@@ -576,9 +582,9 @@ def mixup_figure(page: Page) -> str:
     if not panels:
         raise FileNotFoundError("an example of mixup: no two segments of the training set are labelled differently")
     return page.figure("mixup", panels, "Mixed labels", (
-        "Mixup adds the features of two segments of the batch with weights lambda and 1 - lambda, and asks the classifier "
-        "for the equally mixed labels, so the uncertainty of both is kept. Shown is the first pair with different classes "
-        f"in a batch of {config.batch} training videos, drawn with seed {saved.seed}; "
+        "Mixup adds the features of two segments of the batch with weights lambda and 1 - lambda, and asks the "
+        "classifier for the equally mixed labels, so the uncertainty of both is kept. Shown is the first pair with "
+        f"different classes in a batch of {config.batch} training videos, drawn with seed {saved.seed}; "
         f"lambda ~ Beta({config.alpha:g}, {config.alpha:g})."))
 
 
@@ -606,9 +612,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which seed's run the pictures show (default: 0)")
     options = parser.parse_args(arguments)
     with one_sentence_errors():
-        if not (options.run / f"seed{options.seed}").is_dir():
-            raise FileNotFoundError(f"{options.run / f'seed{options.seed}'}: no such folder; run `bash run_all.sh` first")
-        text = build(Saved(options.run, options.seed), options.run / "pictures")
+        saved = Saved(options.run, options.seed)
+        if not saved.data.is_dir() and not saved.folder.is_dir():
+            raise FileNotFoundError(f"{options.run}: holds neither data nor {saved.folder.name}; "
+                                    "run `bash run_all.sh` first")
+        text = build(saved, options.run / "pictures")
         with atomic(options.run / "report.html") as temporary:
             temporary.write_text(text, encoding="utf-8")
         print(f"{options.run / 'report.html'}: written, {len(text) / 1e6:.1f} MB; its pictures are in "

@@ -17,7 +17,6 @@ import torch
 import data
 import demo_world
 import features
-import report
 import stages
 import uwav
 from layout import write_source
@@ -342,18 +341,3 @@ def test_both_feature_sets_run_from_packed_files(tmp_path):
     assert "features base" in tables and "features clip_clap" in tables and "ANOTHER DATASET" not in tables
     model = uwav.load_model(tmp_path / "run/seed0/base/full/han.pt")
     assert (model.config.audio_dim, model.config.visual_2d_dim, model.config.visual_3d_dim) == (128, 2048, 512)
-
-
-# ---- pictures ----
-
-
-def test_report_draws_both_pictures_from_saved_numbers(world, finished):
-    (finished / "data").symlink_to(world)
-    report.main([str(finished)])
-    for name in ("curves.png", "timelines.png"):
-        assert (finished / name).read_bytes().startswith(b"\x89PNG") and (finished / name).stat().st_size > 10_000
-
-
-def test_report_without_a_run_says_what_is_missing(tmp_path):
-    with pytest.raises(SystemExit, match="no evaluated HAN in it"):
-        report.main([str(tmp_path)])
