@@ -292,10 +292,13 @@ def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarr
             axis.plot(values, range(C), MARKERS[k], label=name, markersize=5.5,
                       color=colours[k] if not spans else INK, markerfacecolor="none" if k else None)
         axis.set_yticks(range(C), [shorten(c) for c in classes], fontsize=8)
-        axis.use_sticky_edges = False  # bars keep a margin
         axis.set(title=title, xlabel=xlabel, ylim=(C - 0.4, -0.6))
         if percent:
             axis.set_xlim(-2, 102)
+        elif spans:  # bars would end at the frame
+            ends = np.concatenate([np.ravel(x) for x in (*spans.values(), *series.values())])
+            margin = 0.03 * (np.nanmax(ends) - np.nanmin(ends)) + 0.01
+            axis.set_xlim(np.nanmin(ends) - margin, np.nanmax(ends) + margin)
         if len(series) + len(spans or {}) > 1:
             legend_below(axis, columns=1 if spans else 2)
 

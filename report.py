@@ -93,6 +93,13 @@ class Saved:
     def predictions(self) -> tuple[Tensor, Tensor]:
         return read_predictions(self.parser / "predictions_test.npz")
 
+    @cached_property
+    def labels_of_all_seeds(self) -> list[Labels]:
+        paths = sorted(self.run.glob("seed*/labels_teacher.npz"))
+        if not paths:
+            raise FileNotFoundError("pseudo-labels of the teacher (`python uwav.py label`)")
+        return [read_labels(path, "cpu") for path in paths]
+
     def weak(self, split: str) -> Tensor:
         return torch.from_numpy(read_array(self.data / "llp" / split / "weak.npy")).float()
 
@@ -389,10 +396,7 @@ def reliability_figure(page: Page) -> str:
 def calibration_table(page: Page) -> str:
     """Expected calibration error over all seeds, and what it says about the temperature."""
     saved, rows, sentences = page.saved, [], []
-    seeds = sorted(saved.run.glob("seed*/labels_teacher.npz"))
-    labels = [read_labels(path, "cpu") for path in seeds]
-    if not labels:
-        raise FileNotFoundError("pseudo-labels of the teacher (`python uwav.py label`)")
+    labels = saved.labels_of_all_seeds
     for split in ("val", "test"):
         if not (saved.data / "llp" / split / "audio.npy").exists():
             continue
@@ -407,7 +411,7 @@ def calibration_table(page: Page) -> str:
     header = ["calibration error, %"] + [f"temperature {t:g} <small>{who}</small>"
                                          for t, who in zip(TEMPERATURES, ("the paper's", "the released code's"))]
     said = f"On test, temperature 1 against 2: {'; '.join(sentences)}. " if sentences else ""
-    return paragraph(said + spread_note(len(seeds))) + table(header, rows)
+    return paragraph(said + spread_note(len(labels))) + table(header, rows)
 
 
 def confidence_figure(page: Page) -> str:
@@ -422,6 +426,11 @@ def confidence_figure(page: Page) -> str:
         f"between 1/3 and 2/3 lie, at temperature 1 and 2, {'; '.join(shares)} of the labels."))
 
 
+def distance_of(saved: Saved, labels: Labels, split: str, m: int) -> evidence.DistanceAccuracy | None:
+    return evidence.accuracy_by_distance(labels.logits[split][m], labels.thresholds[m], saved.truth(split)[m],
+                                         saved.weak(split))
+
+
 def distance_figure(page: Page) -> str:
     """Is farther from the threshold more certain? The text says what came out."""
     saved, panels, sentences = page.saved, [], []
@@ -430,8 +439,7 @@ def distance_figure(page: Page) -> str:
         for split in ("val", "test"):
             if not (saved.data / "llp" / split / "audio.npy").exists():
                 continue
-            found = evidence.accuracy_by_distance(saved.labels.logits[split][m], saved.labels.thresholds[m],
-                                                  saved.truth(split)[m], saved.weak(split))
+            found = distance_of(saved, saved.labels, split, m)
             if found:
                 curves[split] = found
         if not curves:
@@ -439,11 +447,14 @@ def distance_figure(page: Page) -> str:
         panels.append(figures.distance(modality, curves))
         split, d = list(curves.items())[-1]
         ups, steps = int((np.diff(d.accuracy) > 0).sum()), len(d.accuracy) - 1
+        seeds = [100 * x.concordance for y in saved.labels_of_all_seeds if (x := distance_of(saved, y, split, m))]
+        farther = "" if np.isnan(seeds).any() else (  # NaN: all labels are right, or all wrong
+            f", and a right label lies farther away than a wrong one in {100 * d.concordance:.0f} % of all pairs ("
+            + (f"{min(seeds):.0f} to {max(seeds):.0f} % over all seeds; " if len(seeds) > 1 else "")
+            + "50 %: distance says nothing)")
         sentences.append(
             f"{modality.capitalize()}, {split}: {100 * d.accuracy[0]:.0f} % of the labels nearest to the threshold are "
-            f"right and {100 * d.accuracy[-1]:.0f} % of the farthest; accuracy rises in {ups} of {steps} steps, and a "
-            f"right label lies farther away than a wrong one in {100 * d.concordance:.0f} % of all pairs "
-            "(50 %: distance says nothing)."
+            f"right and {100 * d.accuracy[-1]:.0f} % of the farthest; accuracy rises in {ups} of {steps} steps{farther}."
             + (f" Classes left out because their threshold is -inf: {d.left_out}." if d.left_out else ""))
     return page.figure("distance", panels, "Is farther from the threshold more certain?", (
         "That is the claim soft labels rest on. Labels are sorted by the distance of their logit from the class's "
