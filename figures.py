@@ -117,7 +117,8 @@ def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str =
             axis.plot(range(1, len(values) + 1), values, label=name, markersize=3.5, marker=MARKERS[k % len(MARKERS)],
                       markevery=max(1, len(values) // 10), color=INK if name == strong else colours[k % len(colours)],
                       linewidth=2.4 if name == strong else 1.2)
-        axis.set(title=title, xlabel="epoch", ylabel=ylabel)
+        longest = max(len(values) for values in series.values())
+        axis.set(title=title, xlabel="epoch", ylabel=ylabel, xlim=(1 - 0.04 * longest, longest * 1.04))
         axis.xaxis.get_major_locator().set_params(integer=True)
         if from_zero:
             axis.set_ylim(bottom=0)

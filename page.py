@@ -6,6 +6,7 @@ A page is made of parts, functions page -> HTML. A part that raises FileNotFound
 from __future__ import annotations
 
 import base64
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,7 +41,8 @@ class Page:
 
     def said(self, error: Exception) -> str:
         """What it says, paths being those inside the run."""
-        return escape(str(error).replace(f"{self.run}/", ""))
+        text = escape(str(error).replace(f"{self.run}/", ""))
+        return re.sub("`([^`]*)`", r"<code>\1</code>", text)
 
     def figure(self, name: str, panels: list[Panel], title: str, caption: str) -> str:
         """`title` and `caption` (HTML) say what to see."""

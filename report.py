@@ -28,7 +28,7 @@ from features import LLP_CLASSES, RANDOM_SOURCE, atomic, one_sentence_errors, re
 from page import Page, facts, mean_and_spread, paragraph, table
 from scores import video_scores
 from stages import (PAPER_FULL, PAPER_LABELS, PAPER_TYPE, ROWS, SCORES, SWEEP, Labels, paper_column, read_labels,
-                    read_predictions)
+                    read_predictions, read_truth)
 
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
 SHORT = {"video_only": "video loss only", "valor": "VALOR", "binary": "hard", "soft": "soft",
@@ -44,11 +44,8 @@ TEMPERATURES = (1.0, 2.0)  # of the soft labels: the paper's and the released co
 @dataclass(frozen=True)
 class Saved:
     run: Path
-    seed: int
-
-    @property
-    def data(self) -> Path:
-        return self.run / "data"
+    seed: int  # of the models that pictures show
+    data: Path  # packed folder
 
     @property
     def folder(self) -> Path:
@@ -105,10 +102,10 @@ class Saved:
 
     def truth(self, split: str) -> tuple[Tensor, Tensor]:
         """Audible and visible, (N, T, C)."""
-        paths = [self.data / "llp" / split / f"{m}.npy" for m in ("audio", "visual")]
-        if not all(path.exists() for path in paths):
-            raise FileNotFoundError(f"the {split} split has no dense truth ({paths[0]})")
-        return tuple(torch.from_numpy(read_array(path)) for path in paths)
+        return read_truth(self.data, split)
+
+    def has_truth(self, split: str) -> bool:
+        return (self.data / "llp" / split / "audio.npy").exists()
 
     @property
     def is_llp(self) -> bool:
@@ -237,8 +234,8 @@ def label_figure(page: Page) -> str:
         f = {name: evidence.class_f_scores(uwav.hard_labels(x.logits["test"][m], x.thresholds[m], weak), truth[m])
              for name, x in sources.items()}
         order = np.argsort(-np.nan_to_num(f["teacher"], nan=-1), kind="stable")
-        wins = int((f["teacher"] > f["per segment"]).sum())
-        better.append(f"{modality}: in {wins} of {len(order)} classes")
+        wins, ties = ((f["teacher"] > f["per segment"]).sum(), (f["teacher"] == f["per segment"]).sum())
+        better.append(f"{modality}: better for {wins}, equal for {ties} of {len(order)} classes")
         panels.append(figures.dots(modality, "F-score of the class, %", [saved.classes[c] for c in order],
                                    {name: x[order] for name, x in f.items()}))
     return page.figure("labels", panels, "Labels, class by class", (
@@ -398,7 +395,7 @@ def calibration_table(page: Page) -> str:
     saved, rows, sentences = page.saved, [], []
     labels = saved.labels_of_all_seeds
     for split in ("val", "test"):
-        if not (saved.data / "llp" / split / "audio.npy").exists():
+        if not saved.has_truth(split):
             continue
         for m, modality in enumerate(MODALITIES):
             found = [reliabilities(saved, x, split, m) for x in labels]
@@ -437,9 +434,7 @@ def distance_figure(page: Page) -> str:
     for m, modality in enumerate(MODALITIES):
         curves = {}
         for split in ("val", "test"):
-            if not (saved.data / "llp" / split / "audio.npy").exists():
-                continue
-            found = distance_of(saved, saved.labels, split, m)
+            found = saved.has_truth(split) and distance_of(saved, saved.labels, split, m)
             if found:
                 curves[split] = found
         if not curves:
@@ -454,7 +449,8 @@ def distance_figure(page: Page) -> str:
             + "50 %: distance says nothing)")
         sentences.append(
             f"{modality.capitalize()}, {split}: {100 * d.accuracy[0]:.0f} % of the labels nearest to the threshold are "
-            f"right and {100 * d.accuracy[-1]:.0f} % of the farthest; accuracy rises in {ups} of {steps} steps{farther}."
+            f"right and {100 * d.accuracy[-1]:.0f} % of the farthest; the share rises in {ups} of {steps} steps"
+            f"{farther}."
             + (f" Classes left out because their threshold is -inf: {d.left_out}." if d.left_out else ""))
     return page.figure("distance", panels, "Is farther from the threshold more certain?", (
         "That is the claim soft labels rest on. Labels are sorted by the distance of their logit from the class's "
@@ -621,9 +617,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="RUN/report.html: scores, pictures and what they mean, in one page.")
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of run_all.sh")
     parser.add_argument("--seed", type=int, default=0, help="which seed's run the pictures show (default: 0)")
+    parser.add_argument("--data", type=Path, help="packed folder that the run was made from (default: RUN/data)")
     options = parser.parse_args(arguments)
     with one_sentence_errors():
-        saved = Saved(options.run, options.seed)
+        saved = Saved(options.run, options.seed, options.data or options.run / "data")
         if not saved.data.is_dir() and not saved.folder.is_dir():
             raise FileNotFoundError(f"{options.run}: holds neither data nor {saved.folder.name}; "
                                     "run `bash run_all.sh` first")

@@ -264,7 +264,10 @@ def read_predictions(path: Path) -> tuple[Tensor, Tensor]:
 
 def read_truth(data: Path, split: str) -> tuple[Tensor, Tensor]:
     """Dense truth of a packed folder: audio and visual (N, T, C) uint8. Raises FileNotFoundError."""
-    return tuple(torch.from_numpy(read_array(data / "llp" / split / f"{m}.npy")) for m in ("audio", "visual"))
+    paths = [data / "llp" / split / f"{m}.npy" for m in ("audio", "visual")]
+    if not all(path.exists() for path in paths):
+        raise FileNotFoundError(f"the {split} split has no dense truth ({paths[0]})")
+    return tuple(torch.from_numpy(read_array(path)) for path in paths)
 
 
 def one_line(scores: dict[str, float]) -> str:

@@ -122,6 +122,13 @@ def test_paper_rows_stand_beside_llp_only(finished, tmp_path, monkeypatch):
     assert "<em>the paper's</em>" not in text_of(run)
 
 
+def test_packed_data_may_lie_elsewhere(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    run = copied(finished, tmp_path)
+    (run / "data").rename(tmp_path / "elsewhere")
+    assert 'class="missing"' not in text_of(run, "--data", str(tmp_path / "elsewhere"))
+
+
 # ---- runs that lack something ----
 
 
@@ -130,7 +137,7 @@ def test_paper_rows_stand_beside_llp_only(finished, tmp_path, monkeypatch):
     (["stages.tsv"], "stages.tsv: no such file", 14),
     (["labels_segment.npz"], "labels_segment.npz: no such file", 13),
     (["seed0/teacher.jsonl"], "seed0/teacher.jsonl: no such file; that training has not run", 12),
-    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with `python uwav.py evaluate`", 11),
+    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with <code>python uwav.py evaluate</code>", 11),
     (["seed0/clip_clap/valor"], "Missing in this run: VALOR", 14),
     (["seed0/clip_clap"], "no trained parser", 7),
     (["seed0", "seed1"], "seed0/labels_teacher.npz: no such file", 1),
