@@ -384,7 +384,7 @@ def reliability_figure(page: Page) -> str:
     absent = "".join(f" Missing: {page.said(error)}." for error in missing)
     return page.figure("reliability", panels, "Do soft labels mean what they say?", (
         "If labels are honest probabilities, then of all labels near 0.8, 80 % are true, and the curve lies on the "
-        "dotted diagonal. Above it labels are too cautious, below it too sure. Only entries (video, second, class) "
+        "dotted diagonal. Above it labels are too low, below it too high. Only entries (video, second, class) "
         "whose class is in the video's weak label are counted; elsewhere labels are 0 by construction. Thresholds were "
         "fitted on val, so test is the fairer judge. The legend gives the expected calibration error: the distance "
         f"between label and share of truth in {evidence.BINS} equally wide bins, averaged over entries.{absent}"))
