@@ -1,116 +1,634 @@
-"""Pictures of a run, made from its saved numbers alone, so they can be made again at any time.
+"""One page that tells the whole story of a run, made from its saved numbers alone, so it can be made again at any time.
 
-    python report.py RUN      # RUN: the output folder of run_all.sh -> RUN/curves.png, RUN/timelines.png
+    python report.py RUN      # RUN: the output folder of run_all.sh -> RUN/report.html, RUN/pictures/*.svg and *.png
+
+The page is one file: pictures are inside, nothing is loaded from anywhere. A part whose numbers are not there (a stage
+that has not run, a split without truth) says so in its place; the others are written. The pictures are drawn in
+figures.py, the statistics computed in evidence.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")  # draws to files, needs no screen
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from torch import Tensor
 
-from features import atomic, one_sentence_errors, read_array, read_index
-from stages import ROWS
-from uwav import gated_predictions, parsing_scores
+import evidence
+import figures
+import uwav
+from features import LLP_CLASSES, RANDOM_SOURCE, atomic, one_sentence_errors, read_array, read_index
+from page import Page, facts, mean_and_spread, paragraph, table
+from scores import video_scores
+from stages import (PAPER_FULL, PAPER_LABELS, PAPER_TYPE, ROWS, SCORES, SWEEP, Labels, paper_column, read_labels,
+                    read_predictions, read_truth)
 
-# Okabe and Ito's colours, told apart by colour-blind readers too
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2")
-TRUE_COLOUR, PREDICTED_COLOUR = "#0072B2", "#E69F00"
+MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
+SHORT = {"video_only": "video loss only", "valor": "VALOR", "binary": "hard", "soft": "soft",
+         "soft_reweight": "soft + balance", "soft_mixup": "soft + mixup", "full": "UWAV"}  # names in pictures
+TEMPERATURES = (1.0, 2.0)  # of the soft labels: the paper's and the released code's
 
 
-def read_history(path: Path) -> list[dict]:
+# ---------------------------------------------------------------------------------------------
+# What a run has saved; everything missing is a FileNotFoundError with a sentence
+# ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Saved:
+    run: Path
+    seed: int  # of the models that pictures show
+    data: Path  # packed folder
+
+    @property
+    def folder(self) -> Path:
+        return self.run / f"seed{self.seed}"
+
+    @cached_property
+    def index(self) -> dict:
+        return read_index(self.data)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.index["llp"]["classes"]
+
+    @cached_property
+    def ablation(self) -> dict:
+        path = self.run / "ablation.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; the ablation has not run (`python uwav.py ablate`)")
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def features(self) -> str:
+        """The feature set whose parser is looked at: base where it is there."""
+        trained = sorted(path.parts[-3] for path in self.folder.glob("*/full/han.pt"))
+        if not trained:
+            raise FileNotFoundError(f"{self.folder}/*/full/han.pt: no trained parser (`python uwav.py train`)")
+        return trained[0]
+
+    @property
+    def parser(self) -> Path:
+        return self.folder / self.features / "full"
+
+    @cached_property
+    def training(self) -> uwav.TrainConfig:
+        return uwav.TrainConfig(**uwav.load_file(self.parser / "han.pt")["settings"]["training"])
+
+    @cached_property
+    def labels(self) -> Labels:
+        return read_labels(self.folder / "labels_teacher.npz", "cpu")
+
+    @cached_property
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        return read_predictions(self.parser / "predictions_test.npz")
+
+    @cached_property
+    def labels_of_all_seeds(self) -> list[Labels]:
+        paths = sorted(self.run.glob("seed*/labels_teacher.npz"))
+        if not paths:
+            raise FileNotFoundError("pseudo-labels of the teacher (`python uwav.py label`)")
+        return [read_labels(path, "cpu") for path in paths]
+
+    def weak(self, split: str) -> Tensor:
+        return torch.from_numpy(read_array(self.data / "llp" / split / "weak.npy")).float()
+
+    def truth(self, split: str) -> tuple[Tensor, Tensor]:
+        """Audible and visible, (N, T, C)."""
+        return read_truth(self.data, split)
+
+    def has_truth(self, split: str) -> bool:
+        return (self.data / "llp" / split / "audio.npy").exists()
+
+    @property
+    def is_llp(self) -> bool:
+        """Whether the paper's numbers may stand beside ours: real features of the real LLP."""
+        return self.index["source"] == "pack" and tuple(self.classes) == LLP_CLASSES
+
+
+def history(path: Path) -> list[dict]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; has this run trained?")
+        raise FileNotFoundError(f"{path}: no such file; that training has not run")
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def curves(seed: Path, features: str) -> Figure:
-    """Teacher loss and validation score, and the validation Type score of every row of the ablation that was run."""
-    figure, (teacher_axes, han_axes) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    history = read_history(seed / "teacher.jsonl")
-    epochs = [r["epoch"] for r in history]
-    loss_axes = teacher_axes.twinx()
-    losses, scores = [r["loss"] for r in history], [r["val_av"] for r in history]
-    loss_line = loss_axes.plot(epochs, losses, color=COLOURS[1], label="training loss (right axis)")
-    score_line = teacher_axes.plot(epochs, scores, color=COLOURS[6], label="validation AV F-score")
-    teacher_axes.set(title="Teacher, pre-training", xlabel="epoch", ylabel="F-score, %", ylim=(0, None))
-    loss_axes.set(ylabel="loss (Eq. 3)", ylim=(0, None))
-    teacher_axes.legend(handles=[*score_line, *loss_line], loc="center right", frameon=False)
-    for colour, (row, (title, _, _)) in zip(COLOURS, ROWS.items()):
-        path = seed / features / row / "han.jsonl"
-        if path.exists():
-            history = read_history(path)
-            han_axes.plot([r["epoch"] for r in history], [r["val"]["seg_type"] for r in history], color=colour,
-                          label=title, linewidth=2.5 if row == "full" else 1.2)
-    han_axes.set(title=f"HAN ({features})", xlabel="epoch", ylabel="validation, segment-level Type, %")
-    han_axes.legend(loc="lower right", frameon=False, fontsize="small")
-    return figure
+# ---------------------------------------------------------------------------------------------
+# 1  What ran
+# ---------------------------------------------------------------------------------------------
 
 
-def timelines(data: Path, predictions: Path, videos: int = 4) -> Figure:
-    """Truth and prediction of test videos, from the best to the worst at equal steps of segment-level Type."""
-    index = read_index(data)["llp"]
-    paths = (data / "llp/test" / f"{modality}.npy" for modality in ("audio", "visual"))
-    truth = [torch.from_numpy(read_array(path)) for path in paths]  # (N, T, C) each
-    with np.load(predictions, allow_pickle=False) as file:
-        probabilities = [torch.from_numpy(file[k]) for k in ("video", "audio", "visual")]
-    predicted = gated_predictions(*probabilities)  # (N, T, C) each
-    arrays = (*predicted, *truth)
-    scores = [parsing_scores(*(x[n : n + 1] for x in arrays))["seg_type"] for n in range(len(truth[0]))]
-    ranked = np.argsort(scores, kind="stable")[::-1]
-    chosen = ranked[np.linspace(0, len(ranked) - 1, videos).astype(int)]
-    figure, axes = plt.subplots(videos, 2, figsize=(11, 1.7 * videos), layout="constrained", squeeze=False)
-    for row, n in zip(axes, chosen):
-        shown = np.flatnonzero(sum(x[n].any(0).int() for x in arrays).numpy())  # classes true or predicted
-        for m, (axis, modality) in enumerate(zip(row, ("audible", "visible"))):
-            strips(axis, truth[m][n][:, shown].numpy(), predicted[m][n][:, shown].numpy())
-            axis.set_yticks(range(len(shown)), [index["classes"][c] for c in shown] if m == 0 else [""] * len(shown))
-            title = f"{modality}, {index['videos']['test'][n]}, Type of the video {scores[n]:.0f}"
-            axis.set_title(title, fontsize="small", loc="left")
-    for axis in axes[-1]:
-        axis.set_xlabel("second")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (TRUE_COLOUR, PREDICTED_COLOUR)]
-    figure.legend(handles, ["truth", "predicted"], loc="outside upper right", ncols=2, frameon=False)
-    return figure
+def data_notice(page: Page) -> str:
+    source = page.saved.index["source"]
+    if source == "pack":
+        return ""
+    kind = ("come from encoders with random weights: a dry run" if source == RANDOM_SOURCE else
+            "are invented: the numbers show that every part runs, not how good the method is on real videos")
+    return f'<p class="notice">The features of this run {kind}. Do not compare its numbers with published ones.</p>'
 
 
-def strips(axis: Axes, truth: np.ndarray, predicted: np.ndarray) -> None:
-    """One line a class: truth (T, C) above, prediction (T, C) below."""
-    T, C = truth.shape
-    for offset, colour, active in ((-0.35, TRUE_COLOUR, truth), (0.05, PREDICTED_COLOUR, predicted)):
-        for c in range(C):
-            axis.broken_barh([(t, 1) for t in np.flatnonzero(active[:, c])], (c + offset, 0.3), color=colour)
-    axis.set(xlim=(0, T), ylim=(max(C, 1) - 0.4, -0.6), xticks=range(0, T + 1, 2))
-    axis.tick_params(labelsize="small", left=False)
-    axis.spines[["top", "right", "left"]].set_visible(False)
+def data_table(page: Page) -> str:
+    index = page.saved.index
+    source = index["source"]
+    if isinstance(source, dict):
+        real = source.get("real_annotations")
+        source = "demo world: invented features, " + (f"real annotations ({', '.join(real)})" if real else
+                                                      "invented annotations")
+    rows = {"source": escape(str(source))}
+    for key, name in (("llp", "target set"), ("unav", "pre-training set")):
+        videos = ", ".join(f"{split} {len(ids):,}" for split, ids in index[key]["videos"].items())
+        rows[name] = f"{len(index[key]['classes'])} classes; videos: {videos}"
+    return facts("Data", rows)
+
+
+def settings_table(page: Page) -> str:
+    ablation = page.saved.ablation
+    return facts("Settings", {
+        "preset": escape(ablation.get("preset", "not noted")),
+        "changed by --set": escape(", ".join(ablation.get("overrides", [])) or "nothing"),
+        "seeds": escape(", ".join(map(str, ablation["seeds"]))), "seed in pictures": str(page.saved.seed)})
+
+
+def stage_table(page: Page) -> str:
+    path = page.saved.run / "stages.tsv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run_all.sh notes machine, commit and times in it")
+    records = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    stages: dict[str, list[list[str]]] = {}
+    for record in records:
+        if len(record) == 7:  # a line may be torn where the disk was full
+            stages.setdefault(record[3], []).append(record)
+    rows, total = [], 0
+    for title, runs in stages.items():
+        costly = [r for r in runs if r[2] != "kept"] or [max(runs, key=lambda r: int(r[1]))]
+        seconds = sum(int(r[1]) for r in costly)
+        total += seconds
+        times = f" in {len(costly)} goes" if len(costly) > 1 else ""
+        rows.append([escape(title), f"{seconds:,} s{times}", escape(costly[-1][0])])
+    rows.append(["together", f"{total:,} s", ""])
+    where = {name: "<br>".join(dict.fromkeys(escape(r[k]) for r in records if len(r) == 7 and r[2] != "kept"))
+             for name, k in (("commit", 4), ("machine", 5), ("command", 6))}
+    return facts("Where and how", where) + table(["stage", "time", "date"], rows) + paragraph(
+        "The time in which results were made; later runs that found them there are not counted.")
+
+
+# ---------------------------------------------------------------------------------------------
+# 2  Scores
+# ---------------------------------------------------------------------------------------------
+
+KINDS = ["A", "V", "AV", "Type", "Event"]
+
+
+def spread_note(seeds: int) -> str:
+    return f"Mean and standard deviation over {seeds} seeds." if seeds > 1 else "One seed, so no spread is known."
+
+
+def score_tables(page: Page) -> str:
+    """The ten scores of every row, for each feature set."""
+    parts = []
+    for features, rows in page.saved.ablation["scores"].items():
+        shown = []
+        for row, values in rows.items():
+            name = f"{escape(ROWS[row][0])} <small>{escape(SHORT[row])}</small>"
+            shown.append([name] + [mean_and_spread([v[s] for v in values]) for s in SCORES])
+            if page.saved.is_llp and row == "full":
+                shown.append(["<em>the paper's</em>"] + [f"<em>{x:.1f}</em>" for x in PAPER_FULL[features]])
+            elif page.saved.is_llp and paper_column(features, "pack"):
+                shown.append(["<em>the paper's</em>"] + [f"<em>{PAPER_TYPE[row]}</em>" if s == "seg_type" else ""
+                                                         for s in SCORES])
+        parts.append(f"<h3>Parser, features {escape(features)}</h3>" + table(
+            ["row of the ablation"] + 2 * KINDS, shown, [("", 1), ("segment level", 5), ("event level", 5)]))
+    paper = "" if page.saved.is_llp else " The paper's rows stand here only when the data are LLP with its features."
+    return paragraph(
+        "F-scores on the test split in percent, higher is better. A: what is audible; V: what is visible; AV: what is "
+        "both at once; Type: the mean of these three; Event: audible and visible counted together. Segment level "
+        "compares seconds, event level whole events (at least half overlap). The small name is used in pictures. "
+        + spread_note(len(page.saved.ablation["seeds"])) + paper) + "".join(parts)
+
+
+def label_table(page: Page) -> str:
+    rows = []
+    for name, title in (("segment", "per segment, no teacher (as VALOR does)"), ("teacher", "teacher")):
+        values = page.saved.ablation["labels"][name]
+        rows.append([title] + [mean_and_spread([v[s] for v in values]) for s in SCORES[:5]])
+        if page.saved.is_llp:
+            rows.append(["<em>the paper's</em>"] + [f"<em>{PAPER_LABELS[name][s]}</em>" for s in SCORES[:5]])
+    return "<h3>Quality of the pseudo-labels</h3>" + paragraph(
+        "Segment-level F-scores of the hard labels on the test split, where the weak label is known to the labeller "
+        "but not to the parser above: the two tables answer different questions.") + table(["labels"] + KINDS, rows)
+
+
+def label_figure(page: Page) -> str:
+    """F of the hard labels per class: per-segment against teacher."""
+    saved = page.saved
+    truth, weak = saved.truth("test"), saved.weak("test")
+    sources = {"teacher": saved.labels, "per segment": read_labels(saved.run / "labels_segment.npz", "cpu")}
+    panels, better = [], []
+    for m, modality in enumerate(MODALITIES):
+        f = {name: evidence.class_f_scores(uwav.hard_labels(x.logits["test"][m], x.thresholds[m], weak), truth[m])
+             for name, x in sources.items()}
+        order = np.argsort(-np.nan_to_num(f["teacher"], nan=-1), kind="stable")
+        wins, ties = ((f["teacher"] > f["per segment"]).sum(), (f["teacher"] == f["per segment"]).sum())
+        better.append(f"{modality}: better for {wins}, equal for {ties} of {len(order)} classes")
+        panels.append(figures.dots(modality, "F-score of the class, %", [saved.classes[c] for c in order],
+                                   {name: x[order] for name, x in f.items()}))
+    return page.figure("labels", panels, "Labels, class by class", (
+        "Segment-level F-score of the hard labels on the test split, counted over all seconds of all videos; sorted by "
+        "the teacher's. Where the filled circle lies to the right of the hollow square, the temporal teacher labels "
+        f"the class better than single seconds do ({'; '.join(better)})."))
+
+
+def difference_figure(page: Page) -> str:
+    parts = []
+    ablation = page.saved.ablation
+    if not ablation.get("differences"):
+        raise FileNotFoundError(f"{page.saved.run / 'ablation.json'}: holds no paired differences; "
+                                "run `python uwav.py ablate` again")
+    for features, differences in ablation["differences"].items():
+        panels = [figures.forest(title, [(f"{SHORT[d['first']]} → {SHORT[d['second']]}", d["scores"][score])
+                                         for d in differences])
+                  for title, score in (("Type, segment level", "seg_type"), ("Type, event level", "event_type"))]
+        clear, steady = [], []
+        for d in differences:
+            x = d["scores"]["seg_type"]
+            name = f"{SHORT[d['first']]} → {SHORT[d['second']]} ({x['mean']:+.1f})"
+            if x["interval"][0] > 0 or x["interval"][1] < 0:
+                clear.append(name)
+                if len({s > 0 for s in x["by_seed"]}) == 1:
+                    steady.append(name)
+        seeds = len(ablation["seeds"])
+        caption = (
+            "What one step changes, in points, on the same test videos: the dot is the mean over videos and seeds, the "
+            f"bar the {evidence.COVERAGE:.0%} interval of a bootstrap over test videos ({evidence.RESAMPLES:,} "
+            "resamples). The interval tells how much the choice of test videos matters; it does not cover the training "
+            "seed. ")
+        caption += ("Each seed's own difference is a hollow diamond: if diamonds lie on both sides of zero, another "
+                    "seed may turn the sign, however narrow the bar. " if seeds > 1 else
+                    "There is one seed here, so how far seeds scatter is unknown; --seeds 3 would show it. ")
+        caption += (f"Segment-level Type: {len(clear)} of {len(differences)} intervals exclude zero"
+                    + (f": {escape('; '.join(clear))}. " if clear else ". "))
+        if seeds > 1 and clear:
+            same = "all of these" if len(steady) == len(clear) else escape("; ".join(steady)) or "none of these"
+            caption += f"The sign is the same in every seed for {same}."
+        parts.append(page.figure(f"differences_{features}", panels, f"Differences between rows, features {features}",
+                                 caption))
+    return "<h3>What each step adds</h3>" + "".join(parts)
+
+
+def sweep_figure(page: Page) -> str:
+    swept = page.saved.ablation.get("sweep")
+    if not swept:
+        raise FileNotFoundError("the sweep of alpha and W, which is off by default (`bash run_all.sh --sweep`)")
+    meaning = {"alpha": "alpha of the mixing weight", "W": "W, weight of the positives"}
+    parts = []
+    for features, fields in swept.items():
+        panels, ranges = [], []
+        for field, by_value in fields.items():
+            scores = {name: np.array([[s[key] for s in by_value[v]] for v in by_value])
+                      for name, key in (("segment-level Type", "seg_type"), ("event-level Type", "event_type"))}
+            default = getattr(page.saved.training, field)
+            panels.append(figures.sweep(meaning[field], [float(v) for v in by_value], scores, default))
+            mean = scores["segment-level Type"].mean(1)
+            best = list(by_value)[int(mean.argmax())]
+            ranges.append(f"{field}: from {mean.min():.1f} to {mean.max():.1f} (best at {best})")
+        grid = "; ".join(f"{field} in {', '.join(map(str, values))}" for field, values in SWEEP.items())
+        parts.append(page.figure(f"sweep_{features}", panels, f"Sensitivity to alpha and W, features {features}", (
+            f"UWAV with one setting varied at a time ({grid}; the grid is ours, not the paper's); bars are one "
+            "standard deviation over seeds. Lambda of mixup is drawn from Beta(alpha, alpha): the larger alpha, the "
+            f"more even the mixture. Mean segment-level Type on the test split: {'; '.join(ranges)}.")))
+    return "<h3>Sensitivity</h3>" + "".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------
+# 3  Training
+# ---------------------------------------------------------------------------------------------
+
+
+def teacher_figure(page: Page) -> str:
+    h = history(page.saved.folder / "teacher.jsonl")
+    best = max(h, key=lambda r: r["val_av"])
+    loss, score = [r["loss"] for r in h], [r["val_av"] for r in h]
+    panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
+              figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": score})]
+    return page.figure("curves_teacher", panels, "Pre-training of the teacher", (
+        f"Left (above on a phone) the loss, which should fall; right the F-score on the validation split, which "
+        f"decides the epoch that is kept: {best['epoch']} of {len(h)}, with {best['val_av']:.1f} %."))
+
+
+def parser_figure(page: Page) -> str:
+    saved = page.saved
+    h = history(saved.parser / "han.jsonl")
+    best = max(h, key=lambda r: r["val"]["seg_type"])
+    parts = {"video (weak labels)": "loss_video", "audible": "loss_audio", "visible": "loss_visual",
+             "mixed, audible": "loss_mix_audio", "mixed, visible": "loss_mix_visual"}
+    rows = {}
+    for row in ROWS:
+        path = saved.folder / saved.features / row / "han.jsonl"
+        if path.is_file():
+            rows[SHORT[row]] = [r["val"]["seg_type"] for r in history(path)]
+    losses = {name: [r[key] for r in h] for name, key in parts.items()}
+    panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", losses),
+              figures.lines("validation, segment-level Type", "F-score, %", rows, SHORT["full"], from_zero=False)]
+    absent = [SHORT[row] for row in ROWS if SHORT[row] not in rows]
+    return page.figure("curves", panels, "Training of the parser", (
+        f"The five terms that UWAV's loss adds up, and the validation score of every row of the ablation. Of UWAV, "
+        f"epoch {best['epoch']} of {len(h)} was kept ({best['val']['seg_type']:.1f} %). A score that still rises at "
+        "the end means that training was short."
+        + (f" Missing in this run: {', '.join(absent)}." if absent else "")))
+
+
+def rate_figure(page: Page) -> str:
+    saved = page.saved
+    panels = [figures.lines(title, "learning rate", {title: [r["lr"] for r in history(path)]}, height=2.2)
+              for title, path in (("teacher", saved.folder / "teacher.jsonl"), ("parser", saved.parser / "han.jsonl"))]
+    return page.figure("learning_rate", panels, "Learning rate",
+                       "It rises in equal steps, then falls along a cosine; both stages do so.")
+
+
+# ---------------------------------------------------------------------------------------------
+# 4  Uncertainty
+# ---------------------------------------------------------------------------------------------
+
+
+def reliabilities(saved: Saved, labels: Labels, split: str, m: int) -> dict[str, evidence.Reliability]:
+    """Soft labels of one modality against the dense truth, by temperature."""
+    truth, weak = saved.truth(split)[m], saved.weak(split)
+    result = {}
+    for temperature in TEMPERATURES:
+        soft = uwav.soft_labels(labels.logits[split][m], labels.thresholds[m], weak, temperature)
+        probability = evidence.labelled(soft, weak)
+        if not len(probability):
+            raise FileNotFoundError(f"no video of the {split} split has a weak label, so no soft label to judge")
+        result[f"temperature {temperature:g}"] = evidence.reliability(probability, evidence.labelled(truth, weak))
+    return result
+
+
+def reliability_figure(page: Page) -> str:
+    """Diagrams of every split that has truth."""
+    panels, missing = [], []
+    for split in ("val", "test"):
+        try:
+            for m, modality in enumerate(MODALITIES):
+                curves = reliabilities(page.saved, page.saved.labels, split, m)
+                panels.append(figures.reliability(f"{split}, {modality}", curves))
+        except FileNotFoundError as error:
+            missing.append(error)
+    if not panels:
+        raise missing[0]
+    absent = "".join(f" Missing: {page.said(error)}." for error in missing)
+    return page.figure("reliability", panels, "Do soft labels mean what they say?", (
+        "If labels are honest probabilities, then of all labels near 0.8, 80 % are true, and the curve lies on the "
+        "dotted diagonal. Above it labels are too low, below it too high. Only entries (video, second, class) "
+        "whose class is in the video's weak label are counted; elsewhere labels are 0 by construction. Thresholds were "
+        "fitted on val, so test is the fairer judge. The legend gives the expected calibration error: the distance "
+        f"between label and share of truth in {evidence.BINS} equally wide bins, averaged over entries.{absent}"))
+
+
+def calibration_table(page: Page) -> str:
+    """Expected calibration error over all seeds, and what it says about the temperature."""
+    saved, rows, sentences = page.saved, [], []
+    labels = saved.labels_of_all_seeds
+    for split in ("val", "test"):
+        if not saved.has_truth(split):
+            continue
+        for m, modality in enumerate(MODALITIES):
+            found = [reliabilities(saved, x, split, m) for x in labels]
+            errors = [[100 * r[name].calibration_error for r in found] for name in found[0]]  # by temperature
+            rows.append([f"{split}, {modality}"] + [mean_and_spread(e) for e in errors])
+            if split == "test":
+                one, two = (statistics.mean(e) for e in errors)
+                sentences.append(f"{modality} {one:.1f} against {two:.1f} points, so temperature "
+                                 f"{1 if one < two else 2} is nearer to the truth")
+    header = ["calibration error, %"] + [f"temperature {t:g} <small>{who}</small>"
+                                         for t, who in zip(TEMPERATURES, ("the paper's", "the released code's"))]
+    said = f"On test, temperature 1 against 2: {'; '.join(sentences)}. " if sentences else ""
+    return paragraph(said + spread_note(len(labels))) + table(header, rows)
+
+
+def confidence_figure(page: Page) -> str:
+    panels, shares = [], []
+    for m, modality in enumerate(MODALITIES):
+        r = reliabilities(page.saved, page.saved.labels, "test", m)
+        panels.append(figures.confidence(f"test, {modality}", r))
+        unsure = [100 * x.count[5:10].sum() / x.count.sum() for x in r.values()]  # the middle third of 15 bins
+        shares.append(f"{modality} {unsure[0]:.0f} % and {unsure[1]:.0f} %")
+    return page.figure("confidence", panels, "How sure the labels are", (
+        "How many labels fall into each of the bins above. A higher temperature pulls labels towards the middle: "
+        f"between 1/3 and 2/3 lie, at temperature 1 and 2, {'; '.join(shares)} of the labels."))
+
+
+def distance_of(saved: Saved, labels: Labels, split: str, m: int) -> evidence.DistanceAccuracy | None:
+    return evidence.accuracy_by_distance(labels.logits[split][m], labels.thresholds[m], saved.truth(split)[m],
+                                         saved.weak(split))
+
+
+def distance_figure(page: Page) -> str:
+    """Is farther from the threshold more certain? The text says what came out."""
+    saved, panels, sentences = page.saved, [], []
+    for m, modality in enumerate(MODALITIES):
+        curves = {}
+        for split in ("val", "test"):
+            found = saved.has_truth(split) and distance_of(saved, saved.labels, split, m)
+            if found:
+                curves[split] = found
+        if not curves:
+            raise FileNotFoundError("dense truth of val or test, with labels and finite thresholds")
+        panels.append(figures.distance(modality, curves))
+        split, d = list(curves.items())[-1]
+        ups, steps = int((np.diff(d.accuracy) > 0).sum()), len(d.accuracy) - 1
+        seeds = [100 * x.concordance for y in saved.labels_of_all_seeds if (x := distance_of(saved, y, split, m))]
+        farther = "" if np.isnan(seeds).any() else (  # NaN: all labels are right, or all wrong
+            f", and a right label lies farther away than a wrong one in {100 * d.concordance:.0f} % of all pairs ("
+            + (f"{min(seeds):.0f} to {max(seeds):.0f} % over all seeds; " if len(seeds) > 1 else "")
+            + "50 %: distance says nothing)")
+        sentences.append(
+            f"{modality.capitalize()}, {split}: {100 * d.accuracy[0]:.0f} % of the labels nearest to the threshold are "
+            f"right and {100 * d.accuracy[-1]:.0f} % of the farthest; the share rises in {ups} of {steps} steps"
+            f"{farther}."
+            + (f" Classes left out because their threshold is -inf: {d.left_out}." if d.left_out else ""))
+    return page.figure("distance", panels, "Is farther from the threshold more certain?", (
+        "That is the claim soft labels rest on. Labels are sorted by the distance of their logit from the class's "
+        f"threshold and cut into {evidence.DISTANCE_BINS} bins of equal count; the height is how often the hard label "
+        f"is right. If the claim holds, curves rise. {' '.join(sentences)}"))
+
+
+# ---------------------------------------------------------------------------------------------
+# 5  Timelines
+# ---------------------------------------------------------------------------------------------
+
+
+def timeline_figure(page: Page) -> str:
+    saved = page.saved
+    truth, predicted = saved.truth("test"), saved.predictions
+    score = 100 * video_scores(*predicted, *truth)["seg_type"].numpy()  # (N,)
+    chosen = evidence.choose_videos(score, *truth)
+    try:
+        weak = saved.weak("test")
+        soft = [uwav.soft_labels(z, theta, weak, saved.training.temperature).numpy()
+                for z, theta in zip(saved.labels.logits["test"], saved.labels.thresholds)]  # (N, T, C) each
+        without = ""
+    except FileNotFoundError as error:
+        soft, without = [None, None], f" Soft labels are missing: {page.said(error)}."
+    panels, names = [], []
+    for kind, n in chosen.items():
+        arrays = (*predicted, *truth)
+        shown = np.flatnonzero(np.any([x[n].any(0).numpy() for x in arrays], axis=0))  # classes true or predicted
+        for m, modality in enumerate(MODALITIES):
+            panels.append(figures.timeline(
+                f"{kind}: {modality}", modality, [saved.classes[c] for c in shown], truth[m][n][:, shown].numpy(),
+                None if soft[m] is None else soft[m][n][:, shown], predicted[m][n][:, shown].numpy()))
+        names.append(f"{kind}: {saved.index['llp']['videos']['test'][n]}, {score[n]:.0f}")
+    return page.figure("timelines", panels, "Truth, soft labels and prediction, second by second", (
+        "Per class three strips: filled, the truth; shaded, the teacher's soft label, the more opaque the more "
+        "certain; hatched, what the parser predicts. Labels know which classes occur in the video, the parser does "
+        "not. The videos of the test split with the best, median and worst segment-level Type (of equals, the one with "
+        "the most events), and the one in which what is audible and what is visible coincide least. "
+        f"Video and its Type: {escape('; '.join(names))}.{without}"))
+
+
+# ---------------------------------------------------------------------------------------------
+# 6  Classes and modalities
+# ---------------------------------------------------------------------------------------------
+
+
+def class_figure(page: Page) -> str:
+    saved = page.saved
+    pred, truth = saved.predictions, saved.truth("test")
+    f = {modality: evidence.class_f_scores(pred[m], truth[m]) for m, modality in enumerate(MODALITIES)}
+    order = np.argsort(-sum(np.nan_to_num(x) for x in f.values()), kind="stable")
+    names = [saved.classes[c] for c in order]
+    seconds = [x.float().sum((0, 1)).numpy()[order] for x in truth]
+    scores = {modality: x[order] for modality, x in f.items()}
+    panels = [figures.dots("F-score of the parser", "F-score of the class, %", names, scores),
+              figures.dots("how much of it there is", "true seconds in the test split", names,
+                           dict(zip(MODALITIES, seconds)), percent=False)]
+    return page.figure("classes", panels, "The parser, class by class", (
+        "Segment-level F-score of UWAV on the test split, counted over all seconds of all videos, and how many seconds "
+        f"of each class there are to find. Best: {escape(names[0].replace('_', ' '))}; "
+        f"worst: {escape(names[-1].replace('_', ' '))}. A class without a mark is neither true nor predicted."))
+
+
+def threshold_figure(page: Page) -> str:
+    saved = page.saved
+    truth, weak = saved.truth("val"), saved.weak("val")
+    panels, infinite = [], []
+    for m, modality in enumerate(MODALITIES):
+        theta, logit = saved.labels.thresholds[m].numpy(), saved.labels.logits["val"][m]
+        order = np.argsort(theta, kind="stable")
+        infinite += [f"{saved.classes[c].replace('_', ' ')} ({modality})" for c in order if np.isinf(theta[c])]
+        spans = {}
+        for name, value in (("true seconds", 1), ("other seconds", 0)):
+            bounds = np.full((len(theta), 2), np.nan)
+            for c in range(len(theta)):
+                z = logit[..., c][(weak[:, None, c] > 0) & (truth[m][..., c] == value)].numpy()  # (M,)
+                if len(z):
+                    bounds[c] = np.quantile(z, [0.1, 0.9])
+            spans[f"logits of {name}, middle 80 %"] = bounds[order]
+        drawn = np.where(np.isinf(theta), np.nan, theta)[order]
+        panels.append(figures.dots(modality, "teacher's logit", [saved.classes[c] for c in order],
+                                   {"threshold": drawn}, spans, percent=False))
+    return page.figure("thresholds", panels, "Thresholds of the teacher's logits", (
+        "For each class the threshold of best F1 on val, sorted, over the logits of the seconds in which the class is "
+        "there and of those in which it is not (videos with the class in their weak label only). The less the two bars "
+        "overlap, the better the teacher tells seconds apart; if they coincide, labels are little better than the "
+        "weak label. " + (f"Threshold -inf, so every second of a video with the class is labelled: "
+                          f"{escape(', '.join(infinite))}." if infinite else "")))
+
+
+def confusion_figure(page: Page) -> str:
+    saved = page.saved
+    counts = evidence.modality_confusion(*saved.predictions, *saved.truth("test"))
+    total = counts.sum(1)
+    sentences = [f"{100 * counts[r, r] / total[r]:.0f} % of what is {name} is predicted as such, "
+                 f"{100 * counts[r, 2] / total[r]:.0f} % as both, {100 * counts[r, 3] / total[r]:.0f} % is missed"
+                 for r, name in ((0, "audible only"), (1, "visible only")) if total[r]]
+    if total[2]:
+        sentences.append(f"of what is both, {100 * counts[2, 2] / total[2]:.0f} % is predicted as both and "
+                         f"{100 * counts[2, 3] / total[2]:.0f} % is missed")
+    return page.figure("confusion", [figures.confusion(counts)], "Audible, visible or both", (
+        "Each second of each class in the test videos, by what it truly is (row) and what the parser says (column); "
+        "per cell the share of its row and the count. The last row holds false alarms; what is neither in truth nor in "
+        f"prediction is left out. {'; '.join(sentences)}."))
+
+
+# ---------------------------------------------------------------------------------------------
+# 7  Class balance and mixup
+# ---------------------------------------------------------------------------------------------
+
+
+def balance_table(page: Page) -> str:
+    saved, rows = page.saved, []
+    weak, config = saved.weak("train"), saved.training
+    for m, modality in enumerate(MODALITIES):
+        b = evidence.balance(saved.labels.logits["train"][m], saved.labels.thresholds[m], weak, config.W,
+                             config.balance_sum)
+        ratio = f"{b['w_pos'] / b['w_neg']:.1f}" if b["w_neg"] else "–"
+        rows.append([modality, f"{100 * b['rate']:.2f} %", f"{b['w_pos']:.2f}", f"{b['w_neg']:.2f}", ratio])
+    return paragraph(
+        "Few entries of the label table (video, second, class) are positive. Eq. 7-8 therefore let the classes of the "
+        "video's weak label weigh w_pos in the loss and all others w_neg. Computed from the hard labels of the "
+        f"training set, with W = {config.W:g}" + (", and, as in the released code, times the number of classes." if
+                                         config.balance_sum else ".")) + table(
+        ["modality", "positive entries", "w_pos", "w_neg", "w_pos / w_neg"], rows)
+
+
+def mixup_figure(page: Page) -> str:
+    saved, panels = page.saved, []
+    weak, config = saved.weak("train"), saved.training
+    for m, modality in enumerate(MODALITIES):
+        soft = uwav.soft_labels(saved.labels.logits["train"][m], saved.labels.thresholds[m], weak, config.temperature)
+        pair = evidence.mixed_pair(soft, config.alpha, config.batch, saved.seed)
+        if pair:
+            panels.append(figures.mixed_labels(modality, saved.classes, pair))
+    if not panels:
+        raise FileNotFoundError("an example of mixup: no two segments of the training set are labelled differently")
+    return page.figure("mixup", panels, "Mixed labels", (
+        "Mixup adds the features of two segments of the batch with weights lambda and 1 - lambda, and asks the "
+        "classifier for the equally mixed labels, so the uncertainty of both is kept. Shown is the first pair with "
+        f"different classes in a batch of {config.batch} training videos, drawn with seed {saved.seed}; "
+        f"lambda ~ Beta({config.alpha:g}, {config.alpha:g})."))
+
+
+# ---------------------------------------------------------------------------------------------
+# The whole page
+# ---------------------------------------------------------------------------------------------
+
+
+def build(saved: Saved, pictures: Path) -> str:
+    page = Page(saved.run, pictures, saved)
+    page.lead(data_notice)
+    page.section("What ran", data_table, settings_table, stage_table)
+    page.section("Scores", score_tables, difference_figure, sweep_figure, label_table, label_figure)
+    page.section("Training", teacher_figure, parser_figure, rate_figure)
+    page.section("Uncertainty", reliability_figure, calibration_table, confidence_figure, distance_figure)
+    page.section("Timelines", timeline_figure)
+    page.section("Classes and modalities", class_figure, confusion_figure, threshold_figure)
+    page.section("Class balance and mixup", balance_table, mixup_figure)
+    return page.html()
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Pictures of a run: training curves and timelines of test videos.")
+    parser = argparse.ArgumentParser(description="RUN/report.html: scores, pictures and what they mean, in one page.")
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of run_all.sh")
-    parser.add_argument("--seed", type=int, default=0, help="which seed's run to show (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="which seed's run the pictures show (default: 0)")
+    parser.add_argument("--data", type=Path, help="packed folder that the run was made from (default: RUN/data)")
     options = parser.parse_args(arguments)
     with one_sentence_errors():
-        seed = options.run / f"seed{options.seed}"
-        predictions = sorted(seed.glob("*/full/predictions_test.npz"))  # base before clip_clap
-        if not predictions:
-            raise FileNotFoundError(f"{seed}: no evaluated HAN in it; run `bash run_all.sh` first")
-        features = predictions[0].parts[-3]
-        figures = {"curves": curves(seed, features), "timelines": timelines(options.run / "data", predictions[0])}
-        for name, figure in figures.items():
-            path = options.run / f"{name}.png"
-            with atomic(path) as temporary:
-                figure.savefig(temporary, dpi=110)
-            print(f"{path}: written")
+        saved = Saved(options.run, options.seed, options.data or options.run / "data")
+        if not saved.data.is_dir() and not saved.folder.is_dir():
+            raise FileNotFoundError(f"{options.run}: holds neither data nor {saved.folder.name}; "
+                                    "run `bash run_all.sh` first")
+        text = build(saved, options.run / "pictures")
+        with atomic(options.run / "report.html") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        print(f"{options.run / 'report.html'}: written, {len(text) / 1e6:.1f} MB; its pictures are in "
+              f"{options.run / 'pictures'}")
 
 
 if __name__ == "__main__":

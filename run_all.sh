@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# UWAV from nothing to two tables. Finished stages are not run again; an interrupted one continues.
+# UWAV from nothing to two tables and a report. Finished stages are not run again; an interrupted one continues.
 set -euo pipefail
 
 usage() {
@@ -17,6 +17,7 @@ bash run_all.sh test [pytest options]    set up and run the tests
   --device NAME    cpu or cuda (default: cuda where there is a GPU)
   --fast           train in bf16 and, on a GPU, with compiled kernels
   --fetch          download the published annotations and CLIP/CLAP features into the folder of --data
+  --sweep          also train UWAV with alpha and W varied, one at a time
   --fresh          throw away what earlier runs left in the output folder
   -- OPTIONS       passed on to every training stage, e.g. -- --set epochs=1
 
@@ -49,6 +50,7 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
 # ---- options ----
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
+called="bash run_all.sh $*"
 if [ "${1:-}" = test ]; then
     shift
     setup "test,features,onnx${UWAV_EXTRAS:+,$UWAV_EXTRAS}" \
@@ -56,12 +58,13 @@ if [ "${1:-}" = test ]; then
     exec "$python" -m pytest "$@"
 fi
 
-data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' extra=()
+data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' sweep='' extra=()
 while [ $# -gt 0 ]; do
     case $1 in
         --fresh) fresh=yes; shift; continue ;;
         --fetch) fetch=yes; shift; continue ;;
         --fast) fast=yes; shift; continue ;;
+        --sweep) sweep=yes; shift; continue ;;
         -h | --help) usage; exit 0 ;;
         --) shift; extra=("$@"); break ;;
         --data | --llp | --unav | --out | --seeds | --preset | --features | --device)
@@ -82,17 +85,42 @@ fi
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
 setup onnx "torch, numpy, tqdm, matplotlib, onnx, onnxscript, onnxruntime"
 if [ -n "$fresh" ]; then
-    rm -rf "$out"/data "$out"/bundle "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt "$out"/*.png
+    rm -rf "$out"/data "$out"/bundle "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt \
+        "$out"/stages.tsv "$out"/report.html "$out"/pictures
 fi
 
 # ---- the stages ----
 
+# stages.tsv gets a line for every stage that ran: date, seconds, outcome, title, commit, machine, command. The outcome
+# is `new` if the stage made results, `kept` if it found them there; only the former tells what the results cost.
+commit=$(if [ -e .git ]; then git rev-parse --short HEAD; fi 2>/dev/null || true)
+if [ -n "$commit" ] && ! git diff --quiet HEAD; then commit="$commit and local changes"; fi
+machine=$("$python" -c 'import importlib.metadata, os, platform
+print("%s %s, %s CPU cores, Python %s, PyTorch %s" % (platform.system(), platform.machine(), os.cpu_count(),
+      platform.python_version(), importlib.metadata.version("torch")))')
+if [ "$device" != cpu ] && command -v nvidia-smi >/dev/null; then
+    machine="$machine, $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 || true)"
+fi
+title=''
+mkdir -p "$out"
+
+record() { # record OUTCOME of the stage $title
+    printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$(date '+%Y-%m-%d %H:%M')" $((SECONDS - started)) "$1" "$title" \
+        "${commit:-unknown}" "$machine" "${called//$'\t'/ }" >>"$out/stages.tsv"
+    title=''
+    rm -f "$out/.started"
+}
+trap '[ -z "$title" ] || record interrupted' EXIT
+
 stage() { # stage TITLE COMMAND...
-    local started=$SECONDS
+    title=$1 started=$SECONDS
     number=$((${number:-0} + 1))
-    printf '\n== %d. %s\n   %s\n' "$number" "$1" "${*:2}"
+    printf '\n== %d. %s\n   %s\n' "$number" "$title" "${*:2}"
+    touch "$out/.started"
     "${@:2}"
     echo "   done in $((SECONDS - started)) s"
+    if [ -n "$(find "$out" -newer "$out/.started" \( -name '*.pt' -o -name 'labels_*.npz' -o -name index.json \
+        -o -name bundle.json \) -print -quit)" ]; then record new; else record kept; fi
 }
 
 packed=$out/data seed=$out/seed0
@@ -120,9 +148,10 @@ stage "Train the HAN with soft labels, class balance and mixup (Eq. 5-9)" \
 stage "Score it on the test split" \
     "$python" uwav.py evaluate "$packed" "$seed/$first/full/han.pt" ${device:+--device "$device"}
 stage "Ablation: every row of the paper's table, seeds: $seeds" \
-    "$python" uwav.py ablate "$packed" "$out" --seeds "$seeds" ${features:+--features "$features"} "${train_options[@]}"
+    "$python" uwav.py ablate "$packed" "$out" --seeds "$seeds" ${features:+--features "$features"} \
+    ${sweep:+--sweep} "${train_options[@]}"
 stage "Export the parser to ONNX, every file checked against PyTorch" \
     "$python" export_onnx.py "$out" "$out/bundle" --features "$first"
-stage "Pictures: training curves, timelines of test videos" "$python" report.py "$out"
+stage "Report: pictures and report.html" "$python" report.py "$out"
 echo
-echo "Everything is in $out; all of it took $SECONDS s."
+echo "Everything is in $out; all of it took $SECONDS s. Open $out/report.html in a browser."

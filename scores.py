@@ -15,7 +15,16 @@ MIN_IOU = 0.5  # for an event to be found
 
 def parsing_scores(audio_pred: Tensor, visual_pred: Tensor,
                    audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
-    """The field's ten scores in percent, from (N, T, C) arrays of 0 / 1.
+    """The field's ten scores in percent, from (N, T, C) arrays of 0 / 1: means of `video_scores` over the videos."""
+    mean = {name: f.mean() for name, f in video_scores(audio_pred, visual_pred, audio_truth, visual_truth).items()}
+    for level in LEVELS:  # the mean of the three means: that of the videos' Type but for the last bit
+        mean[f"{level}_type"] = (mean[f"{level}_a"] + mean[f"{level}_v"] + mean[f"{level}_av"]) / 3
+    return dict(zip(mean, (100 * torch.stack(list(mean.values()))).tolist()))
+
+
+def video_scores(audio_pred: Tensor, visual_pred: Tensor,
+                 audio_truth: Tensor, visual_truth: Tensor) -> dict[str, Tensor]:
+    """The ten scores of every video, from 0 to 1: (N, T, C) arrays of 0 / 1 -> name -> (N,).
 
     seg_* compare seconds, event_* compare events (maximal runs of positive seconds). a, v, av: audible, visible, both;
     type: mean of these three; event: counts of a and v pooled before the F-score.
@@ -24,14 +33,14 @@ def parsing_scores(audio_pred: Tensor, visual_pred: Tensor,
               for x in (audio_pred, visual_pred, audio_truth, visual_truth)]  # (N, C, T) each
     occurs = torch.stack([x.any(-1) for x in arrays]).any(0)  # (N, C): few classes of a video are predicted or true,
     ap, vp, at, vt = (x[occurs] for x in arrays)  # (R, T): only these rows need counting
-    names, values = [], []
-    for level, counts in (("seg", segment_counts), ("event", event_counts)):
+    scores = {}
+    for level, counts in LEVELS.items():
         found = torch.stack([counts(ap, at), counts(vp, vt), counts(ap & vp, at & vt)])  # (3 kinds, 3 counts, R)
         a, v, av = found.new_zeros(3, 3, *occurs.shape).masked_scatter(occurs, found)  # (3, N, C) each
-        f = [mean_f_score(x) for x in (a, v, av)]
-        names += [f"{level}_{kind}" for kind in ("a", "v", "av", "type", "event")]
-        values += [*f, sum(f) / 3, mean_f_score(a + v)]
-    return dict(zip(names, (100 * torch.stack(values)).tolist()))
+        f_a, f_v, f_av = (f_scores(x) for x in (a, v, av))  # (N,) each
+        values = (f_a, f_v, f_av, (f_a + f_v + f_av) / 3, f_scores(a + v))
+        scores |= {f"{level}_{kind}": x for kind, x in zip(("a", "v", "av", "type", "event"), values)}
+    return scores
 
 
 def segment_counts(pred: Tensor, truth: Tensor) -> Tensor:
@@ -69,10 +78,18 @@ def count_runs_with(hit: Tensor, start: Tensor) -> Tensor:
     return marked.scatter_reduce_(-1, start.long(), hit.byte(), "amax").sum(-1)
 
 
-def mean_f_score(counts: Tensor) -> Tensor:
-    """Counts (3, N, C) -> mean over videos of the mean F over the classes predicted or true; 1 if there are none."""
+def f_scores(counts: Tensor) -> Tensor:
+    """Counts (3, N, C) -> (N,): each video's mean F over the classes predicted or true; 1 if there are none."""
     tp, fp, fn = counts.double()
     size = 2 * tp + fp + fn  # (N, C); 0: the class is neither predicted nor true
     f = 2 * tp / size.clamp(min=1)
     present = (size > 0).sum(-1)  # (N,)
-    return torch.where(present > 0, f.sum(-1) / present.clamp(min=1), 1.0).mean()
+    return torch.where(present > 0, f.sum(-1) / present.clamp(min=1), 1.0)
+
+
+def mean_f_score(counts: Tensor) -> Tensor:
+    """Counts (3, N, C) -> mean over videos."""
+    return f_scores(counts).mean()
+
+
+LEVELS = {"seg": segment_counts, "event": event_counts}

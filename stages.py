@@ -2,9 +2,9 @@
 
     packed data --pretrain--> teacher.pt --label--> labels_teacher.npz --train--> han.pt --evaluate--> scores.json
 
-`ablate` runs all of it for every row of the ablation and every seed, and prints the two tables. A stage whose
-result is there already, made with the same settings from the same inputs, is not run again; one that was
-interrupted continues.
+`ablate` runs all of it for every row of the ablation and every seed, and prints two tables and the differences between
+rows. A stage whose result is there already, made with the same settings from the same inputs, is not run again; one
+that was interrupted continues.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import evidence
 import ranks
 import uwav
 from annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data import FEATURE_SETS, TargetSplit, load_source, load_target, load_text
-from features import RANDOM_SOURCE, atomic, one_sentence_errors, read_index, reason, write_json
+from features import RANDOM_SOURCE, atomic, one_sentence_errors, read_array, read_index, reason, write_json
+from scores import video_scores
 
 # What the paper reports for LLP, for orientation beside our numbers.
 PAPER_LABELS = {  # Table 2
@@ -52,6 +54,11 @@ ROWS = {
     "soft_mixup": ("soft + mixup", "soft_mixup", "teacher"),
     "full": ("all (UWAV)", "full", "teacher"),
 }
+# Which rows are compared: the paper's claims, one step at a time, then all of it.
+COMPARISONS = (("valor", "binary"), ("binary", "soft"), ("soft", "soft_reweight"), ("soft", "soft_mixup"),
+               ("soft", "full"), ("valor", "full"), ("video_only", "full"))
+# `--sweep`: "full" with one field varied at a time. The grid is ours; it holds the published values, 1.7 and 0.5.
+SWEEP = {"alpha": (0.5, 1.0, 1.7, 3.0), "W": (0.25, 0.5, 1.0, 2.0)}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -303,16 +310,36 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     return scores
 
 
+def read_predictions(path: Path) -> tuple[Tensor, Tensor]:
+    """What `evaluate` wrote, gated: audio and visual (N, T, C) of 0 / 1. Raises FileNotFoundError or ValueError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; make it with `python uwav.py evaluate`")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            probabilities = [torch.from_numpy(file[k]) for k in ("video", "audio", "visual")]
+    except Exception as error:  # zip and npy raise a dozen kinds
+        raise ValueError(f"{path}: not a file of predictions ({reason(error)})") from None
+    return uwav.gated_predictions(*probabilities)
+
+
+def read_truth(data: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Dense truth of a packed folder: audio and visual (N, T, C) uint8. Raises FileNotFoundError."""
+    paths = [data / "llp" / split / f"{m}.npy" for m in ("audio", "visual")]
+    if not all(path.exists() for path in paths):
+        raise FileNotFoundError(f"the {split} split has no dense truth ({paths[0]})")
+    return tuple(torch.from_numpy(read_array(path)) for path in paths)
+
+
 def one_line(scores: dict[str, float]) -> str:
     return "  ".join(f"{name} {scores[name]:.1f}" for name in SCORES if name in scores)
 
 
 # ---------------------------------------------------------------------------------------------
-# ablate: every row, every seed, two tables
+# ablate: every row, every seed, two tables, and what separates the rows
 # ---------------------------------------------------------------------------------------------
 
 
-def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) -> None:
+def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, sweep: bool = False) -> None:
     """All stages for every seed, feature set and row -> run/seed*/..., run/ablation.json, run/tables.txt.
 
     Layout: labels_segment.npz, seedK/{teacher.pt, labels_teacher.npz}, seedK/FEATURES/ROW/{han.pt, scores_test.json}.
@@ -323,7 +350,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) 
     need_source(context.data, index)
     packed = {*index["llp"]["features"], None}
     features = features or [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
-    label_scores, scores = {"segment": [], "teacher": []}, {}
+    label_scores, scores, swept = {"segment": [], "teacher": []}, {}, {}
     label(context, run, None)
     for k in range(seeds):
         seeded, folder = replace(context, seed=context.seed + k), run / f"seed{context.seed + k}"
@@ -338,12 +365,38 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None) 
                 train(seeded, out, labels, setting, feature_set)
                 result = evaluate(seeded, out / "han.pt", "test", out)
                 scores.setdefault(feature_set, {}).setdefault(row, []).append(result)
-    write_json(run / "ablation.json", dict(seeds=[context.seed + k for k in range(seeds)], source=index["source"],
-                                           labels=label_scores, scores=scores))
-    text = tables(label_scores, scores, index["source"])
+            for name, values in SWEEP.items() if sweep else ():
+                for value in values:
+                    result = sweep_one(seeded, folder / feature_set, name, value, feature_set)
+                    swept.setdefault(feature_set, {}).setdefault(name, {}).setdefault(str(value), []).append(result)
+    seed_numbers = [context.seed + k for k in range(seeds)]
+    differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
+    write_json(run / "ablation.json", dict(
+        seeds=seed_numbers, source=index["source"], preset=context.preset, overrides=context.overrides,
+        labels=label_scores, scores=scores, differences=differences, sweep=swept))
+    text = tables(label_scores, scores, index["source"]) + "".join(
+        [difference_table(f, d, seeds) for f, d in differences.items()] + [sweep_table(f, x) for f, x in swept.items()])
     with atomic(run / "tables.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
+
+
+def sweep_one(context: Context, folder: Path, name: str, value: float, features: str) -> dict[str, float]:
+    """Scores of row "full" with one field of TrainConfig set; the row itself where that changes nothing."""
+    out = folder / f"full_{name}_{value:g}"
+    if getattr(context.config(uwav.PRESETS[context.preset].train), name) == value:
+        out = folder / "full"
+    changed = replace(context, overrides=(*context.overrides, f"{name}={value}"))
+    train(changed, out, folder.parent / "labels_teacher.npz", "full", features)
+    return evaluate(changed, out / "han.pt", "test", out)
+
+
+def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> list[dict]:
+    """evidence.paired_differences between the rows of a finished ablation, from its saved predictions."""
+    truth = read_truth(data, "test")
+    scores = {row: [video_scores(*read_predictions(run / f"seed{k}" / features / row / "predictions_test.npz"), *truth)
+                    for k in seeds] for row in ROWS}
+    return evidence.paired_differences(scores, COMPARISONS)
 
 
 def tables(label_scores: dict, scores: dict, source: object) -> str:
@@ -372,6 +425,37 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
             lines.append(table_row(ROWS[row][0], [cell([v[c] for v in values]) for c in SCORES] + [paper_type]))
         lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
     return "\n".join([*lines, "", note, ""])
+
+
+def difference_table(features: str, differences: list[dict], seeds: int) -> str:
+    """Paired differences as text, segment- and event-level Type."""
+    shown = ("seg_type", "event_type")
+    kind = "points [95% interval over videos]" + (", ± over seeds" if seeds > 1 else "")
+    lines = ["", f"Paired differences on the test split, features {features}: {kind}",
+             f"{'':68s}" + "".join(f"{s:>30s}" for s in shown)]
+    for d in differences:
+        cells = []
+        for score in shown:
+            x = d["scores"][score]
+            low, high = x["interval"]
+            spread = f" ±{statistics.stdev(x['by_seed']):.1f}" if seeds > 1 else ""
+            cells.append(f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]{spread}")
+        title = f"{ROWS[d['first']][0]} -> {ROWS[d['second']][0]}"
+        lines.append(f"{title:68s}" + "".join(f"{c:>30s}" for c in cells))
+    note = ("The interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
+            "they are; it does not cover the training seed.")
+    return "\n".join([*lines, "", note, ""])
+
+
+def sweep_table(features: str, swept: dict[str, dict[str, list[dict]]]) -> str:
+    """The sweep as text; the grid is ours."""
+    lines = ["", f"All (UWAV) with one setting varied at a time, features {features} (the grid is ours)",
+             table_row("", ["seg_type", "ev_type"])]
+    for name, values in swept.items():
+        for value, scores in values.items():
+            cells = [cell([s[c] for s in scores]) for c in ("seg_type", "event_type")]
+            lines.append(table_row(f"{name} = {value}", cells))
+    return "\n".join([*lines, ""])
 
 
 def paper_column(feature_set: str, source: object) -> bool:
@@ -437,10 +521,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("val", "test"), default="test")
     sub.add_argument("--out", type=Path,
                      help="folder for scores_SPLIT.json and predictions_SPLIT.npz; None: that of the checkpoint")
-    sub = command("ablate", "every stage, every row of the ablation, every seed; prints both tables", trains=True)
+    sub = command("ablate", "every stage, every row of the ablation, every seed; prints the tables", trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
     sub.add_argument("--features", choices=FEATURE_SETS, nargs="+", help="None: all that were packed")
+    grid = "; ".join(f"{field}: {', '.join(map(str, values))}" for field, values in SWEEP.items())
+    sub.add_argument("--sweep", action="store_true", help=f"also train UWAV with one setting varied at a time ({grid})")
     return parser
 
 
@@ -463,7 +549,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.command == "evaluate":
             evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent)
         else:
-            ablate(context, options.out, options.seeds, options.features)
+            ablate(context, options.out, options.seeds, options.features, options.sweep)
         ranks.disconnect()
 
 

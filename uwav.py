@@ -428,14 +428,18 @@ def segment_loss(logit: Tensor, label: Tensor, weak: Tensor,
     return (weight * F.binary_cross_entropy_with_logits(logit.float(), label, reduction="none")).mean()
 
 
+def mix(x: Tensor, lam: float | Tensor, perm: Tensor) -> Tensor:
+    """Each of the M segments of x (M, D) mixed with another: lam of itself, 1 - lam of the one that perm names."""
+    return lam * x + (1 - lam) * x[perm]
+
+
 def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | Tensor, perm: Tensor) -> Tensor:
     """L_mix of one modality: segments mixed across the batch, judged by equally mixed labels.
 
     feat (B, T, h), label (B, T, C), lam in [0, 1], perm a permutation of the B * T segments.
     """
     feat, label = feat.flatten(0, 1), label.flatten(0, 1)  # (B T, h), (B T, C)
-    mixed_feat = lam * feat + (1 - lam) * feat[perm]  # (B T, h)
-    mixed_label = lam * label + (1 - lam) * label[perm]  # (B T, C)
+    mixed_feat, mixed_label = mix(feat, lam, perm), mix(label, lam, perm)  # (B T, h), (B T, C)
     return F.binary_cross_entropy_with_logits(classifier(mixed_feat).float(), mixed_label)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,6 @@ import torch
 import data
 import demo_world
 import features
-import report
 import stages
 import uwav
 from layout import write_source
@@ -81,6 +81,36 @@ def test_scores_in_the_tables_are_those_of_the_saved_predictions(world, finished
     scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), *truth)
     assert scores == pytest.approx(json.loads((folder / "scores_test.json").read_text()))
     assert scores == pytest.approx(json.loads((finished / "ablation.json").read_text())["scores"]["clip_clap"]["full"][1])
+
+
+def test_differences_between_rows_are_those_of_the_saved_scores_by_seed(finished):
+    content = json.loads((finished / "ablation.json").read_text())
+    rows, differences = content["scores"]["clip_clap"], content["differences"]["clip_clap"]
+    assert [(d["first"], d["second"]) for d in differences] == list(stages.COMPARISONS)
+    for d in differences:
+        assert list(d["scores"]) == list(stages.SCORES)
+        for score, x in d["scores"].items():
+            assert x["by_seed"] == pytest.approx([b[score] - a[score] for a, b in zip(rows[d["first"]], rows[d["second"]])], abs=1e-9)
+            assert x["interval"][0] <= x["mean"] <= x["interval"][1]
+    full = differences[-1]["scores"]["seg_type"]
+    text = (finished / "tables.txt").read_text()
+    assert "L_video only (HAN) -> all (UWAV)" in text and f"{full['mean']:+.1f} [{full['interval'][0]:+.1f}, {full['interval'][1]:+.1f}]" in text
+
+
+def test_sweep_trains_one_setting_at_a_time_and_keeps_the_row_itself(world, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "SWEEP", {"alpha": (0.5, 1.7), "W": (0.25, 0.5)})
+    shutil.copytree(finished, tmp_path / "run")
+    before = (tmp_path / "run/seed0/clip_clap/full/han.pt").stat().st_mtime_ns
+    stages.main(["ablate", str(world), str(tmp_path / "run"), *SMALL, "--set", "epochs=2", "--sweep"])
+    content = json.loads((tmp_path / "run/ablation.json").read_text())
+    swept, full = content["sweep"]["clip_clap"], content["scores"]["clip_clap"]["full"]
+    assert swept["alpha"]["1.7"] == swept["W"]["0.5"] == full and set(swept["W"]) == {"0.25", "0.5"}
+    assert (tmp_path / "run/seed0/clip_clap/full/han.pt").stat().st_mtime_ns == before
+    configs = {name: uwav.load_file(tmp_path / f"run/seed0/clip_clap/{name}/han.pt")["settings"]["training"]
+               for name in ("full", "full_alpha_0.5", "full_W_0.25")}
+    assert configs["full_alpha_0.5"] == configs["full"] | {"alpha": 0.5}
+    assert configs["full_W_0.25"] == configs["full"] | {"W": 0.25}
+    assert "alpha = 0.5" in (tmp_path / "run/tables.txt").read_text()
 
 
 def test_training_writes_its_history_and_keeps_the_best_epoch(world, finished):
@@ -272,11 +302,26 @@ def test_run_all_goes_from_nothing_to_two_tables_and_is_quick_the_second_time(tm
 
     first = run_all()
     assert "Label quality" in first and "Parsing scores" in first and "== 6. Ablation" in first
-    assert "== 7. Export" in first and (tmp_path / "bundle/bundle.json").exists() and (tmp_path / "timelines.png").exists()
+    assert "== 7. Export" in first and (tmp_path / "bundle/bundle.json").exists() and (tmp_path / "report.html").exists()
     started = time.monotonic()
     second = run_all()
     assert "finished before, kept" in second and "exported before, kept" in second and time.monotonic() - started < 90
+    records = [line.split("\t") for line in (tmp_path / "stages.tsv").read_text().splitlines()]
+    outcomes = [(number, r[2]) for number, r in enumerate(records)]
+    assert len(records) == 16 and all(len(r) == 7 for r in records) and not (tmp_path / ".started").exists()
+    assert [n for n, outcome in outcomes if outcome == "new"] == [0, 1, 2, 3, 5, 6]  # all but scores, the report, and the second time
+    assert "PyTorch" in records[0][5] and records[0][6].startswith("bash run_all.sh --out")
     assert first[first.index("Label quality"):].split("\n\n")[:2] == second[second.index("Label quality"):].split("\n\n")[:2]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="run_all.sh needs a POSIX shell")
+def test_run_all_notes_a_stage_that_was_stopped(tmp_path):
+    pytest.importorskip("onnxscript", reason="run_all.sh would install it")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", ROOT / "run_all.sh", "--out", tmp_path, "--", "--set", "epoch=1"], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and "no such field" in result.stderr
+    records = [line.split("\t") for line in (tmp_path / "stages.tsv").read_text().splitlines()]
+    assert [r[2] for r in records] == ["new", "interrupted"] and records[1][3].startswith("Pre-train")
 
 
 def test_run_all_refuses_contradicting_and_unknown_options():
@@ -296,18 +341,3 @@ def test_both_feature_sets_run_from_packed_files(tmp_path):
     assert "features base" in tables and "features clip_clap" in tables and "ANOTHER DATASET" not in tables
     model = uwav.load_model(tmp_path / "run/seed0/base/full/han.pt")
     assert (model.config.audio_dim, model.config.visual_2d_dim, model.config.visual_3d_dim) == (128, 2048, 512)
-
-
-# ---- pictures ----
-
-
-def test_report_draws_both_pictures_from_saved_numbers(world, finished):
-    (finished / "data").symlink_to(world)
-    report.main([str(finished)])
-    for name in ("curves.png", "timelines.png"):
-        assert (finished / name).read_bytes().startswith(b"\x89PNG") and (finished / name).stat().st_size > 10_000
-
-
-def test_report_without_a_run_says_what_is_missing(tmp_path):
-    with pytest.raises(SystemExit, match="no evaluated HAN in it"):
-        report.main([str(tmp_path)])
