@@ -18,7 +18,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from features import atomic, one_sentence_errors, read_array, read_index
+from features import read_index
+from files import atomic, one_sentence_errors, read_array
 from stages import ROWS
 from uwav import gated_predictions, parsing_scores
 
