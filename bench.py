@@ -47,7 +47,7 @@ import features
 import ranks
 import uwav
 from data import FEATURE_SETS, SourceSplit, TargetSplit
-from features import one_sentence_errors, write_json
+from files import one_sentence_errors, write_json
 from scores import parsing_scores
 
 TRAIN, VAL, TEST, T, C = 10_000, 649, 1_200, features.LLP_SEGMENTS, len(features.LLP_CLASSES)  # LLP

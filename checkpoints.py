@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ranks
-from features import atomic, reason
+from files import atomic, reason
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
 
@@ -60,8 +60,7 @@ class Run:
         if self.saving_took <= SAVING_SHARE * (started - self.saved_at):
             state = dict(settings=self.settings, weights=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
                          history=self.history, best_score=self.best_score, best_weights=self.best_weights)
-            with atomic(self.state_path) as temporary:
-                torch.save(state, temporary)
+            save_file(self.state_path, state)
             self.saved_at = time.monotonic()
             self.saving_took = self.saved_at - started
 
@@ -73,10 +72,17 @@ class Run:
         if ranks.RANK == 0:
             checkpoint = dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
                               score=self.best_score, weights=self.best_weights)
-            with atomic(self.path) as temporary:
-                torch.save(checkpoint, temporary)
+            save_file(self.path, checkpoint)
             self.state_path.unlink(missing_ok=True)
         return self.model.eval()
+
+
+def save_file(path: Path, content: dict) -> None:
+    with atomic(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # of its zip writer
+            raise OSError(reason(error)) from None
 
 
 def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:

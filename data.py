@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features import read_array
+from files import read_array
 
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays in a packed folder.
 FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}

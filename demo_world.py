@@ -40,8 +40,8 @@ from tqdm import tqdm
 
 from annotations import (LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit,
                          read_llp, read_unav)
-from features import (atomic, make_index, one_sentence_errors, read_index, start_or_continue, write_annotations,
-                      write_array, write_json)
+from features import make_index, read_index, start_or_continue, write_annotations
+from files import atomic, one_sentence_errors, write_array, write_json, working_in
 from scores import parsing_scores
 from uwav import fit_thresholds, hard_labels
 
@@ -448,7 +448,8 @@ def main(arguments: list[str] | None = None) -> None:
     with one_sentence_errors():
         if options.command == "make":
             llp, unav = options.llp and read_llp(options.llp), options.unav and read_unav(options.unav)
-            make(options.out, WorldConfig(seed=options.seed), llp, unav)
+            with working_in(options.out):
+                make(options.out, WorldConfig(seed=options.seed), llp, unav)
         else:
             config = calibrate(WorldConfig())
             print(f"calibrated: audio_noise = {config.audio_noise:.2f}, visual_noise = {config.visual_noise:.2f}")

@@ -51,7 +51,8 @@ import uwav
 from annotations import LLP_CLASSES, LLP_SEGMENTS
 from data import FEATURE_SETS, load_target, load_text
 from encoders import quiet
-from features import LLP_FEATURES, atomic, one_sentence_errors, read_index, write_json
+from features import LLP_FEATURES, read_index
+from files import atomic, one_sentence_errors, write_json, working_in
 from stages import SCORES, read_labels
 
 OPSET = 20
@@ -584,7 +585,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             source = source_of_run(options.paths[0], options.seed, options.features, options.row, options.data)
         variants = [kind for kind in ("fp16", "int8") if getattr(options, kind)]
-        export_bundle(source, options.paths[-1], options.clip_weights, options.clap_weights, variants)
+        with working_in(options.paths[-1]):
+            export_bundle(source, options.paths[-1], options.clip_weights, options.clap_weights, variants)
         print(f"{options.paths[-1]}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {options.paths[-1]}`")
         if not (options.clip_weights and options.clap_weights):
             print("(without the encoders, which --clip-weights and --clap-weights add: it parses features, not videos)")

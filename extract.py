@@ -33,7 +33,8 @@ from tqdm import tqdm
 import ranks
 import video
 from annotations import LLP_CLASSES, LLP_SEGMENTS, VIDEO_NAMES, read_unav
-from features import SEGMENT_FILES, TEXT_FILES, atomic, reason, write_array, write_json
+from features import SEGMENT_FILES, TEXT_FILES
+from files import atomic, reason, write_array, write_json
 
 PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
@@ -252,7 +253,8 @@ def _work(groups: list[list[Video]], out: Path, encode_images: Encode, encode_so
     segments = LLP_SEGMENTS if options.llp else options.segments
     paths = [v.path for g in groups for v in g]
     clips = ahead(video.read_clips(paths, workers, segments, options.longest), workers)
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         for g in groups:
             good = []
             for v in g:
@@ -267,6 +269,8 @@ def _work(groups: list[list[Video]], out: Path, encode_images: Encode, encode_so
                 note(running.popleft().result())
         while running:
             note(running.popleft().result())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for what is being encoded
     clips.close()
     return counts
 

@@ -22,7 +22,6 @@ it has these in the place of LLP, no `unav`, and of `val` and `test` only what y
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -31,7 +30,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,56 +39,8 @@ from tqdm import tqdm
 
 from annotations import LLP, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from annotations import LLP_CLASSES, LLP_DENSE_FILES, LLPSplit, UnAVSplit  # noqa: F401  (to be had from here, too)
-
-# ---------------------------------------------------------------------------------------------
-# Files: nothing is ever half-written under its final name
-# ---------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success.
-
-    The temporary name is always the same, so what a killed run leaves behind the next run overwrites.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an exception says; its name if it says nothing."""
-    return (str(error) or repr(error)).splitlines()[0]
-
-
-def json_text(content: object) -> str:
-    return json.dumps(content, indent=1) + "\n"
-
-
-def write_json(path: str | Path, content: object) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json_text(content), encoding="utf-8")
-
-
-def write_array(path: str | Path, array: np.ndarray) -> None:
-    with atomic(path) as temporary:
-        np.save(temporary, array)
-
-
-def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
-    """An .npy file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
-    try:
-        return np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: not a complete .npy file ({reason(error)})") from None
-
+from files import (atomic, json_text, leave_signals_to_the_parent, one_sentence_errors, read_array, working_in,
+                   write_array, write_json)
 
 # ---------------------------------------------------------------------------------------------
 # pack: the authors' download, or a folder of your own -> a packed folder
@@ -191,7 +142,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     if missing:  # said before hours of work are spent on the rest
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
     unusable = []
-    with (multiprocessing.get_context(START).Pool(workers or os.cpu_count()) as pool,
+    with (multiprocessing.get_context(START).Pool(workers or os.cpu_count(), leave_signals_to_the_parent) as pool,
           tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar):
         for job in jobs:
             unusable += _fill(job, pool, bar)
@@ -420,15 +371,6 @@ def _finite(x: np.ndarray, path: Path) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def one_sentence_errors() -> Iterator[None]:
-    """Expected failures end a command with one sentence and exit status 1, not with a traceback."""
-    try:
-        yield
-    except (FileNotFoundError, FileExistsError, PermissionError, ValueError) as error:
-        sys.exit(f"error: {error}")
-
-
 FEATURE_PACKAGES = {"open_clip": "open_clip_torch", "laion_clap": "laion-clap", "av": "av"}  # module -> package
 
 
@@ -445,6 +387,11 @@ def _weights(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict[
     files = dict(clip=fetch.clip_weights(options.clip_weights), clap=fetch.clap_weights(options.clap_weights))
     return files, dict(clip_weights=fetch.identity_of_weights(options.clip_weights, files["clip"]),
                        clap_weights=fetch.identity_of_weights(options.clap_weights, files["clap"]))
+
+
+def run_pack(options: argparse.Namespace) -> None:
+    with working_in(options.out):
+        pack(options.source, options.out, options.workers, options.missing)
 
 
 def run_extract(options: argparse.Namespace) -> None:
@@ -471,9 +418,10 @@ def run_extract(options: argparse.Namespace) -> None:
         extract.check(options.videos, options.out, made_with)
         on_gpu = device.startswith("cuda")
         clip, clap = encoders.Clip(files["clip"], device), encoders.ClapAudio(files["clap"], device)
-        extract.extract(options.videos, options.out, clip.images, clap.sounds, made_with, choices, options.workers,
-                        group=options.group or (16 if on_gpu else 4), threads=1 if on_gpu else encoders.cpu_threads(),
-                        retry=options.retry)
+        with ranks.alone_in(options.out):
+            extract.extract(options.videos, options.out, clip.images, clap.sounds, made_with, choices, options.workers,
+                            group=options.group or (16 if on_gpu else 4),
+                            threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry)
     finally:
         ranks.disconnect()
 
@@ -501,7 +449,8 @@ def run_fetch(options: argparse.Namespace) -> None:
     import fetch
 
     datasets = [name for name, wanted in (("LLP", options.llp), ("UnAV", options.unav)) if wanted]
-    fetch.fetch(options.folder, tuple(datasets or ("LLP", "UnAV")), options.mirror)
+    with working_in(options.folder):
+        fetch.fetch(options.folder, tuple(datasets or ("LLP", "UnAV")), options.mirror)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -523,7 +472,7 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
 
     sub = command("pack", "thousands of small .npy files -> a few memory-mapped arrays",
-                  lambda o: pack(o.source, o.out, o.workers, o.missing))
+                  run_pack)
     sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them, or "
                                                     "your own with labels.csv (README, \"Your own data\")")
     sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")

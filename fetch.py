@@ -28,7 +28,8 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from annotations import LLP_DENSE_FILES, LLP_WEAK_FILES, read_llp, read_unav
-from features import LLP_FEATURES, atomic, reason, write_json
+from features import LLP_FEATURES
+from files import atomic, reason, write_json
 
 HUB = "https://huggingface.co"
 ANNOTATIONS = {  # folder of the source layout -> where its annotation files are

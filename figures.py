@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
 
 from evidence import EXPERIENCES, DistanceAccuracy, MixedPair, Reliability
-from features import atomic
+from files import atomic
 
 # light -> dark: drawn in light colours; in SVG each becomes a variable that follows the reader's colour scheme
 INK, PAPER, LINE, FAINT = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"

@@ -8,11 +8,15 @@ the outputs of *all* ranks (`gather`), so they, and with dropout off the weights
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from files import working_in
 
 RANK = int(os.environ.get("RANK", 0))
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -55,6 +59,11 @@ def _meeting_point() -> dict:
 def disconnect() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def alone_in(folder: Path) -> AbstractContextManager:
+    """`files.working_in` for all ranks of this run together."""
+    return working_in(folder) if RANK == 0 else nullcontext()
 
 
 def barrier() -> None:

@@ -24,7 +24,9 @@ from torch import Tensor
 import evidence
 import figures
 import uwav
-from features import LLP_CLASSES, RANDOM_SOURCE, atomic, one_sentence_errors, read_array, read_index
+from annotations import LLP_CLASSES
+from features import RANDOM_SOURCE, read_index
+from files import atomic, one_sentence_errors, read_array
 from page import Page, facts, mean_and_spread, paragraph, table
 from scores import video_scores
 from stages import (PAPER_FULL, PAPER_LABELS, PAPER_TYPE, ROWS, SCORES, SWEEP, Labels, paper_column, read_labels,

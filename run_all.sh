@@ -30,6 +30,8 @@ die() { echo "error: $*" >&2; exit 1; }
 
 # ---- setup: $python can import what we need ----
 
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || die "this needs Python 3.10 or newer, as python3"
+
 setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unless the active python has the modules
     python=python3
     if python3 -c "import $2" 2>/dev/null; then return; fi

@@ -10,10 +10,12 @@ that was interrupted continues.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -26,7 +28,8 @@ import ranks
 import uwav
 from annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data import FEATURE_SETS, TargetSplit, load_source, load_target, load_text
-from features import RANDOM_SOURCE, atomic, one_sentence_errors, read_array, read_index, reason, write_json
+from features import RANDOM_SOURCE, read_index
+from files import atomic, one_sentence_errors, read_array, reason, write_json
 from scores import video_scores
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -129,6 +132,18 @@ def say(line: str) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
+def alone(stage: Callable) -> Callable:
+    """One run at a time in the folder that a stage writes to, its second argument."""
+
+    @functools.wraps(stage)
+    def run(context: Context, out: Path, *options) -> None:
+        with ranks.alone_in(out):
+            return stage(context, out, *options)
+
+    return run
+
+
+@alone
 def pretrain(context: Context, out: Path) -> None:
     """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history), teacher.json (AV F-score on validation and test)."""
     need_source(context.data, read_index(context.data))
@@ -163,6 +178,7 @@ class Labels:
     thresholds: tuple[Tensor, Tensor]  # audio, visual (C,)
 
 
+@alone
 def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") -> None:
     """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz.
 
@@ -257,6 +273,7 @@ def identity_of_checkpoint(path: Path) -> dict | str:
     return uwav.load_file(path).get("settings") or hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
+@alone
 def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str) -> None:
     """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none."""
     index = read_index(context.data)

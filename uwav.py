@@ -42,7 +42,7 @@ import fast
 import ranks
 from checkpoints import Run, load_file
 from data import SourceSplit, TargetSplit
-from features import reason
+from files import reason
 from scores import mean_f_score, parsing_scores, segment_counts
 
 # ---------------------------------------------------------------------------------------------
