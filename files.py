@@ -94,11 +94,15 @@ def working_in(folder: str | Path) -> Iterator[None]:
     """One run at a time in a folder: ValueError if another process is at work there. A killed run leaves no lock."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a") as file:
+    if fcntl is None:
+        yield
+        return
+    directory = os.open(folder, os.O_RDONLY)
+    try:
         give_up = time.monotonic() + PATIENCE
-        while fcntl is not None:
+        while True:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > give_up:
@@ -108,6 +112,8 @@ def working_in(folder: str | Path) -> Iterator[None]:
             except OSError:  # some network file systems have no locks
                 break
         yield
+    finally:
+        os.close(directory)
 
 
 @contextlib.contextmanager
