@@ -63,7 +63,7 @@ SEGMENT_FILES = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name i
 TEXT_FILES = {"clap": ("feats_CLAP/event_feats/all_event_feats.npy", 512),
               "clip": ("feats_CLIP/event_feats/all_event_feats.npy", 768)}
 FORMAT = 1  # of the packed folder; raised when its layout changes
-CHUNK = 64  # videos a worker takes at a time
+CHUNK = 32  # videos a worker takes at a time
 START = "fork" if sys.platform == "linux" else "spawn"  # how workers start: at once, or as new Python processes
 
 
