@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from files import is_plain_name, read_json
+from files import CONTROL, is_plain_name, read_json
 
 # ---------------------------------------------------------------------------------------------
 # LLP annotations
@@ -143,19 +143,19 @@ def _youtube_id(filename: str, path: Path, line: int) -> str:
 def _file_name(video: str, path: Path, line: int) -> str:
     """The id of a video, which is the name of its files."""
     if not is_plain_name(video):
-        raise ValueError(f"{path}, line {line}: {video[:200]!r} cannot be a video's id, as it cannot be a file's name")
+        raise ValueError(f"{path}, line {line}: {video!r} cannot be a video's id, as it cannot be a file's name")
     return video
 
 
 def _class_number(name: str, class_index: dict[str, int], path: Path, line: int) -> int:
     if name not in class_index:
-        raise ValueError(f"{path}, line {line}: unknown class {name[:200]!r}; there are {some(list(class_index))}")
+        raise ValueError(f"{path}, line {line}: unknown class {name!r}; there are {some(list(class_index))}")
     return class_index[name]
 
 
 def _seconds(text: str, path: Path, line: int) -> int:
     if not text.isdecimal() or len(text) > 3 or int(text) > LLP_SEGMENTS:
-        raise ValueError(f"{path}, line {line}: {text[:200]!r} is not a whole second from 0 to {LLP_SEGMENTS}")
+        raise ValueError(f"{path}, line {line}: {text!r} is not a whole second from 0 to {LLP_SEGMENTS}")
     return int(text)
 
 
@@ -192,17 +192,17 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
         database = content["database"]
         names = {a["label_id"]: a["label"] for v in database.values() for a in v["annotations"]}
         classes = tuple(names[c] for c in range(len(names)))
-        if len(set(classes)) < max(1, len(classes)):
-            raise ValueError("two classes of one name, or none")
+        if len(set(classes)) < max(1, len(classes)) or any(map(CONTROL.search, classes)):
+            raise ValueError("two classes of one name, or none, or control characters in it")
         splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
         empty = 0
         for video_id, video in database.items():
             if not is_plain_name(video_id) or not 0 < video["duration"] <= UNAV_LONGEST:
-                raise ValueError(f"video {video_id[:200]!r} of {video['duration']} s")
+                raise ValueError(f"video {video_id!r} of {video['duration']} s")
             label = np.zeros((math.ceil(video["duration"]), len(classes)), np.uint8)  # (T, C)
             for annotation in video["annotations"]:
                 (start, end), c = annotation["segment"], annotation["label_id"]
-                if type(c) is not int or not isinstance(classes[c], str) or annotation["label"] != classes[c]:
+                if type(c) is not int or annotation["label"] != classes[c]:
                     raise ValueError(f"class {c!r} of video {video_id!r}")
                 covered = label[max(0, math.floor(start)) : max(0, math.ceil(end)), c]
                 covered[:] = 1
@@ -212,7 +212,7 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
         if without := [name for name, split in splits.items() if not split.ids]:
             raise ValueError(f"no video of subset {' and '.join(without)}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r:.300})") from None
+        raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r})") from None
     if empty:
         report(f"UnAV: {empty} annotations cover no segment of their video (ignored)")
     return UnAV(classes, **splits)
@@ -360,7 +360,7 @@ def _video_id(name: str, path: Path, line: int) -> str:
 
 def _time(text: str, path: Path, line: int) -> float:
     if not TIME.fullmatch(text):
-        raise ValueError(f"{path}, line {line}: {text[:200]!r} is not a time in seconds")
+        raise ValueError(f"{path}, line {line}: {text!r} is not a time in seconds")
     return float(text.replace(",", "."))
 
 

@@ -46,9 +46,12 @@ class Run:
         if best_weights is not None:
             self.model.load_state_dict(best_weights)  # that they fit is known now, not after the last epoch
         self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(optimizer)
+        options = self.optimizer.state_dict()["param_groups"]  # those of the settings, not of the file
+        self.optimizer.load_state_dict(dict(optimizer, param_groups=options))
         for weight, moments in self.optimizer.state.items():
-            if any(x.shape not in ((), weight.shape) for x in moments.values()):
+            x = [moments[k] for k in ("exp_avg", "exp_avg_sq")]
+            wrong = any(m.shape != weight.shape or m.type() != weight.type() or not m.is_contiguous() for m in x)
+            if wrong or not 0 < float(moments["step"]) < math.inf:
                 raise ValueError("its optimizer is of another model")
         if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
             raise ValueError("its history has gaps")

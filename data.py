@@ -45,7 +45,7 @@ def load_target(folder: str | Path, split: str, features: str, device: str | tor
     missing = [n for n in names if n and not (part / f"{n}.npy").exists()]
     if missing:
         raise FileNotFoundError(f"{part}: feature set {features!r} needs {', '.join(missing)}, which was not packed")
-    index = read_index(folder)["llp"]
+    index = _index(folder, "llp", split)
     N, C, T = len(index["videos"][split]), len(index["classes"]), None
     arrays = []
     for name in names:
@@ -55,6 +55,13 @@ def load_target(folder: str | Path, split: str, features: str, device: str | tor
     truth = [None if split == "train" else _load(part / f"{m}.npy", (N, T, C), np.uint8, device)
              for m in ("audio", "visual")]
     return TargetSplit(*arrays, weak, *truth)
+
+
+def _index(folder: str | Path, dataset: str, split: str) -> dict:
+    index = read_index(folder)
+    if dataset not in index or split not in index[dataset]["videos"]:
+        raise ValueError(f"{Path(folder) / 'index.json'}: knows no {split} split of {dataset}")
+    return index[dataset]
 
 
 def _load(path: Path, shape: tuple[int | None, ...], dtype: type, device: str | torch.device) -> Tensor:
@@ -95,7 +102,7 @@ class SourceSplit:
 
 def load_source(folder: str | Path, split: str, device: str | torch.device) -> SourceSplit:
     """Read one split of `unav/` from a packed folder, checked in the same way."""
-    part, index = Path(folder) / "unav" / split, read_index(folder)["unav"]
+    part, index = Path(folder) / "unav" / split, _index(folder, "unav", split)
     path = part / "length.npy"
     length = shaped(read_array(path), (len(index["videos"][split]),), path)
     if length.dtype != np.int64 or length.min() < 1:
@@ -108,6 +115,6 @@ def load_source(folder: str | Path, split: str, device: str | torch.device) -> S
 
 def load_text(folder: str | Path, dataset: str, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """Class text embeddings (C, 512) for audio and (C, 768) for visual; dataset: llp | unav."""
-    C = len(read_index(folder)[dataset]["classes"])
+    C = len(_index(folder, dataset, "train")["classes"])
     return tuple(_load(Path(folder) / dataset / f"text_{name}.npy", (C, size), np.float32, device)
                  for name, (_, size) in TEXT_FILES.items())

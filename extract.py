@@ -21,7 +21,6 @@ import queue
 import re
 import sys
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ import ranks
 import video
 from annotations import LLP_CLASSES, LLP_SEGMENTS, VIDEO_NAMES, read_unav
 from features import SEGMENT_FILES, TEXT_FILES
-from files import atomic, no_links, read_json, reason, write_array, write_json
+from files import CONTROL, atomic, no_links, read_json, reason, write_array, write_json
 
 PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
@@ -196,7 +195,7 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
             raise ValueError(f"{path}: damaged, so nobody knows what made the features beside it; "
                              "choose another folder") from None
         if before != made_with:
-            changed = sorted(k for k in made_with.keys() | before.keys() if before.get(k) != made_with.get(k))
+            changed = sorted(k for k in made_with if before.get(k) != made_with[k]) or ["settings"]
             raise ValueError(f"{path}: the features there were made with other {' and '.join(changed)}; "
                              "choose another folder")
 
@@ -370,7 +369,7 @@ def read_classes(source: str) -> list[str]:
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{source}: not a text file ({reason(error)})") from None
     names = [n for n in names if n]
-    if any(unicodedata.category(c) in ("Cc", "Cs") for n in names for c in n):
+    if any(map(CONTROL.search, names)):
         raise ValueError(f"{source}: not a text file: control characters in it")
     twice = [n for n, count in collections.Counter(map(readable, names)).items() if count > 1 or not n]
     if not names or twice:

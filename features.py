@@ -38,8 +38,8 @@ from tqdm import tqdm
 
 from annotations import LLP, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from annotations import LLP_CLASSES, LLP_DENSE_FILES, LLPSplit, UnAVSplit  # noqa: F401  (to be had from here, too)
-from files import (atomic, finite, is_plain_name, json_text, leave_signals_to_the_parent, no_links, one_sentence_errors,
-                   read_array, read_json, shaped, working_in, write_array, write_json)
+from files import (CONTROL, atomic, finite, is_plain_name, json_text, leave_signals_to_the_parent, no_links,
+                   one_sentence_errors, read_array, read_json, shaped, working_in, write_array, write_json)
 
 # ---------------------------------------------------------------------------------------------
 # pack: the authors' download, or a folder of your own -> a packed folder
@@ -281,8 +281,8 @@ def _is_index(index: dict) -> bool:
 
 def _is_list_of_names(names: object) -> bool:
     """At least one, and none twice."""
-    return (isinstance(names, list) and len(names) > 0 and all(isinstance(x, str) and x for x in names)
-            and len(set(names)) == len(names))
+    return (isinstance(names, list) and len(names) > 0 and len(set(map(str, names))) == len(names)
+            and all(isinstance(x, str) and x and not CONTROL.search(x) for x in names))
 
 
 def start_or_continue(out: Path, index: dict) -> None:

@@ -170,6 +170,10 @@ def extract_features(archive: Path, folder: Path) -> int:
                     shutil.copyfileobj(source, out)  # the checksum is verified at its end
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise BrokenArchive(f"{archive}: not a whole zip file ({reason(error)}); fetch again") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the beginning of the archive
+            raise
+        raise BrokenArchive(f"{archive}: not a whole zip file; fetch again") from None
     return len(members)
 
 

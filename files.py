@@ -62,18 +62,18 @@ def no_links(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-UNPLAIN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff/\\\\]")  # control and half characters, slashes
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and line ends, and halves of characters
 
 
 def is_plain_name(name: object) -> bool:
     """Whether an id may become a file name: it stays in its folder, on any system, and fits on one line."""
-    return (isinstance(name, str) and name not in ("", ".", "..") and not UNPLAIN.search(name)
-            and Path(name).name == name and len(name.encode()) <= 200)
+    return (isinstance(name, str) and name not in ("", ".", "..") and not CONTROL.search(name)
+            and not set(name) & {"/", "\\"} and Path(name).name == name and len(name.encode()) <= 200)
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an exception says; its name if it says nothing."""
-    return (str(error) or repr(error)).splitlines()[0]
+    """The first line of what an exception says, if that is not endless; its name if it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 
 def json_text(content: object) -> str:

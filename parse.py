@@ -28,6 +28,7 @@ WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were th
 AT_ONCE = 16  # pictures or sounds through an encoder
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
 FORMAT = 1  # of the bundle
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that no class name has and a terminal may obey
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
 # A tensor of an .onnx file may name another file, anywhere, to take its numbers from, under the key "location": a
 # string in protobuf, after a byte that ends its length, 8 (or 0, if that is written longer than needed).
@@ -53,7 +54,7 @@ class Bundle:
             numbers, checksums = [self.window, *self.sizes.values()], [f["sha256"] for f in self.files.values()]
             whole = (all(type(n) is int and n > 0 for n in numbers) and all(isinstance(c, str) for c in checksums)
                      and 0 < self.gate < 1 and {"audio", "visual_2d"} <= self.sizes.keys()
-                     and isinstance(self.classes, list) and all(isinstance(name, str) for name in self.classes)
+                     and not any(map(CONTROL.search, self.classes))
                      and 0 < len(set(self.classes)) == len(self.classes))
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"{path}: no such file; make a bundle with export_onnx.py") from None
@@ -105,7 +106,7 @@ class Bundle:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or repr(error)).splitlines()[0]
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 
 @contextlib.contextmanager

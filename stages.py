@@ -265,7 +265,7 @@ def read_labels(path: Path, device: str) -> Labels:
         every = [*thresholds, *(x for pair in logits.values() for x in pair)]
         if len(sizes) > 1 or any(x.dtype != np.float32 or np.isnan(x).any() for x in every):
             raise ValueError("its arrays do not fit together")
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a label file ({error!r:.200})") from None
     audio, visual = (torch.from_numpy(x).to(device) for x in thresholds)
     return Labels(settings, {s: tuple(torch.from_numpy(x).to(device) for x in pair) for s, pair in logits.items()},
