@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Container
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from files import CONTROL, is_plain_name, read_json
 
 # ---------------------------------------------------------------------------------------------
 # LLP annotations
@@ -73,13 +74,17 @@ def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
     place: dict[str, tuple[str, int]] = {}  # filename -> (split, row)
     ids: dict[str, list[str]] = {}
     weak: dict[str, np.ndarray] = {}
+    seen: set[str] = set()
     for split, file in LLP_WEAK_FILES.items():
         rows = _read_tsv(folder / file, ("filename", "event_labels"))
-        ids[split] = [_youtube_id(row["filename"]) for _, row in rows]
+        if not rows:
+            raise ValueError(f"{folder / file}: no video in it")
+        ids[split] = [_youtube_id(row["filename"], folder / file, line) for line, row in rows]
         weak[split] = np.zeros((len(rows), len(LLP_CLASSES)), np.uint8)  # (N, C)
         for n, (line, row) in enumerate(rows):
-            if row["filename"] in place:
+            if ids[split][n] in seen:
                 raise ValueError(f"{folder / file}, line {line}: the video {row['filename']} is listed twice")
+            seen.add(ids[split][n])
             place[row["filename"]] = (split, n)
             for name in row["event_labels"].split(","):
                 weak[split][n, _class_number(name, class_index, folder / file, line)] = 1
@@ -116,7 +121,7 @@ def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
 def _read_tsv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of a tab-separated file whose header has at least `columns`."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, delimiter="\t")
             missing = [c for c in columns if c not in (reader.fieldnames or ())]
             if missing:
@@ -130,9 +135,16 @@ def _read_tsv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
     return rows
 
 
-def _youtube_id(filename: str) -> str:
+def _youtube_id(filename: str, path: Path, line: int) -> str:
     """`<id>_<start>_<end>` -> `<id>`; ids may hold underscores themselves."""
-    return re.sub(r"_\d+_\d+$", "", filename)
+    return _file_name(re.sub(r"_\d+_\d+$", "", filename), path, line)
+
+
+def _file_name(video: str, path: Path, line: int) -> str:
+    """The id of a video, which is the name of its files."""
+    if not is_plain_name(video):
+        raise ValueError(f"{path}, line {line}: {video!r} cannot be a video's id, as it cannot be a file's name")
+    return video
 
 
 def _class_number(name: str, class_index: dict[str, int], path: Path, line: int) -> int:
@@ -142,7 +154,7 @@ def _class_number(name: str, class_index: dict[str, int], path: Path, line: int)
 
 
 def _seconds(text: str, path: Path, line: int) -> int:
-    if not text.isdecimal() or int(text) > LLP_SEGMENTS:
+    if not text.isdecimal() or len(text) > 3 or int(text) > LLP_SEGMENTS:
         raise ValueError(f"{path}, line {line}: {text!r} is not a whole second from 0 to {LLP_SEGMENTS}")
     return int(text)
 
@@ -152,6 +164,7 @@ def _seconds(text: str, path: Path, line: int) -> int:
 # ---------------------------------------------------------------------------------------------
 
 UNAV_SPLITS = ("train", "validation", "test")
+UNAV_LONGEST = 3600  # s: its videos last 10 to 60 s, so a longer one is a mistake
 
 
 @dataclass(frozen=True)
@@ -174,24 +187,30 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
     The class list is read from the file, in the order of `label_id`. Annotations that cover nothing
     inside their video are counted and ignored. Raises FileNotFoundError, or ValueError naming the cause.
     """
+    content = read_json(json_path)
     try:
-        with open(json_path, encoding="utf-8") as file:
-            database = json.load(file)["database"]
+        database = content["database"]
         names = {a["label_id"]: a["label"] for v in database.values() for a in v["annotations"]}
         classes = tuple(names[c] for c in range(len(names)))
+        if len(set(classes)) < max(1, len(classes)) or any(map(CONTROL.search, classes)):
+            raise ValueError("two classes of one name, or none, or control characters in it")
         splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
         empty = 0
         for video_id, video in database.items():
+            if not is_plain_name(video_id) or not 0 < video["duration"] <= UNAV_LONGEST:
+                raise ValueError(f"video {video_id!r} of {video['duration']} s")
             label = np.zeros((math.ceil(video["duration"]), len(classes)), np.uint8)  # (T, C)
             for annotation in video["annotations"]:
-                start, end = annotation["segment"]
-                covered = label[max(0, math.floor(start)) : max(0, math.ceil(end)), annotation["label_id"]]
+                (start, end), c = annotation["segment"], annotation["label_id"]
+                if type(c) is not int or annotation["label"] != classes[c]:
+                    raise ValueError(f"class {c!r} of video {video_id!r}")
+                covered = label[max(0, math.floor(start)) : max(0, math.ceil(end)), c]
                 covered[:] = 1
                 empty += covered.size == 0
             splits[video["subset"]].ids.append(video_id)
             splits[video["subset"]].labels.append(label)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{json_path}: not a JSON file ({error})") from None
+        if without := [name for name, split in splits.items() if not split.ids]:
+            raise ValueError(f"no video of subset {' and '.join(without)}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r})") from None
     if empty:
@@ -336,7 +355,7 @@ def _video_id(name: str, path: Path, line: int) -> str:
     video = name[: -len(ending)] if (ending := Path(name).suffix).lower() in VIDEO_NAMES else name
     if not video:
         raise ValueError(f"{path}, line {line}: no video is named")
-    return video
+    return _file_name(video, path, line)
 
 
 def _time(text: str, path: Path, line: int) -> float:

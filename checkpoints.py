@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import zipfile
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,13 +32,30 @@ class Run:
         self.state_path = path.with_suffix(".state.pt")
         if self.state_path.exists():
             state = load_file(self.state_path, next(model.parameters()).device)
-            if state["settings"] != settings:
+            if state.get("settings") != settings:
                 raise ValueError(f"{self.state_path}: an unfinished run with other settings or other data; "
                                  "delete it or choose another folder")
-            model.load_state_dict(state["weights"])
-            optimizer.load_state_dict(state["optimizer"])
-            self.history, self.best_score = state["history"], state["best_score"]
-            self.best_weights = state["best_weights"]
+            try:
+                self._restore(**state)
+            except Exception as error:  # PyTorch raises a dozen kinds
+                raise ValueError(f"{self.state_path}: not the state of this run ({reason(error)}); delete it to begin "
+                                 "again") from None
+
+    def _restore(self, settings: dict, weights: dict, optimizer: dict, history: list[dict], best_score: float,
+                 best_weights: dict | None) -> None:
+        if best_weights is not None:
+            self.model.load_state_dict(best_weights)  # that they fit is known now, not after the last epoch
+        self.model.load_state_dict(weights)
+        options = self.optimizer.state_dict()["param_groups"]  # those of the settings, not of the file
+        self.optimizer.load_state_dict(dict(optimizer, param_groups=options))
+        for weight, moments in self.optimizer.state.items():
+            x = [moments[k] for k in ("exp_avg", "exp_avg_sq")]
+            wrong = any(m.shape != weight.shape or m.type() != weight.type() or not m.is_contiguous() for m in x)
+            if wrong or not 0 < float(moments["step"]) < math.inf:
+                raise ValueError("its optimizer is of another model")
+        if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
+            raise ValueError("its history has gaps")
+        self.history, self.best_score, self.best_weights = history, float(best_score), best_weights
 
     @property
     def next_epoch(self) -> int:
@@ -86,11 +104,18 @@ def save_file(path: Path, content: dict) -> None:
 
 
 def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
-    """A file written by torch.save; nothing in it is executed. Raises FileNotFoundError or ValueError."""
+    """A file written by torch.save; nothing in it is executed, and its checksums must agree, at which PyTorch does not
+    look. Raises FileNotFoundError or ValueError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
+        if zipfile.is_zipfile(path):  # PyTorch's older format has no checksums
+            with zipfile.ZipFile(path) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {broken} differs")
         content = torch.load(path, map_location=device, weights_only=True)
+        if isinstance(content, dict):
+            json.dumps(content.get("settings"))  # they are written into what is made from it
     except Exception as error:  # pickle, zip and torch raise a dozen kinds
         raise ValueError(f"{path}: not a readable checkpoint ({reason(error)})") from None
     if not isinstance(content, dict):

@@ -5,6 +5,7 @@ Nothing is read during training. Shapes: N videos in a split, B in a batch, T se
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from files import read_array
+from features import LLP_FEATURES, TEXT_FILES, UNAV_FEATURES, read_index
+from files import read_array, shaped
 
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays in a packed folder.
 FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
@@ -35,18 +37,45 @@ class TargetSplit:
 
 
 def load_target(folder: str | Path, split: str, features: str, device: str | torch.device) -> TargetSplit:
-    """Read one split of `llp/` from a packed folder; features: a key of FEATURE_SETS. Raises FileNotFoundError."""
-    part = Path(folder) / "llp" / split
+    """Read one split of `llp/` from a packed folder; features: a key of FEATURE_SETS.
 
-    def load(name: str | None) -> Tensor | None:
-        path = part / f"{name}.npy"
-        return torch.from_numpy(read_array(path)).to(device) if name and path.exists() else None
-
-    names = FEATURE_SETS[features]
+    Raises FileNotFoundError or ValueError naming the file: all arrays are checked against index.json and each other.
+    """
+    part, names = Path(folder) / "llp" / split, FEATURE_SETS[features]
     missing = [n for n in names if n and not (part / f"{n}.npy").exists()]
     if missing:
         raise FileNotFoundError(f"{part}: feature set {features!r} needs {', '.join(missing)}, which was not packed")
-    return TargetSplit(*(load(n) for n in names), load("weak").float(), load("audio"), load("visual"))
+    index = _index(folder, "llp", split)
+    N, C, T = len(index["videos"][split]), len(index["classes"]), None
+    arrays = []
+    for name in names:
+        arrays.append(name and _load(part / f"{name}.npy", (N, T, LLP_FEATURES[name][2]), np.float16, device))
+        T = arrays[0].shape[1]
+    weak = _load(part / "weak.npy", (N, C), np.uint8, device).float()
+    truth = [None if split == "train" else _load(part / f"{m}.npy", (N, T, C), np.uint8, device)
+             for m in ("audio", "visual")]
+    return TargetSplit(*arrays, weak, *truth)
+
+
+def _index(folder: str | Path, dataset: str, split: str) -> dict:
+    index = read_index(folder)
+    if dataset not in index or split not in index[dataset]["videos"]:
+        raise ValueError(f"{Path(folder) / 'index.json'}: knows no {split} split of {dataset}")
+    return index[dataset]
+
+
+def _load(path: Path, shape: tuple[int | None, ...], dtype: type, device: str | torch.device) -> Tensor:
+    """An array on the device: finite if it is float, of zeros and ones if it is uint8, which only labels are."""
+    x = read_array(path)
+    if x.dtype != dtype:
+        raise ValueError(f"{path}: holds {x.dtype}, expected {np.dtype(dtype)}")
+    tensor = torch.from_numpy(shaped(x, shape, path)).to(device)
+    low, high = map(float, tensor.aminmax())  # of a tensor with NaN both are NaN
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise ValueError(f"{path}: holds NaN or infinite values; pack again")
+    if dtype == np.uint8 and high > 1:
+        raise ValueError(f"{path}: holds {high:.0f}, expected labels of 0 and 1; pack again")
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -72,13 +101,20 @@ class SourceSplit:
 
 
 def load_source(folder: str | Path, split: str, device: str | torch.device) -> SourceSplit:
-    """Read one split of `unav/` from a packed folder."""
-    part = Path(folder) / "unav" / split
-    arrays = (torch.from_numpy(read_array(part / f"{name}.npy")).to(device) for name in ("clap", "clip", "label"))
-    return SourceSplit(*arrays, read_array(part / "length.npy"))
+    """Read one split of `unav/` from a packed folder, checked in the same way."""
+    part, index = Path(folder) / "unav" / split, _index(folder, "unav", split)
+    path = part / "length.npy"
+    length = shaped(read_array(path), (len(index["videos"][split]),), path)
+    if length.dtype != np.int64 or length.min() < 1:
+        raise ValueError(f"{path}: holds {length.dtype} from {length.min()} on, expected whole numbers above 0 (int64)")
+    S = sum(length.tolist())
+    features = (_load(part / f"{name}.npy", (S, size), np.float16, device)
+                for name, (_, size) in UNAV_FEATURES.items())
+    return SourceSplit(*features, _load(part / "label.npy", (S, len(index["classes"])), np.uint8, device), length)
 
 
 def load_text(folder: str | Path, dataset: str, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """Class text embeddings (C, 512) for audio and (C, 768) for visual; dataset: llp | unav."""
-    paths = (Path(folder) / dataset / f"text_{name}.npy" for name in ("clap", "clip"))
-    return tuple(torch.from_numpy(read_array(path)).float().to(device) for path in paths)
+    C = len(_index(folder, dataset, "train")["classes"])
+    return tuple(_load(Path(folder) / dataset / f"text_{name}.npy", (C, size), np.float32, device)
+                 for name, (_, size) in TEXT_FILES.items())

@@ -15,6 +15,7 @@ import pickle
 import sys
 import types
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,6 +48,14 @@ class _TensorsOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
+def _refuse_code(path: Path) -> None:
+    """Reading a TorchScript archive runs its methods `__setstate__`, which may write files; OpenAI's has none."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if b"__setstate__" in archive.read(member):
+                raise ValueError(f"{member.filename} in it would be executed")
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint), OpenAI's TorchScript.
 
@@ -62,6 +71,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         except RuntimeError as error:
             if "TorchScript" not in str(error):
                 raise
+            _refuse_code(path)
             content = torch.jit.load(path, map_location="cpu").state_dict()
             for setting in ("input_resolution", "context_length", "vocab_size"):
                 content.pop(setting, None)

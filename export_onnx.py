@@ -451,11 +451,14 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Pa
 
 def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:
     """Checkpoints of the authors' code."""
-    model = uwav.load_released_han(uwav.load_file(han), heads, visual_3d_dim)
-    C = model.config.classes
+    models = []
+    for path, kind in ((han, uwav.HAN), (teacher, uwav.Teacher)):
+        models.append(path and uwav.load_model(path, "cpu", heads, visual_3d_dim))
+        if path and not isinstance(models[-1], kind):
+            raise ValueError(f"{path}: holds a {type(models[-1]).__name__}, expected a {kind.__name__}")
+    C = models[0].config.classes
     classes = list(LLP_CLASSES) if C == len(LLP_CLASSES) else [f"class {c}" for c in range(C)]
-    return Source(model.eval(), teacher and uwav.load_released_teacher(uwav.load_file(teacher), heads).eval(), classes,
-                  "checkpoints of the authors' code")
+    return Source(*models, classes, "checkpoints of the authors' code")
 
 
 def describe_source(source: Source) -> dict:
@@ -539,7 +542,7 @@ def _complete_bundle(out: Path) -> dict | None:
         files = [*info["files"].values(), *info.get("variants", {}).get("rows", {}).values()]
         whole = all((out / f["file"]).stat().st_size == f["bytes"] for f in files)
         return info if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import collections
 import csv
-import json
 import math
 import os
 import queue
@@ -34,7 +33,7 @@ import ranks
 import video
 from annotations import LLP_CLASSES, LLP_SEGMENTS, VIDEO_NAMES, read_unav
 from features import SEGMENT_FILES, TEXT_FILES
-from files import atomic, reason, write_array, write_json
+from files import CONTROL, atomic, no_links, read_json, reason, write_array, write_json
 
 PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
@@ -102,15 +101,19 @@ class Failures:
             if path.exists():
                 with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
                     rows = csv.reader(line.replace("\0", "") for line in file)  # a power cut may leave zeros
-                    self.causes |= {(row[0], int(row[1])): row[2] for row in rows
-                                    if len(row) == 3 and row[1].isdecimal()}  # a line that was cut off is no line
+                    try:
+                        self.causes |= {(row[0], int(row[1])): row[2] for row in rows  # one that was cut off is no row
+                                        if len(row) == 3 and row[1].isdecimal() and len(row[1]) < 20}
+                    except csv.Error as error:
+                        raise ValueError(f"{path}: damaged ({error}); delete it, and its videos are tried "
+                                         "again") from None
 
     def key(self, path: Path) -> tuple[str, int]:
         return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0
 
     def add(self, path: Path, cause: str) -> None:
         self.causes[self.key(path)] = cause
-        with open(self.own, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with open(self.own, "a", newline="", encoding="utf-8", errors="surrogateescape", opener=no_links) as file:
             csv.writer(file).writerow([*self.key(path), cause])
 
     def merge(self, unfinished: list[Path], same: dict[str, str]) -> dict[str, str]:
@@ -187,12 +190,12 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
     path = out / "extract.json"
     if path.exists():
         try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
+            before = dict(read_json(path))
         except (ValueError, TypeError):
             raise ValueError(f"{path}: damaged, so nobody knows what made the features beside it; "
                              "choose another folder") from None
         if before != made_with:
-            changed = sorted(k for k in made_with.keys() | before.keys() if before.get(k) != made_with.get(k))
+            changed = sorted(k for k in made_with if before.get(k) != made_with[k]) or ["settings"]
             raise ValueError(f"{path}: the features there were made with other {' and '.join(changed)}; "
                              "choose another folder")
 
@@ -366,6 +369,8 @@ def read_classes(source: str) -> list[str]:
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{source}: not a text file ({reason(error)})") from None
     names = [n for n in names if n]
+    if any(map(CONTROL.search, names)):
+        raise ValueError(f"{source}: not a text file: control characters in it")
     twice = [n for n, count in collections.Counter(map(readable, names)).items() if count > 1 or not n]
     if not names or twice:
         raise ValueError(f"{source}: " + (f"a class is there twice: {twice[0]!r}" if names else "no class in it"))

@@ -25,7 +25,6 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import multiprocessing
 import os
 import shutil
@@ -39,8 +38,8 @@ from tqdm import tqdm
 
 from annotations import LLP, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from annotations import LLP_CLASSES, LLP_DENSE_FILES, LLPSplit, UnAVSplit  # noqa: F401  (to be had from here, too)
-from files import (atomic, json_text, leave_signals_to_the_parent, one_sentence_errors, read_array, working_in,
-                   write_array, write_json)
+from files import (CONTROL, atomic, finite, is_plain_name, json_text, leave_signals_to_the_parent, no_links,
+                   one_sentence_errors, read_array, read_json, shaped, working_in, write_array, write_json)
 
 # ---------------------------------------------------------------------------------------------
 # pack: the authors' download, or a folder of your own -> a packed folder
@@ -118,7 +117,8 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         llp, unav = _read_own_folder(source, missing), None
         index = make_index(_kind_of_source(source, "own data"), llp, unav, found)
         index["llp"]["segments"] = llp.segments
-        index["made_with"] = {x: (source / x).read_text(encoding="utf-8") for x in MADE_WITH if (source / x).exists()}
+        index["made_with"] = {x: (source / x).read_text(encoding="utf-8", errors="replace")
+                              for x in MADE_WITH if (source / x).exists()}
     elif (source / "LLP").exists():
         roots = {"llp": source / "LLP", "unav": source / "UnAV"}
         llp, unav, found = _read_published(source, missing)
@@ -134,7 +134,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     for dataset, root in roots.items():
         for name, (file, size) in TEXT_FILES.items():
             path, C = root / file, len(index[dataset]["classes"])
-            text = _finite(_shaped(read_array(path), (C, size), path), path)
+            text = finite(shaped(read_array(path), (C, size), path), path)
             write_array(out / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
 
     jobs = _jobs(roots, out, found, llp, unav)
@@ -167,15 +167,18 @@ def _read_own_folder(source: Path, missing: str) -> LLP:
     """Your labels, of the classes that `text` embedded and the videos that `extract` embedded."""
     path, way_out = source / "text.json", f"`python features.py text CLASSES {source}` makes it"
     try:
-        classes = tuple(json.loads(path.read_text(encoding="utf-8"))["classes"])
+        classes = read_json(path)["classes"]
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file; {way_out}") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: damaged; {way_out}") from None
+    if not _is_list_of_names(classes):
+        raise ValueError(f"{path}: damaged; {way_out}")
     folders = [source / folder for folder in SEGMENT_FILES.values()]
     there = set.intersection(*({f.stem for f in folder.glob("[!.]*.npy")} for folder in folders))
-    lengths = {video: len(read_array(folders[0] / f"{video}.npy", mmap=True)) for video in there}
-    return read_own(source, classes, lengths, missing)
+    paths, size = {video: folders[0] / f"{video}.npy" for video in there}, TEXT_FILES["clap"][1]
+    lengths = {video: len(shaped(read_array(p, mmap=True), (None, size), p)) for video, p in paths.items()}
+    return read_own(source, tuple(classes), lengths, missing)
 
 
 MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
@@ -251,19 +254,41 @@ def read_index(folder: str | Path) -> dict:
         raise FileNotFoundError(f"{path}: no such file, so {folder} is not a (complete) packed folder; "
                                 "make one with `python features.py pack` or `python demo_world.py make`")
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         version = index["format"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not an index of a packed folder") from None
+        complete = version != FORMAT or _is_index(index)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not an index of a packed folder ({error!r:.200})") from None
     if version != FORMAT:
-        raise ValueError(f"{path}: packed in format {version!r}, this code reads {FORMAT}; pack again")
+        raise ValueError(f"{path}: packed in format {version!r:.20}, this code reads {FORMAT}; pack again")
+    if not complete:
+        raise ValueError(f"{path}: damaged: it does not list classes, features and videos as it should; pack again")
     return index
+
+
+def _is_index(index: dict) -> bool:
+    """Whether it lists classes, features, and the videos of every split, whose ids are plain names."""
+    splits = {"llp": set(index["llp"]["videos"]) | {"train"}}
+    if "unav" in index:
+        splits["unav"] = set(UNAV_SPLITS)
+    lists = [x for d in splits for x in (index[d]["classes"], index[d]["features"], *index[d]["videos"].values())]
+    segments = index["llp"].get("segments", LLP_SEGMENTS)
+    return (all(map(_is_list_of_names, lists)) and isinstance(index["source"], str | dict)
+            and splits["llp"] <= set(LLP_WEAK_FILES) and type(segments) is int and segments > 0
+            and all(set(index[d]["videos"]) == names for d, names in splits.items())
+            and all(is_plain_name(i) for d in splits for ids in index[d]["videos"].values() for i in ids))
+
+
+def _is_list_of_names(names: object) -> bool:
+    """At least one, and none twice."""
+    return (isinstance(names, list) and len(names) > 0 and len(set(map(str, names))) == len(names)
+            and all(isinstance(x, str) and x and not CONTROL.search(x) for x in names))
 
 
 def start_or_continue(out: Path, index: dict) -> None:
     """Keep what an interrupted run of the *same* plan left in `out`; throw away anything else it packed."""
     plan = out / "plan.json"
-    if not plan.exists() or plan.read_text(encoding="utf-8") != json_text(index):
+    if not plan.exists() or plan.read_bytes() != json_text(index).encode():
         (out / "index.json").unlink(missing_ok=True)
         for dataset in ("llp", "unav"):
             shutil.rmtree(out / dataset, ignore_errors=True)
@@ -299,8 +324,7 @@ def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
     if job.target.exists():
         bar.update(len(job.ids))
         return []
-    shape_of_part = read_array(job.part, mmap=True).shape if job.part.exists() and job.done.exists() else None
-    if shape_of_part != job.shape:  # a fresh start, or killed while the empty file was being made
+    if not _was_begun(job):
         job.done.unlink(missing_ok=True)
         with atomic(job.part) as temporary:
             np.lib.format.open_memmap(temporary, "w+", np.float16, job.shape).flush()
@@ -320,6 +344,18 @@ def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
     return unusable
 
 
+def _was_begun(job: _Job) -> bool:
+    """Whether an interrupted run left both its files whole; links are not ours."""
+    if not (job.part.is_file() and job.done.is_file()) or job.part.is_symlink() or job.done.is_symlink():
+        return False
+    try:
+        part = read_array(job.part, mmap=True)
+    except ValueError:
+        return False
+    return (part.shape == job.shape and part.dtype == np.float16 and part.flags.c_contiguous
+            and job.done.stat().st_size == len(job.ids))
+
+
 def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, list[str]]:
     """Worker: read, check, average and store some videos; returns how many it saw, what is wrong with their files."""
     job, rows = task
@@ -327,43 +363,26 @@ def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, list[str]]:
     segment = 2 * job.size  # bytes
     header = job.part.stat().st_size - segment * int(job.lengths.sum())
     first = np.cumsum(job.lengths) - job.lengths  # (N,): where each video begins when segments lie end to end
-    with open(job.part, "r+b") as packed, np.errstate(over="ignore", invalid="ignore"):  # refused by _finite
+    with (open(job.part, "r+b", opener=no_links) as packed,
+          np.errstate(over="ignore", invalid="ignore")):  # `finite` refuses these
         for n in rows:
             path, T = job.folder / f"{job.ids[n]}.npy", int(job.lengths[n])
             try:
                 x = read_array(path)
                 if job.vectors is None:
-                    x = pool_to(_shaped(x, (None, job.size), path), T)  # (T, D)
+                    x = pool_to(shaped(x, (None, job.size), path), T)  # (T, D)
                 else:
-                    x = average_groups(_shaped(x, (T * job.vectors, job.size), path), job.vectors)  # (T, D)
+                    x = average_groups(shaped(x, (T * job.vectors, job.size), path), job.vectors)  # (T, D)
                 packed.seek(header + segment * int(first[n]))
-                packed.write(_finite(x.astype(np.float16, order="C"), path))
+                packed.write(finite(x.astype(np.float16, order="C"), path))
                 stored.append(n)
             except (ValueError, FileNotFoundError) as error:
                 errors.append(str(error))
-    with open(job.done, "r+b") as done:
+    with open(job.done, "r+b", opener=no_links) as done:
         for n in stored:
             done.seek(n)
             done.write(b"\1")
     return len(rows), errors
-
-
-def _shaped(x: np.ndarray, shape: tuple[int | None, ...], path: Path) -> np.ndarray:
-    """`x` if it is numeric and of `shape` (None: any length above 0); ValueError otherwise."""
-    if x.dtype.kind not in "fiu":
-        raise ValueError(f"{path}: holds {x.dtype}, expected numbers")
-    wrong = len(x.shape) != len(shape) or any(
-        have == 0 or (want is not None and have != want) for have, want in zip(x.shape, shape))
-    if wrong:
-        expected = ", ".join("L" if s is None else str(s) for s in shape)
-        raise ValueError(f"{path}: has shape {x.shape}, expected ({expected})")
-    return x
-
-
-def _finite(x: np.ndarray, path: Path) -> np.ndarray:
-    if not np.isfinite(x).all():
-        raise ValueError(f"{path}: holds NaN or infinite values (or values beyond half precision)")
-    return x
 
 
 # ---------------------------------------------------------------------------------------------

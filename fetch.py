@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
-import json
 import os
 import re
 import shutil
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from annotations import LLP_DENSE_FILES, LLP_WEAK_FILES, read_llp, read_unav
 from features import LLP_FEATURES
-from files import atomic, reason, write_json
+from files import atomic, is_plain_name, no_links, read_json, reason, write_json
 
 HUB = "https://huggingface.co"
 ANNOTATIONS = {  # folder of the source layout -> where its annotation files are
@@ -56,6 +55,9 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
     """
     part, tag_file = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.tag")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for file in (part, tag_file):
+        if file.is_symlink():  # not ours, and written through it would be another file
+            file.unlink()
     failures, cause, furthest = 0, "", part.stat().st_size if part.exists() else 0
     while failures < ATTEMPTS:
         have = part.stat().st_size if part.exists() else 0
@@ -110,10 +112,11 @@ def _continue(url: str, part: Path, tag_file: Path, have: int) -> int:
         else:
             mode, have, expected = "wb", 0, int(announced)
         if answer.headers.get("ETag"):
-            tag_file.write_text(answer.headers["ETag"])
+            with open(tag_file, "w", opener=no_links) as file:
+                file.write(answer.headers["ETag"])
         else:
             tag_file.unlink(missing_ok=True)
-        with (open(part, mode) as file,
+        with (open(part, mode, opener=no_links) as file,
               tqdm(total=expected, initial=have, unit="B", unit_scale=True, desc=part.stem,
                    disable=expected < BLOCK) as bar):
             while block := answer.read(BLOCK):
@@ -139,21 +142,27 @@ def extract_features(archive: Path, folder: Path) -> int:
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [m for m in opened.infolist() if m.filename.endswith(".npy")]
+            members: dict[str, zipfile.ZipInfo] = {}  # by the name of the file
             for member in opened.infolist():
                 place = PurePosixPath(member.filename.replace("\\", "/"))
-                if place.is_absolute() or ".." in place.parts or ":" in place.parts[0]:
+                if place.is_absolute() or ".." in place.parts or ":" in member.filename:
                     raise ValueError(f"{archive}: holds the name {member.filename!r}, which leads out of its folder")
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise ValueError(f"{archive}: holds a link, {member.filename!r}")
-            members = [m for m in members if not _is_rubbish(m)]
+                if member.is_dir() or not place.name.endswith(".npy") or _is_rubbish(place):
+                    continue
+                if not is_plain_name(place.name) or place.name in members:
+                    raise ValueError(f"{archive}: holds the name {member.filename!r}, which cannot be a file's name or "
+                                     "is there twice")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BrokenArchive(f"{archive}: {member.filename!r} is compressed in an unknown way; fetch again")
+                members[place.name] = member
             if not members:
                 raise ValueError(f"{archive}: holds no .npy file")
-            needed, free = sum(m.file_size for m in members), shutil.disk_usage(_existing(folder)).free
+            needed, free = sum(m.file_size for m in members.values()), shutil.disk_usage(_existing(folder)).free
             if needed > free:
                 raise ValueError(f"{archive}: its files need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-            for member in tqdm(members, desc=f"extract {archive.name}", unit="file"):
-                name = PurePosixPath(member.filename).name
+            for name, member in tqdm(members.items(), desc=f"extract {archive.name}", unit="file"):
                 target = folder / ("event_feats" if name == "all_event_feats.npy" else "segment_feats") / name
                 if target.exists() and target.stat().st_size == member.file_size:
                     continue
@@ -161,12 +170,16 @@ def extract_features(archive: Path, folder: Path) -> int:
                     shutil.copyfileobj(source, out)  # the checksum is verified at its end
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise BrokenArchive(f"{archive}: not a whole zip file ({reason(error)}); fetch again") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the beginning of the archive
+            raise
+        raise BrokenArchive(f"{archive}: not a whole zip file; fetch again") from None
     return len(members)
 
 
-def _is_rubbish(member: zipfile.ZipInfo) -> bool:
+def _is_rubbish(place: PurePosixPath) -> bool:
     """What macOS adds to an archive."""
-    return "__MACOSX" in member.filename or PurePosixPath(member.filename).name.startswith("._")
+    return "__MACOSX" in place.parts or place.name.startswith("._")
 
 
 def _existing(folder: Path) -> Path:
@@ -225,9 +238,10 @@ def _read_notes(path: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
-        raise ValueError(f"{path}: not a JSON file; delete it and fetch again") from None
+        notes = read_json(path)
+        return {name: {"bytes": note["bytes"], "files": note["files"]} for name, note in notes.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: damaged; delete it and fetch again") from None
 
 
 # ---------------------------------------------------------------------------------------------

@@ -6,14 +6,17 @@ a user can bring about ends a command with one sentence and an exit status other
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -34,13 +37,14 @@ except ModuleNotFoundError:  # Windows: runs are not kept apart there
 def atomic(path: str | Path) -> Iterator[Path]:
     """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success.
 
-    The temporary name is always the same, so what a killed run leaves behind the next run overwrites. If the disk is
-    full, or nothing may be written there, the OSError names `path`.
+    The temporary name is always the same, so what a killed run leaves behind the next run removes, and with it a link
+    that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
@@ -53,9 +57,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def no_links(path: str, flags: int) -> int:
+    """For open(..., opener=no_links), where a file is written in place: a link that was put there is not followed."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and line ends, and halves of characters
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether an id may become a file name: it stays in its folder, on any system, and fits on one line."""
+    return (isinstance(name, str) and name not in ("", ".", "..") and not CONTROL.search(name)
+            and not set(name) & {"/", "\\"} and Path(name).name == name and len(name.encode()) <= 200)
+
+
 def reason(error: Exception) -> str:
-    """The first line of what an exception says; its name if it says nothing."""
-    return (str(error) or repr(error)).splitlines()[0]
+    """The first line of what an exception says, if that is not endless; its name if it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 
 def json_text(content: object) -> str:
@@ -75,11 +93,92 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
 def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     """An .npy file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
     try:
-        return np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
+        array = np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("it is an .npz file")
+        return array
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a header is Python code, which can be wrong in a dozen ways; or it declares terabytes
         raise ValueError(f"{path}: not a complete .npy file ({reason(error)})") from None
+
+
+def shaped(x: np.ndarray, shape: tuple[int | None, ...], path: str | Path) -> np.ndarray:
+    """`x` if it is numeric and of `shape` (None: any length above 0); ValueError otherwise."""
+    if x.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: holds {x.dtype}, expected numbers")
+    wrong = len(x.shape) != len(shape) or any(
+        have == 0 or (want is not None and have != want) for have, want in zip(x.shape, shape))
+    if wrong:
+        expected = ", ".join("L" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{path}: has shape {x.shape}, expected ({expected})")
+    return x
+
+
+def finite(x: np.ndarray, path: str | Path) -> np.ndarray:
+    if not np.isfinite(x).all():
+        raise ValueError(f"{path}: holds NaN or infinite values (or values beyond half precision)")
+    return x
+
+
+UNPACKED = 1 << 30  # bytes: a compressed .npz file may not unpack to more
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > max(UNPACKED, os.path.getsize(path)):
+            raise ValueError(f"it would unpack to {size / 1e9:.0f} GB")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if not all(isinstance(x, np.ndarray) for x in arrays.values()):
+            raise ValueError("it holds something else than arrays")
+        return arrays
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except Exception as error:  # zip and npy raise a dozen kinds
+        raise ValueError(f"{path}: not an .npz file of arrays ({reason(error)})") from None
+
+
+def read_json(path: str | Path) -> object:
+    """The content of a JSON file, in which no key stands twice. Raises FileNotFoundError or ValueError naming it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({reason(error)})") from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{key!r:.200} stands there twice")
+    return content
+
+
+def read_history(path: str | Path) -> list[dict]:
+    """The records of a .jsonl file, one an epoch. Raises FileNotFoundError or ValueError naming file and line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; has this run trained?") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a history ({reason(error)})") from None
+    records = []
+    for n, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or record.get("epoch") != n:
+            raise ValueError(f"{path}, line {n}: not the record of epoch {n}")
+        records.append(record)
+    return records
 
 
 # ---------------------------------------------------------------------------------------------

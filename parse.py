@@ -15,7 +15,9 @@ import csv
 import hashlib
 import json
 import os
+import re
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,11 @@ WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were th
 AT_ONCE = 16  # pictures or sounds through an encoder
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
 FORMAT = 1  # of the bundle
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that no class name has and a terminal may obey
+LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
+# A tensor of an .onnx file may name another file, anywhere, to take its numbers from, under the key "location": a
+# string in protobuf, after a byte that ends its length, 8 (or 0, if that is written longer than needed).
+EXTERNAL = re.compile(rb"[\x08\x00]location")
 
 # ---------------------------------------------------------------------------------------------
 # The bundle
@@ -41,15 +48,22 @@ class Bundle:
         try:
             self.info = json.loads(path.read_text(encoding="utf-8"))
             version, self.classes, self.files = self.info["format"], self.info["classes"], self.info["files"]
-            self.feature_set, self.gate = self.info["features"]["set"], float(self.info["gate"])
-            self.window = int(self.info.get("segments", WINDOW))  # longer videos are parsed piece by piece
+            self.feature_set, self.gate = self.info["features"]["set"], self.info["gate"]
+            self.window = self.info.get("segments", WINDOW)  # longer videos are parsed piece by piece
             self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
+            numbers, checksums = [self.window, *self.sizes.values()], [f["sha256"] for f in self.files.values()]
+            whole = (all(type(n) is int and n > 0 for n in numbers) and all(isinstance(c, str) for c in checksums)
+                     and 0 < self.gate < 1 and {"audio", "visual_2d"} <= self.sizes.keys()
+                     and not any(map(CONTROL.search, self.classes))
+                     and 0 < len(set(self.classes)) == len(self.classes))
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"{path}: no such file; make a bundle with export_onnx.py") from None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise ValueError(f"{path}: not the description of a bundle") from None
         if version != FORMAT:
-            raise ValueError(f"{path}: a bundle of format {version!r}, this program reads {FORMAT}")
+            raise ValueError(f"{path}: a bundle of format {version!r:.20}, this program reads {FORMAT}")
+        if not whole:
+            raise ValueError(f"{path}: not the description of a bundle")
         self.wanted, self.providers, self.sessions = provider, {}, {}
 
     def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -57,7 +71,11 @@ class Bundle:
         if name not in self.sessions:
             self.sessions[name] = self._open(name)
         session = self.sessions[name]
-        return dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs)))
+        try:
+            outputs = session.run(None, inputs)
+        except Exception as error:  # onnxruntime's own kinds have no common parent
+            raise ValueError(f"{self.folder / name}.onnx: cannot be run ({_first_line(error)})") from None
+        return dict(zip((o.name for o in session.get_outputs()), outputs))
 
     def _open(self, name: str):
         import onnxruntime
@@ -68,7 +86,10 @@ class Bundle:
         path = self.folder / f"{name}.onnx"
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, though bundle.json names it")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != self.files[name].get("sha256"):
+        content = path.read_bytes()
+        if EXTERNAL.search(content):
+            raise ValueError(f"{path}: keeps weights in other files, which are not read")
+        if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
             raise ValueError(f"{path}: not the file that bundle.json describes (its checksum differs)")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # a GPU that is not there is no news
@@ -79,9 +100,13 @@ class Bundle:
             with _quiet():
                 session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
         except Exception as error:  # onnxruntime's own kinds have no common parent
-            raise ValueError(f"{path}: onnxruntime cannot read it ({str(error).splitlines()[0]})") from None
+            raise ValueError(f"{path}: onnxruntime cannot read it ({_first_line(error)})") from None
         self.providers[name] = session.get_providers()[0].removesuffix("ExecutionProvider")
         return session
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 
 @contextlib.contextmanager
@@ -106,16 +131,21 @@ def _quiet() -> Iterator[None]:
 def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     """The parser's inputs, (T, D) each, from an .npz file. Raises FileNotFoundError or ValueError naming the file."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST:
+                raise ValueError("it would unpack to more than 1 GB")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+        if not all(isinstance(x, np.ndarray) for x in arrays.values()):
+            raise ValueError("it holds something else than arrays")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # zip and npy raise a dozen kinds
-        raise ValueError(f"{path}: not an .npz file ({error})") from None
+        raise ValueError(f"{path}: not an .npz file ({_first_line(error)})") from None
     for name, size in bundle.sizes.items():
         x = arrays.get(name)
         if x is None or x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] != size or not len(x):
-            found = f"{name} is {x.dtype} {x.shape}" if x is not None else f"it has {', '.join(arrays) or 'nothing'}"
+            found = f"{name} is {x.dtype} {x.shape}" if x is not None else f"it has {list(arrays)!r:.200}"
             raise ValueError(f"{path}: the parser needs {name} of shape (T, {size}), but {found}")
         if len(x) != len(arrays["audio"]) or not np.isfinite(x).all():
             raise ValueError(f"{path}: {name} has another length than audio, or NaN or infinite values")
@@ -195,10 +225,15 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
     starts, length = window_starts(T, bundle.window), min(T, bundle.window)
     rows = np.add.outer(starts, np.arange(length))  # (windows, length)
     out = bundle.run("parser", {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()})
+    B, C = len(rows), len(bundle.classes)
+    names = ("audio_prob", "visual_prob", "audio_event", "visual_event", "av_event")
+    shapes = dict.fromkeys(names, (B, length, C)) | {"video_prob": (B, C)}
+    if any(name not in out or out[name].shape != shape for name, shape in shapes.items()):
+        raise ValueError(f"{bundle.folder / 'parser.onnx'}: its outputs are not those of a parser of {C} classes")
     if len(starts) == 1:
         names = ("audio_prob", "visual_prob", "video_prob", "audio_event", "visual_event", "av_event")
         return Parse(bundle.classes, *(out[name][0] for name in names))
-    C, gate = len(bundle.classes), bundle.gate
+    gate = bundle.gate
     windows = np.zeros(T)
     total, admitted = {"audio": np.zeros((T, C)), "visual": np.zeros((T, C))}, np.zeros((T, C), bool)
     for w, row in enumerate(rows):
@@ -267,6 +302,7 @@ def _written(path: Path) -> Iterator[Path]:
     """Write to a temporary name; it becomes `path` only on success."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary.unlink(missing_ok=True)  # of a killed run, or a link to elsewhere
     try:
         yield temporary
         os.replace(temporary, path)
@@ -313,7 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
             write_csv(result, options.csv)
         if options.plot:
             plot(result, options.source.name, options.plot)
-    except (FileNotFoundError, PermissionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: this needs {error.name}: pip install {error.name}")

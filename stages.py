@@ -29,7 +29,7 @@ import uwav
 from annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data import FEATURE_SETS, TargetSplit, load_source, load_target, load_text
 from features import RANDOM_SOURCE, read_index
-from files import atomic, one_sentence_errors, read_array, reason, write_json
+from files import atomic, one_sentence_errors, read_array, read_history, read_npz, reason, write_json
 from scores import video_scores
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -258,14 +258,25 @@ def read_labels(path: Path, device: str) -> Labels:
     """Raises FileNotFoundError or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; make it with `python uwav.py label`")
+    arrays, sizes = read_npz(path), set()
     try:
-        with np.load(path, allow_pickle=False) as file:
-            settings = json.loads(str(file["settings"]))
-            tensors = {k: torch.from_numpy(file[k]).to(device) for k in file.files if k != "settings"}
-        logits = {s: (tensors[f"{s}_audio"], tensors[f"{s}_visual"]) for s in LLP_WEAK_FILES if f"{s}_audio" in tensors}
-        return Labels(settings, logits, (tensors["threshold_audio"], tensors["threshold_visual"]))
-    except Exception as error:  # zip, npy and json raise a dozen kinds
-        raise ValueError(f"{path}: not a label file ({reason(error)})") from None
+        settings = dict(json.loads(str(arrays.pop("settings"))))
+        logits, thresholds = {}, tuple(arrays[f"threshold_{m}"] for m in ("audio", "visual"))
+        for s in LLP_WEAK_FILES:
+            if s == "train" or f"{s}_audio" in arrays:
+                logits[s] = arrays[f"{s}_audio"], arrays[f"{s}_visual"]
+                N, T, C = logits[s][0].shape
+                sizes |= {(T, C), logits[s][1].shape[1:], (T, *thresholds[0].shape), (T, *thresholds[1].shape)}
+                if logits[s][1].shape[0] != N or not all(np.isfinite(x).all() for x in logits[s]):
+                    raise ValueError(f"its logits of {s} hold NaN or are of different numbers of videos")
+        every = [*thresholds, *(x for pair in logits.values() for x in pair)]
+        if len(sizes) > 1 or any(x.dtype != np.float32 or np.isnan(x).any() for x in every):
+            raise ValueError("its arrays do not fit together")
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a label file ({error!r:.200})") from None
+    audio, visual = (torch.from_numpy(x).to(device) for x in thresholds)
+    return Labels(settings, {s: tuple(torch.from_numpy(x).to(device) for x in pair) for s, pair in logits.items()},
+                  (audio, visual))
 
 
 def identity_of_checkpoint(path: Path) -> dict | str:
@@ -293,10 +304,13 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     if path.exists():
         return check_finished(path, uwav.load_file(path).get("settings"), settings)
     data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
+    if labels and labels.logits["train"][0].shape != (*data.audio.shape[:2], data.weak.shape[1]):
+        raise ValueError(f"{labels_path}: holds labels (N, T, C) of {tuple(labels.logits['train'][0].shape)}, but "
+                         f"{context.data} has {(*data.audio.shape[:2], data.weak.shape[1])}")
     pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
     uwav.train_han(path, out.name, data, validation, pseudo, model_config, config, settings)
     if ranks.RANK == 0:
-        history = [json.loads(line) for line in path.with_suffix(".jsonl").read_text().splitlines()]
+        history = read_history(path.with_suffix(".jsonl"))
         if validation:
             best = max(history, key=lambda record: record["val"]["seg_type"])
             say(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")

@@ -28,7 +28,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -695,19 +695,41 @@ def han_scores(model: HAN, data: TargetSplit) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu") -> Teacher | HAN:
-    """A trained model from its checkpoint alone: one of ours, or a state dict of the authors' released code."""
+def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int = 16,
+               visual_3d_dim: int | None = None) -> Teacher | HAN:
+    """A trained model from its checkpoint alone: one of ours, or a state dict of the authors' released code, of which
+    the last two arguments may tell what it does not."""
     content = load_file(path, device)
     try:
         if "kind" in content:
             model_class, config_class = {"Teacher": (Teacher, TeacherConfig), "HAN": (HAN, HANConfig)}[content["kind"]]
-            model = model_class(config_class(**content["config"]))
-            model.load_state_dict(content["weights"])
+            model = _with_weights(model_class, config_class(**content["config"]), content["weights"])
+        elif "fc_prob.weight" in content:
+            model = load_released_han(content, heads, visual_3d_dim)
         else:
-            model = load_released_han(content) if "fc_prob.weight" in content else load_released_teacher(content)
-    except (KeyError, TypeError, RuntimeError) as error:
+            model = load_released_teacher(content, heads)
+    except Exception as error:  # a damaged or hostile file raises a dozen kinds
         raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({reason(error)})") from None
     return model.to(device).eval()
+
+
+def _with_weights(model_class: type, config: TeacherConfig | HANConfig, weights: dict[str, Tensor]) -> Teacher | HAN:
+    """A model that holds these very tensors; it takes no other memory, whatever sizes a damaged config names."""
+    for field in fields(config):
+        value, kind = getattr(config, field.name), type(field.default)
+        if not isinstance(value, (int, float) if kind is float else kind) or not 0 <= value < math.inf:
+            raise ValueError(f"{field.name} = {value!r}")
+    if config.layers > len(weights):
+        raise ValueError(f"layers = {config.layers}")
+    for name, x in weights.items():
+        if not x.is_floating_point() or x.untyped_storage().nbytes() < x.numel() * x.element_size():
+            raise ValueError(f"{name} is of {x.dtype}, or repeats its numbers")
+        if not math.isfinite(x.sum(dtype=torch.float64)):
+            raise ValueError(f"{name} holds NaN or infinite values")
+    with torch.device("meta"):
+        model = model_class(config)
+    model.load_state_dict({name: x.float() for name, x in weights.items()}, assign=True)
+    return model
 
 
 # Names inside an encoder layer and inside an MLP: released code -> here.
@@ -741,9 +763,7 @@ def load_released_teacher(state_dict: dict[str, Tensor], heads: int = 16) -> Tea
         feedforward=weights["audio.layers.0.feedforward.linear1.weight"].shape[0],
         layers=_count_layers(weights, "audio.layers."),
         audio_scale=float(state_dict["a_logit_scale"]), visual_scale=float(state_dict["v_logit_scale"]))
-    model = Teacher(config)
-    model.load_state_dict(weights)
-    return model
+    return _with_weights(Teacher, config, weights)
 
 
 def load_released_han(state_dict: dict[str, Tensor], heads: int = 16, visual_3d_dim: int | None = None) -> HAN:
@@ -768,9 +788,7 @@ def load_released_han(state_dict: dict[str, Tensor], heads: int = 16, visual_3d_
                        visual_3d_dim=visual_3d_dim, hidden=hidden, heads=heads,
                        feedforward=weights["layers.0.feedforward.linear1.weight"].shape[0],
                        layers=_count_layers(weights, "layers."), project_visual=project)
-    model = HAN(config)
-    model.load_state_dict(weights)
-    return model
+    return _with_weights(HAN, config, weights)
 
 
 def _count_layers(weights: dict[str, Tensor], prefix: str) -> int:

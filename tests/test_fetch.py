@@ -177,7 +177,8 @@ def test_archive_is_extracted_into_the_source_layout_whatever_folders_it_has(tmp
     assert files == {"segment_feats/a-_x.npy": npy(10, 768), "event_feats/all_event_feats.npy": npy(25, 768)}
 
 
-@pytest.mark.parametrize("name", ["../evil.npy", "a/../../evil.npy", "/evil.npy", "..\\evil.npy", "C:\\evil.npy"])
+@pytest.mark.parametrize("name", ["../evil.npy", "a/../../evil.npy", "/evil.npy", "..\\evil.npy", "C:\\evil.npy", "C:evil.npy", "a/C:\\evil.npy",
+                                  "\\\\host\\share\\evil.npy", "a\\..\\..\\evil.npy", "//host/evil.npy", "../README.txt"])
 def test_archive_with_a_name_that_leads_out_is_refused_as_a_whole(tmp_path, name):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/x.zip").write_bytes(zip_of({"segment_feats/a.npy": npy(1, 1), name: npy(1, 1)}))

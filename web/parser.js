@@ -42,11 +42,11 @@ export class Bundle {
 
   // The outputs of NAME.onnx by name; inputs are {name: array}.
   async run(name, inputs) {
-    const file = this.info.files[name];
+    const file = Object.hasOwn(this.info.files, name) && this.info.files[name];
     if (!file) throw new Error(`the bundle has no ${name}.onnx: it parses features, not videos`);
     if (!this.sessions[name]) {
-      const bytes = await this.read(file.file);
-      if (bytes.length !== file.bytes) throw new Error(`${file.file}: not the file that bundle.json describes (its size differs)`);
+      const bytes = await this.read(`${name}.onnx`); // not file.file: what a bundle says must not choose what is read
+      if (bytes.length !== file.bytes) throw new Error(`${name}.onnx: not the file that bundle.json describes (its size differs)`);
       this.sessions[name] = await this.ort.InferenceSession.create(bytes);
     }
     const feeds = {};
@@ -201,7 +201,7 @@ export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
     }
     tell(t + 1, T);
   }
-  const random = Object.values(bundle.info.files).filter((file) => file.weights?.weights === "random").map((file) => file.file);
+  const random = Object.entries(bundle.info.files).filter(([, file]) => file.weights?.weights === "random").map(([name]) => `${name}.onnx`);
   if (random.length) notes.push(`${random.join(" and ")}: RANDOM WEIGHTS, a dry run, the events mean nothing`);
   return {features, notes};
 }
