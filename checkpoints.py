@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import ranks
-from files import atomic, reason
+from files import atomic, reason, temporary_of
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
 
@@ -91,7 +91,8 @@ class Run:
             checkpoint = dict(kind=type(self.model).__name__, config=asdict(self.model.config), settings=self.settings,
                               score=self.best_score, weights=self.best_weights)
             save_file(self.path, checkpoint)
-            self.state_path.unlink(missing_ok=True)
+            for path in (self.state_path, temporary_of(self.state_path)):  # the latter if a run was killed writing it
+                path.unlink(missing_ok=True)
         return self.model.eval()
 
 

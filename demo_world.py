@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -337,10 +338,9 @@ def add_distractor(label: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def render_split(truths: list[np.ndarray], present: np.ndarray, g: Geometry, noise: float,
-                 seed: tuple[int, ...], out: np.ndarray) -> None:
-    """Render all videos of a split into `out` (all segments end to end, D), a few at a time."""
+                 seed: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """The embeddings of all videos of a split, a few videos at a time: (segments of those end to end, D)."""
     lengths = np.array([len(t) for t in truths])
-    first = np.concatenate([[0], np.cumsum(lengths)])  # (N + 1,)
     for start in range(0, len(truths), VIDEOS_AT_A_TIME):
         videos = slice(start, min(start + VIDEOS_AT_A_TIME, len(truths)))
         padded = np.zeros((videos.stop - start, lengths[videos].max(), present.shape[1]), np.uint8)  # (n, T, C)
@@ -348,7 +348,7 @@ def render_split(truths: list[np.ndarray], present: np.ndarray, g: Geometry, noi
             row[: len(truth)] = truth
         x = render(padded, present[videos], g, noise, np.random.default_rng((*seed, start)))  # (n, T, D)
         real = np.arange(padded.shape[1]) < lengths[videos, None]  # (n, T)
-        out[first[start] : first[videos.stop]] = x[real]
+        yield x[real]  # (segments, D)
 
 
 def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnAV | None = None) -> dict:
@@ -365,6 +365,7 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     index = make_index(source, data["llp"], data["unav"], list(SIZES))
     if (out / "index.json").exists() and read_index(out) == index:
         print(f"{out}: already complete")
+        (out / "plan.json").unlink(missing_ok=True)
         return index
     start_or_continue(out, index)
     write_annotations(out, data["llp"], data["unav"])
@@ -376,11 +377,12 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
         if not path.exists():
             truths, present = perceived(getattr(data[dataset], split), MODALITY[feature], (config.seed, 3, number))
             shape = (len(truths), LLP_SEGMENTS) if dataset == "llp" else (sum(map(len, truths)),)
-            with atomic(path) as temporary:
-                array = np.lib.format.open_memmap(temporary, "w+", np.float16, (*shape, SIZES[feature]))
-                seed = (config.seed, 4, list(geometry).index((dataset, feature)), number)
-                render_split(truths, present, g, noise_of(config, feature), seed, array.reshape(-1, SIZES[feature]))
-                array.flush()
+            header = dict(descr="<f2", fortran_order=False, shape=(*shape, SIZES[feature]))
+            seed = (config.seed, 4, list(geometry).index((dataset, feature)), number)
+            with atomic(path) as temporary, open(temporary, "wb") as file:  # a memory map would crash on a full disk
+                np.lib.format.write_array_header_1_0(file, header)
+                for x in render_split(truths, present, g, noise_of(config, feature), seed):
+                    file.write(x.astype("<f2"))
     write_json(out / "index.json", index)
     (out / "plan.json").unlink()
     return index
@@ -408,9 +410,9 @@ def segment_label_scores(config: WorldConfig) -> dict[str, float]:
         g = geometry["llp", feature]
         for number, split in ((1, "val"), (2, "test")):
             truths, present = perceived(getattr(llp, split), modality, (config.seed, 3, number))
-            x = np.empty((len(truths) * LLP_SEGMENTS, SIZES[feature]), np.float32)
             seed = (config.seed, 4, list(geometry).index(("llp", feature)), number)
-            render_split(truths, present, g, noise_of(config, feature), seed, x)
+            parts = list(render_split(truths, present, g, noise_of(config, feature), seed))
+            x = np.concatenate(parts, dtype=np.float32)
             similarity = torch.from_numpy(x) @ torch.from_numpy(g.text).T
             logit[split, modality] = similarity.view(len(truths), LLP_SEGMENTS, -1)
     hard = []

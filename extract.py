@@ -89,7 +89,7 @@ def find_videos(folder: Path, llp: bool) -> tuple[list[Video], dict[str, str]]:
 
 
 class Failures:
-    """failures.csv: file, its size, cause. Each rank appends to a file of its own; rank 0 puts them together."""
+    """failures.csv: file, its size, cause. Each rank writes a file of its own; rank 0 puts them together."""
 
     columns = ("file", "bytes", "cause")
 
@@ -113,17 +113,19 @@ class Failures:
 
     def add(self, path: Path, cause: str) -> None:
         self.causes[self.key(path)] = cause
-        with open(self.own, "a", newline="", encoding="utf-8", errors="surrogateescape", opener=no_links) as file:
-            csv.writer(file).writerow([*self.key(path), cause])
+        self._write(self.own, [(*key, cause) for key, cause in self.causes.items()])
+
+    def _write(self, path: Path, rows: list[tuple]) -> None:
+        with atomic(path) as temporary:
+            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                csv.writer(file).writerows(rows)
 
     def merge(self, unfinished: list[Path], same: dict[str, str]) -> dict[str, str]:
         """Write failures.csv: what is known of the videos that have no features now. Only on rank 0."""
         keys = [self.key(path) for path in unfinished]
         rows = [(*key, self.causes[key]) for key in keys if key in self.causes]
         rows += [(*self.key(self.folder / name), cause) for name, cause in same.items()]
-        with atomic(self.out / "failures.csv") as temporary:
-            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file).writerows([self.columns, *sorted(rows)])
+        self._write(self.out / "failures.csv", [self.columns, *sorted(rows)])
         for path in self.out.glob("failures.rank*.csv"):
             path.unlink()
         return {name: cause for name, _, cause in rows}

@@ -30,6 +30,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +40,7 @@ from tqdm import tqdm
 
 from annotations import LLP, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from annotations import LLP_CLASSES, LLP_DENSE_FILES, LLPSplit, UnAVSplit  # noqa: F401  (to be had from here, too)
-from files import (CONTROL, atomic, finite, is_plain_name, json_text, leave_signals_to_the_parent, no_links,
+from files import (CONTROL, atomic, finite, follow_the_parent, is_plain_name, json_text, naming, no_links,
                    one_sentence_errors, read_array, read_json, shaped, working_in, write_array, write_json)
 
 # ---------------------------------------------------------------------------------------------
@@ -127,6 +129,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
     if (out / "index.json").exists() and read_index(out) == index:
         print(f"{out}: already complete")
+        (out / "plan.json").unlink(missing_ok=True)
         return index
     start_or_continue(out, index)
 
@@ -141,11 +144,17 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     missing = [path for job in jobs for path in _missing_files(job)]
     if missing:  # said before hours of work are spent on the rest
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
-    unusable = []
-    with (multiprocessing.get_context(START).Pool(workers or os.cpu_count(), leave_signals_to_the_parent) as pool,
-          tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar):
-        for job in jobs:
-            unusable += _fill(job, pool, bar)
+    unusable, pool = [], ProcessPoolExecutor(workers, multiprocessing.get_context(START), follow_the_parent)
+    pool.submit(os.getpid)  # starts the workers, before tqdm starts a thread
+    try:
+        with tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar:
+            for job in jobs:
+                unusable += _fill(job, pool, bar)
+    except BrokenProcessPool:
+        raise ValueError(f"{out}: a worker process was killed (is memory short?); the same command goes on from here, "
+                         "fewer --workers need less") from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
     write_json(out / "index.json", index)
@@ -319,9 +328,10 @@ def _missing_files(job: _Job) -> list[str]:
     return [str(job.folder / f"{i}.npy") for i in job.ids if f"{i}.npy" not in present]
 
 
-def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
+def _fill(job: _Job, pool: ProcessPoolExecutor, bar: tqdm) -> list[str]:
     """Fill one packed array in parallel, skipping what an earlier run finished; returns what is wrong with files."""
     if job.target.exists():
+        job.done.unlink(missing_ok=True)
         bar.update(len(job.ids))
         return []
     if not _was_begun(job):
@@ -335,7 +345,7 @@ def _fill(job: _Job, pool: multiprocessing.pool.Pool, bar: tqdm) -> list[str]:
     bar.update(len(job.ids) - len(todo))
     bar.set_postfix_str("/".join(job.target.with_suffix("").parts[-3:]))
     unusable = []
-    for count, errors in pool.imap_unordered(_fill_chunk, chunks):
+    for count, errors in pool.map(_fill_chunk, chunks):
         bar.update(count)
         unusable += errors
     if not unusable:
@@ -363,7 +373,7 @@ def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, list[str]]:
     segment = 2 * job.size  # bytes
     header = job.part.stat().st_size - segment * int(job.lengths.sum())
     first = np.cumsum(job.lengths) - job.lengths  # (N,): where each video begins when segments lie end to end
-    with (open(job.part, "r+b", opener=no_links) as packed,
+    with (naming(job.part), open(job.part, "r+b", opener=no_links) as packed,
           np.errstate(over="ignore", invalid="ignore")):  # `finite` refuses these
         for n in rows:
             path, T = job.folder / f"{job.ids[n]}.npy", int(job.lengths[n])
@@ -378,7 +388,7 @@ def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, list[str]]:
                 stored.append(n)
             except (ValueError, FileNotFoundError) as error:
                 errors.append(str(error))
-    with open(job.done, "r+b", opener=no_links) as done:
+    with naming(job.done), open(job.done, "r+b", opener=no_links) as done:
         for n in stored:
             done.seek(n)
             done.write(b"\1")

@@ -111,9 +111,11 @@ def _continue(url: str, part: Path, tag_file: Path, have: int) -> int:
             raise OSError("the server does not say how large the file is")
         else:
             mode, have, expected = "wb", 0, int(announced)
+        if mode == "wb":  # first of all, so that no tag ever stands beside bytes of another file
+            part.unlink(missing_ok=True)
         if answer.headers.get("ETag"):
-            with open(tag_file, "w", opener=no_links) as file:
-                file.write(answer.headers["ETag"])
+            with atomic(tag_file) as temporary:
+                temporary.write_text(answer.headers["ETag"])
         else:
             tag_file.unlink(missing_ok=True)
         with (open(part, mode, opener=no_links) as file,

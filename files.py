@@ -9,7 +9,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -20,6 +22,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import numpy as np
 
@@ -41,20 +44,32 @@ def atomic(path: str | Path) -> Iterator[Path]:
     that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            temporary.unlink(missing_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An OSError while `path` is written names it, which a failed write, of NumPy and of PyTorch too, does not."""
+    try:
+        yield
     except OSError as error:
         if error.filename not in (None, str(temporary), str(path)):  # it is about another file
             raise
         cause = os.strerror(error.errno) if error.errno else "could not be written whole; is the disk full?"
-        raise OSError(error.errno or errno.EIO, cause, str(path)) from None  # NumPy and PyTorch do not say more
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno or errno.EIO, cause, str(path)) from None
 
 
 def no_links(path: str, flags: int) -> int:
@@ -88,6 +103,14 @@ def write_json(path: str | Path, content: object) -> None:
 def write_array(path: str | Path, array: np.ndarray) -> None:
     with atomic(path) as temporary:
         np.save(temporary, array)
+
+
+def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    """An .npz file, put together in memory: after a failed write np.savez prints a traceback from a destructor."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
@@ -186,6 +209,7 @@ def read_history(path: str | Path) -> list[dict]:
 # ---------------------------------------------------------------------------------------------
 
 PATIENCE = 3.0  # s, for the workers of a run that was just killed
+_ours: set[Path] = set()  # folders that this process works in
 
 
 @contextlib.contextmanager
@@ -193,7 +217,8 @@ def working_in(folder: str | Path) -> Iterator[None]:
     """One run at a time in a folder: ValueError if another process is at work there. A killed run leaves no lock."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
+    place = folder.resolve()
+    if place in _ours or fcntl is None:  # a stage of `ablate`
         yield
         return
     directory = os.open(folder, os.O_RDONLY)
@@ -210,8 +235,10 @@ def working_in(folder: str | Path) -> Iterator[None]:
                 time.sleep(0.05)
             except OSError:  # some network file systems have no locks
                 break
+        _ours.add(place)
         yield
     finally:
+        _ours.discard(place)
         os.close(directory)
 
 
@@ -222,7 +249,7 @@ def one_sentence_errors() -> Iterator[None]:
     with _interruptible() as signals:
         try:
             yield
-        except (FileNotFoundError, FileExistsError, ValueError) as error:
+        except ValueError as error:
             sys.exit(f"error: {error}")
         except OSError as error:
             sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
@@ -234,19 +261,18 @@ def one_sentence_errors() -> Iterator[None]:
         except KeyboardInterrupt:
             if not signals:
                 raise
-            sys.stdout.flush()
-            print(f"\nstopped by {signals[0].name}; nothing is lost, the same command goes on from here",
-                  file=sys.stderr, flush=True)
-            os._exit(128 + signals[0])  # threads that still compute are not waited for
+            _stop(signals[0])
 
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[list[signal.Signals]]:
-    """SIGTERM, too, raises KeyboardInterrupt; the list says which signals came."""
+    """SIGTERM, too, raises KeyboardInterrupt; the list says which signals came. The second one does not wait."""
     came: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(signal.Signals(number))
+        if len(came) > 1:
+            _stop(came[0])
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -260,10 +286,25 @@ def _interruptible() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def leave_signals_to_the_parent() -> None:
-    """For worker processes: Ctrl-C reaches them as well, but the process that started them decides."""
+def _stop(number: signal.Signals) -> NoReturn:
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        print(f"\nstopped by {number.name}; nothing is lost, the same command goes on from here",
+              file=sys.stderr, flush=True)
+    os._exit(128 + number)  # threads that still compute are not waited for
+
+
+def follow_the_parent() -> None:
+    """For worker processes: Ctrl-C reaches them as well, but the process that started them decides; they end when it
+    does, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _out_of_memory(error: Exception) -> bool:

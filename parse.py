@@ -300,14 +300,17 @@ def plot(result: Parse, title: str, path: Path) -> None:
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[Path]:
     """Write to a temporary name; it becomes `path` only on success."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     temporary.unlink(missing_ok=True)  # of a killed run, or a link to elsewhere
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # a failed write does not name the file
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
@@ -349,8 +352,10 @@ def main(arguments: list[str] | None = None) -> None:
             write_csv(result, options.csv)
         if options.plot:
             plot(result, options.source.name, options.plot)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: this needs {error.name}: pip install {error.name}")
 

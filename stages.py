@@ -29,7 +29,8 @@ import uwav
 from annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data import FEATURE_SETS, TargetSplit, load_source, load_target, load_text
 from features import RANDOM_SOURCE, read_index
-from files import atomic, one_sentence_errors, read_array, read_history, read_npz, reason, write_json
+from files import (atomic, one_sentence_errors, read_array, read_history, read_npz, reason, write_arrays,
+                   write_json)
 from scores import video_scores
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -118,6 +119,7 @@ def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float 
 def check_finished(path: Path, made_with: dict, settings: dict) -> None:
     if made_with != settings:
         raise ValueError(f"{path}: made with other settings or other data; delete it or choose another folder")
+    path.with_suffix(".state.pt").unlink(missing_ok=True)  # of a run that was killed at its very end
     say(f"{path}: finished before, kept")
 
 
@@ -152,11 +154,16 @@ def pretrain(context: Context, out: Path) -> None:
     config = replace(config, seed=config.seed + context.seed)
     settings = dict(data=context.identity, model=asdict(model_config), training=asdict(config))
     path = out / "teacher.pt"
-    if path.exists() and (out / "teacher.json").exists():
-        return check_finished(path, uwav.load_file(path).get("settings"), settings)
+    if path.exists():
+        check_finished(path, uwav.load_file(path).get("settings"), settings)
+        if (out / "teacher.json").exists():
+            return
     train, validation, test = (load_source(context.data, s, context.device) for s in UNAV_SPLITS)
     text = load_text(context.data, "unav", context.device)
-    model = uwav.train_teacher(path, train, validation, text, model_config, config, settings)
+    if path.exists():  # but it was not scored
+        model = uwav.load_model(path, context.device)
+    else:
+        model = uwav.train_teacher(path, train, validation, text, model_config, config, settings)
     scores = {s: uwav.teacher_score(model, split, text) for s, split in (("validation", validation), ("test", test))}
     if ranks.RANK == 0:
         write_json(out / "teacher.json", scores)
@@ -211,8 +218,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") 
     for s in [s for s, x in splits.items() if x.audio_truth is not None]:
         hard = [uwav.hard_labels(z, theta, splits[s].weak) for z, theta in zip(logits[s], thresholds)]
         quality[s] = uwav.parsing_scores(*hard, splits[s].audio_truth, splits[s].visual_truth)
-    with atomic(path) as temporary:
-        np.savez(temporary, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
+    write_arrays(path, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
     if any(weakly.values()):
         quality["weak_thresholds"] = weakly
         print(f"{path}: thresholds from weak labels alone: "
@@ -334,9 +340,10 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     data = context.target(split, features)
     probabilities = uwav.han_probabilities(model, data)
     scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), data.audio_truth, data.visual_truth)
-    with atomic(out / f"predictions_{split}.npz") as temporary:
-        np.savez(temporary, **{k: p.cpu().numpy() for k, p in zip(("video", "audio", "visual"), probabilities)})
-    write_json(out / f"scores_{split}.json", scores)
+    with ranks.alone_in(out):
+        named = zip(("video", "audio", "visual"), probabilities)
+        write_arrays(out / f"predictions_{split}.npz", **{k: p.cpu().numpy() for k, p in named})
+        write_json(out / f"scores_{split}.json", scores)
     print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
     return scores
 
@@ -370,6 +377,7 @@ def one_line(scores: dict[str, float]) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
+@alone
 def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, sweep: bool = False) -> None:
     """All stages for every seed, feature set and row -> run/seed*/..., run/ablation.json, run/tables.txt.
 

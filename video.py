@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -289,7 +290,13 @@ def _start_decoder(context: multiprocessing.context.SpawnContext,
                    *arguments) -> tuple[Connection, multiprocessing.Process]:
     ours, theirs = context.Pipe()
     process = context.Process(target=_decoder, args=(theirs, *arguments), daemon=True)
-    process.start()
+    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C is for us: else one that is still importing shows a traceback
+        resource_tracker.ensure_running()  # which would undo this, were it started by start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        process.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:
+        process.start()
     theirs.close()
     return ours, process
 
