@@ -33,7 +33,7 @@ import ranks
 import video
 from annotations import LLP_CLASSES, LLP_SEGMENTS, VIDEO_NAMES, read_unav
 from features import SEGMENT_FILES, TEXT_FILES
-from files import CONTROL, atomic, no_links, read_json, reason, write_array, write_json
+from files import CONTROL, atomic, read_json, reason, write_array, write_json
 
 PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
