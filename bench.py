@@ -16,6 +16,11 @@ would take long, a part of it is timed and scaled up; the last column says which
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while PyTorch is being imported: no traceback
+
 import argparse
 import contextlib
 import copy

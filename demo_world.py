@@ -28,6 +28,11 @@ teacher nor a HAN takes part in that. LATENT and SKEW were chosen after looking 
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while PyTorch is being imported: no traceback
+
 import argparse
 import math
 import re

@@ -20,6 +20,11 @@ agrees with PyTorch, at sizes other than the one that was traced. Until then OUT
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while PyTorch is being imported: no traceback
+
 import argparse
 import contextlib
 import dataclasses

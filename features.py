@@ -154,7 +154,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         raise ValueError(f"{out}: a worker process was killed (is memory short?); the same command goes on from here, "
                          "fewer --workers need less") from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
     write_json(out / "index.json", index)

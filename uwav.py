@@ -24,6 +24,11 @@ The command line (`python uwav.py --help`) is in stages.py.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while PyTorch is being imported: no traceback
+
 import math
 import sys
 import time

@@ -54,7 +54,7 @@ CASES = {
     "extract": Case("features.main", lambda given, run: [
         "extract", given / "videos", run / "out", "--clip-weights", "random", "--clap-weights", "random", "--device", "cpu",
         "--group", "2"], (), ("toy_encoders",)),
-    "pretrain": Case("stages.main", lambda given, run: ["pretrain", given / "data", run / "seed0", *SMALL, "--set", "epochs=3"],
+    "pretrain": Case("stages.main", lambda given, run: ["pretrain", given / "data", run / "seed0", *SMALL, "--set", "epochs=2"],
                      points=10),
     "label": Case("stages.main", lambda given, run: [
         "label", given / "data", run / "seed0", "--teacher", run / "seed0/teacher.pt", "--device", "cpu"], ("pretrain",)),
@@ -119,7 +119,7 @@ class Bench:
 
     def start(self, name: str, work: Path, stand_ins: tuple[str, ...] = (), **faults) -> int:
         case = CASES[name]
-        return self.faults.start(case.main, case.arguments(self.given, work), stand_ins=[*case.stand_ins, *stand_ins],
+        return self.faults.start(case.main, case.arguments(self.given, work), stand_ins=["save_every_epoch", *case.stand_ins, *stand_ins],
                                  root=str(work), **faults)
 
     def run(self, name: str, work: Path, **faults) -> Ended:
@@ -191,7 +191,8 @@ def some_bytes(bench: Bench, name: str, number: int) -> list[int]:
 def test_an_ablation_killed_again_and_again_ends_with_the_same_tables(bench):
     """Not once but until it is through; each time it comes a little further."""
     made, work, dice, kills = bench.made("ablate"), bench.fresh("ablate"), random.Random(1), 0
-    while (status := bench.run("ablate", work, kill_at=dice.randint(20, 60)).status) == -signal.SIGKILL:
+    step = bench.changes["ablate"] // 6
+    while (status := bench.run("ablate", work, kill_at=step * kills + dice.randint(1, step)).status) == -signal.SIGKILL:
         kills += 1
     assert status == 0 and kills >= 3
     assert_same(work, made, f"killed {kills} times")
@@ -209,7 +210,7 @@ def test_the_real_command_killed_at_any_moment_and_run_again_equals_an_undisturb
     dice, options = random.Random(name), dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     for _ in range(2 if not SOAK else 10):
         process = subprocess.Popen(command(name, bench, work), start_new_session=True, **options)
-        time.sleep(dice.uniform(1.5, 6))
+        time.sleep(dice.uniform(1, 5))
         try:
             os.killpg(process.pid, signal.SIGKILL)
         except ProcessLookupError:  # it was quick enough
@@ -229,9 +230,9 @@ def test_a_teacher_that_was_trained_but_not_scored_is_not_trained_again(bench):
 
 
 def test_a_worker_of_pack_that_is_killed_ends_the_command_with_one_sentence(bench):
-    """As the kernel does when memory is short. What is packed stays."""
+    """As the kernel does when memory is short."""
     work = bench.fresh("pack")
-    ended = bench.run("pack", work, torn=3000)
+    ended = bench.run("pack", work, stand_ins=("dying_worker",))
     assert_one_sentence(ended, "a worker process was killed")
     again = bench.run("pack", work)
     assert again.status == 0, again.err
@@ -350,7 +351,7 @@ def test_a_checkpoint_fails_cleanly_at_any_byte(bench, tmp_path):
     """PyTorch's own writer raises neither the same error everywhere nor one that names the file."""
     made = bench.made("train") / "seed0/clip_clap/full/han.pt"
     size = made.stat().st_size
-    for n in [*range(0, 200, 20), *range(200, size, size // 40), size - 1]:
+    for n in [*range(0, 200, 40), *range(200, size, size // 15), size - 1]:
         ended = bench.faults.run("test_files.save_again", [made, tmp_path / "copy.pt"], limit=n)
         assert_one_sentence(ended, str(tmp_path / "copy.pt"))
         assert not list(tmp_path.iterdir())
@@ -358,7 +359,7 @@ def test_a_checkpoint_fails_cleanly_at_any_byte(bench, tmp_path):
 
 @contextmanager
 def small_disk(folder: Path, size: str):
-    """A file system of its own, where mounting is allowed (for root, mostly)."""
+    """A file system of its own, where mounting is allowed (for root, mostly); what it gives changes its options."""
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
@@ -368,10 +369,11 @@ def small_disk(folder: Path, size: str):
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.mark.parametrize("name, size", [("make", "4m"), ("pack", "500k"), ("extract", "40k"), ("pretrain", "1m"), ("ablate", "4m"),
-                                        ("export", "500k")])
-def test_a_small_file_system_that_is_full_and_then_grows(bench, name, size):
+@pytest.mark.parametrize("name", [name for name in CASES if name != "report"])
+def test_a_small_file_system_that_is_full_and_then_grows(bench, name):
     made = bench.made(name)
+    sizes = [sum(4096 + p.stat().st_size for p in folder.rglob("*") if p.is_file()) for folder in (bench.found(name), made)]
+    size = (sizes[0] + sizes[1]) // 2  # room for half of what the command writes
     work = bench.folder / "work" / name
     shutil.rmtree(work, ignore_errors=True)
     with small_disk(work, size) as remount:
@@ -464,16 +466,19 @@ def test_of_two_runs_at_once_one_is_refused_and_the_other_ends_as_if_alone(bench
     first = bench.start(name, work)
     second = bench.start(name, work, stand_ins=("no_patience",))
     results = [bench.faults.wait(pid) for pid in (first, second)]
-    assert sorted(r.status for r in results) == [0, 1], results
-    assert_one_sentence(max(results, key=lambda r: r.status), "another run is at work there")
+    assert min(r.status for r in results) == 0, results
+    for result in results:
+        if result.status:  # unless the other was so quick that it could wait
+            assert_one_sentence(result, "another run is at work there")
     assert_same(work, made, "two runs")
 
 
-def test_train_beside_an_ablation_that_is_at_the_same_row_is_refused(bench):
-    work = bench.fresh("train")
-    with files.working_in(work / "seed0/clip_clap/full"):
-        assert_one_sentence(bench.run("ablate", work, stand_ins=("no_patience",)), "another run is at work there")
-    assert bench.run("train", work).status == 0
+def test_an_ablation_beside_a_training_of_one_of_its_rows_is_refused_there(bench):
+    work = bench.fresh("ablate")
+    with files.working_in(row := work / "seed0/clip_clap/valor"):
+        assert_one_sentence(bench.run("ablate", work, stand_ins=("no_patience",)), f"{row}: another run is at work there")
+    assert bench.run("ablate", work).status == 0
+    assert_same(work, bench.made("ablate"), "refused once")
 
 
 def test_a_second_fetch_is_refused(bench, tmp_path):
