@@ -287,10 +287,10 @@ def _interruptible() -> Iterator[list[signal.Signals]]:
 
 
 def _stop(number: signal.Signals) -> NoReturn:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: it was being written to when the signal came
         sys.stdout.flush()
-        print(f"\nstopped by {number.name}; nothing is lost, the same command goes on from here",
-              file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nstopped by {number.name}; nothing is lost, the same command goes on from here\n".encode())
     os._exit(128 + number)  # threads that still compute are not waited for
 
 

@@ -138,9 +138,9 @@ def alone(stage: Callable) -> Callable:
     """One run at a time in the folder that a stage writes to, its second argument."""
 
     @functools.wraps(stage)
-    def run(context: Context, out: Path, *options) -> None:
+    def run(context: Context, out: Path, *options, **named) -> None:
         with ranks.alone_in(out):
-            return stage(context, out, *options)
+            return stage(context, out, *options, **named)
 
     return run
 

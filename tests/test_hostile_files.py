@@ -184,13 +184,6 @@ def test_a_link_in_the_place_of_a_file_is_replaced_not_written_through(tmp_path,
     assert not (tmp_path / "folder/x.json").is_symlink() and (tmp_path / "folder/x.json").read_text() == "new"
 
 
-def test_a_lock_that_is_a_link_is_refused(tmp_path, outside):
-    (tmp_path / ".lock").symlink_to(outside.with_name("new"))
-    with pytest.raises(OSError) as error, files.working_in(tmp_path):
-        pass
-    assert error.value.filename.endswith(".lock")
-
-
 @pytest.mark.parametrize("file", ["clip.npy.part", "clip.npy.done"])
 def test_pack_does_not_continue_in_files_behind_a_link(tmp_path, outside, file):
     source = write_own(tmp_path / "own", "video,labels\na,dog\nb,bell\n")
