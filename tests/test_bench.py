@@ -85,4 +85,4 @@ def test_one_command_prints_a_table_and_writes_the_figures(tmp_path):
 
 def test_unknown_row_is_refused_in_one_sentence():
     done = subprocess.run([sys.executable, "bench.py", "lode"], cwd=Path(bench.__file__).parent, capture_output=True, text=True)
-    assert done.returncode == 1 and "lode: no such row; there are load, " in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "lode: no such row; there are pack, " in done.stderr and "Traceback" not in done.stderr
