@@ -514,7 +514,7 @@ def check(reader: Reader, folder: Path) -> str | None:
 def cases(reader: Reader, folder: Path, seed: int) -> Iterator[tuple[str, bytes]]:
     """(file, broken content), without end."""
     rng, whole = np.random.default_rng(seed), {n: (folder / n).read_bytes() for n in reader.only or sorted(
-        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != ".lock")}
+        str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())}
     names = list(whole)
     while True:
         name = names[rng.integers(len(names))]
