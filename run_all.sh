@@ -56,8 +56,8 @@ called="bash run_all.sh $*"
 if [ "${1:-}" = test ]; then
     shift
     setup "test,features,onnx${UWAV_EXTRAS:+,$UWAV_EXTRAS}" \
-        "torch, numpy, tqdm, matplotlib, pytest, hypothesis, av, open_clip, onnx, onnxscript, onnxruntime"
-    exec "$python" -m pytest "$@"
+        "torch, numpy, tqdm, matplotlib, pytest, xdist, hypothesis, av, open_clip, onnx, onnxscript, onnxruntime"
+    exec env OMP_NUM_THREADS=1 "$python" -m pytest -n auto --dist loadfile "$@" # a file of tests a core, one thread each
 fi
 
 data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' sweep='' extra=()
