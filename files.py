@@ -189,7 +189,7 @@ def read_history(path: str | Path) -> list[dict]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; has this run trained?") from None
+        raise FileNotFoundError(f"{path}: no such file; that training has not run") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a history ({reason(error)})") from None
     records = []

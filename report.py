@@ -25,8 +25,8 @@ import evidence
 import figures
 import uwav
 from annotations import LLP_CLASSES
-from features import RANDOM_SOURCE, read_index
-from files import atomic, one_sentence_errors, read_array
+from features import read_index
+from files import atomic, one_sentence_errors, read_array, read_history
 from page import Page, facts, mean_and_spread, paragraph, table
 from scores import video_scores
 from stages import (PAPER_FULL, PAPER_LABELS, PAPER_TYPE, ROWS, SCORES, SWEEP, Labels, paper_column, read_labels,
@@ -115,22 +115,16 @@ class Saved:
         return self.index["source"] == "pack" and tuple(self.classes) == LLP_CLASSES
 
 
-def history(path: Path) -> list[dict]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; that training has not run")
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 # ---------------------------------------------------------------------------------------------
 # 1  What ran
 # ---------------------------------------------------------------------------------------------
 
 
 def data_notice(page: Page) -> str:
-    source = page.saved.index["source"]
-    if source == "pack":
+    source = page.saved.index["source"]  # the demo world's is a dict
+    if isinstance(source, str) and "random weights" not in source:
         return ""
-    kind = ("come from encoders with random weights: a dry run" if source == RANDOM_SOURCE else
+    kind = ("come from encoders with random weights: a dry run" if isinstance(source, str) else
             "are invented: the numbers show that every part runs, not how good the method is on real videos")
     return f'<p class="notice">The features of this run {kind}. Do not compare its numbers with published ones.</p>'
 
@@ -144,6 +138,8 @@ def data_table(page: Page) -> str:
                                                       "invented annotations")
     rows = {"source": escape(str(source))}
     for key, name in (("llp", "target set"), ("unav", "pre-training set")):
+        if key not in index:  # own data have no pre-training set
+            continue
         videos = ", ".join(f"{split} {len(ids):,}" for split, ids in index[key]["videos"].items())
         rows[name] = f"{len(index[key]['classes'])} classes; videos: {videos}"
     return facts("Data", rows)
@@ -313,7 +309,7 @@ def sweep_figure(page: Page) -> str:
 
 
 def teacher_figure(page: Page) -> str:
-    h = history(page.saved.folder / "teacher.jsonl")
+    h = read_history(page.saved.folder / "teacher.jsonl")
     best = max(h, key=lambda r: r["val_av"])
     loss, score = [r["loss"] for r in h], [r["val_av"] for r in h]
     panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
@@ -325,18 +321,22 @@ def teacher_figure(page: Page) -> str:
 
 def parser_figure(page: Page) -> str:
     saved = page.saved
-    h = history(saved.parser / "han.jsonl")
-    best = max(h, key=lambda r: r["val"]["seg_type"])
+    h = read_history(saved.parser / "han.jsonl")
     parts = {"video (weak labels)": "loss_video", "audible": "loss_audio", "visible": "loss_visual",
              "mixed, audible": "loss_mix_audio", "mixed, visible": "loss_mix_visual"}
     rows = {}
     for row in ROWS:
         path = saved.folder / saved.features / row / "han.jsonl"
-        if path.is_file():
-            rows[SHORT[row]] = [r["val"]["seg_type"] for r in history(path)]
+        if path.is_file() and all(r["val"] for r in read_history(path)):
+            rows[SHORT[row]] = [r["val"]["seg_type"] for r in read_history(path)]
     losses = {name: [r[key] for r in h] for name, key in parts.items()}
-    panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", losses),
-              figures.lines("validation, segment-level Type", "F-score, %", rows, SHORT["full"], from_zero=False)]
+    panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", losses)]
+    if not rows:
+        return page.figure("curves", panels, "Training of the parser", (
+            "The five terms that UWAV's loss adds up. No video is annotated, so there is no validation score, and the "
+            "last epoch was kept."))
+    panels.append(figures.lines("validation, segment-level Type", "F-score, %", rows, SHORT["full"], from_zero=False))
+    best = max(h, key=lambda r: r["val"]["seg_type"])
     absent = [SHORT[row] for row in ROWS if SHORT[row] not in rows]
     return page.figure("curves", panels, "Training of the parser", (
         f"The five terms that UWAV's loss adds up, and the validation score of every row of the ablation. Of UWAV, "
@@ -347,7 +347,7 @@ def parser_figure(page: Page) -> str:
 
 def rate_figure(page: Page) -> str:
     saved = page.saved
-    panels = [figures.lines(title, "learning rate", {title: [r["lr"] for r in history(path)]}, height=2.2)
+    panels = [figures.lines(title, "learning rate", {title: [r["lr"] for r in read_history(path)]}, height=2.2)
               for title, path in (("teacher", saved.folder / "teacher.jsonl"), ("parser", saved.parser / "han.jsonl"))]
     return page.figure("learning_rate", panels, "Learning rate",
                        "It rises in equal steps, then falls along a cosine; both stages do so.")

@@ -388,6 +388,10 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, t
     if annotated:
         command("uwav.py", "evaluate", run / "data", han / "han.pt", "--split", "val")
         assert set(json.loads((han / "scores_val.json").read_text())) == set(stages.SCORES)
+    command("report.py", run)
+    page = (run / "report.html").read_text()
+    assert '<figure id="curves"' in page and "encoders with random weights: a dry run" in page and "invented" not in page
+    assert ("last epoch was kept" in page) is not annotated and "Missing in this run:" in page
     # The encoders take a minute to export: in one of the two cases. The other is given the features of a clip.
     weights = ["--int8"] if annotated else ["--clip-weights", "random", "--clap-weights", "random"]
     monkeypatch.setattr(encoders, "CLIP_MODEL", tiny_extract.register())
