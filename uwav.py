@@ -652,16 +652,13 @@ def train_han(path: Path, name: str, data: TargetSplit, validation: TargetSplit 
 
 def han_epoch(model: HAN, forward: Callable, optimizer: torch.optim.Optimizer, data: TargetSplit,
               labels: PseudoLabels | None, config: TrainConfig) -> Iterator[Tensor]:
-    """One epoch, step by step; yields the terms of the loss (5,). `forward` computes what `model` does.
-
-    Never waits for a GPU.
-    """
+    """One epoch, step by step; yields the terms of the loss (5,), otherwise as `teacher_epoch`."""
     device, N, T = data.weak.device, len(data.weak), data.audio.shape[1]
     losses_of = fast.accelerate(han_losses, config.fast, device, one_shape=True)  # by default han_losses
     order = ranks.agree(torch.randperm(N).to(device))  # (N,)
     batches = order.split(config.batch)
-    lam = torch.distributions.Beta(config.alpha, config.alpha).sample((len(batches), 2)).to(device)  # (steps, 2)
-    lam = ranks.agree(lam)
+    lam = torch.distributions.Beta(config.alpha, config.alpha).sample((len(batches), 2))
+    lam = ranks.agree(lam.to(device))  # (steps, 2)
     model.train()
     for step, index in enumerate(batches):
         weak = data.weak[index]  # (B, C)
