@@ -86,24 +86,23 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def compare(device: torch.device, ours: Callable, plain: Callable, warm: int = 1) -> tuple[float, float]:
+def measure(device: torch.device, *functions: Callable, warm: int = 1) -> list[float]:
     """Seconds of one call of each: the medians of a few rounds in which they take turns."""
-    contestants, counts = (ours, plain), []
-    for function in contestants:
+    counts, times = [], [[] for _ in functions]
+    for function in functions:
         function()
         started = clock(device)
         function()
         counts.append(max(1, min(50, int(ROUND_SECONDS / (clock(device) - started)))))
-    times = [[], []]
     for _ in range(ROUNDS):
-        for function, count, own in zip(contestants, counts, times):
+        for function, count, own in zip(functions, counts, times):
             for _ in range(warm):
                 function()
             started = clock(device)
             for _ in range(count):
                 function()
             own.append((clock(device) - started) / count)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return [statistics.median(own) for own in times]
 
 
 def rates(device: torch.device, half: bool) -> dict[str, float]:
@@ -112,11 +111,11 @@ def rates(device: torch.device, half: bool) -> dict[str, float]:
     x = torch.randn(n, n, device=device, dtype=torch.bfloat16 if half else torch.float32)
     y = torch.empty(1 << 26, device=device)  # 256 MB
     out = torch.empty_like(y)
-    multiply, copying = compare(device, lambda: x @ x, lambda: out.copy_(y))
+    multiply, copying = measure(device, lambda: x @ x, lambda: out.copy_(y))
     result = dict(torch_operations_per_s=2 * n**3 / multiply, bytes_per_s=2 * y.nbytes / copying)
     if device.type == "cpu" and not half and torch.backends.mkldnn.is_available():
         z = x.to_mkldnn()  # oneDNN, which PyTorch does not use for single precision; on some CPUs the faster library
-        multiply = min(multiply, compare(device, lambda: torch.ops.aten.mkldnn_linear(z, z), lambda: None)[0])
+        multiply = min(multiply, *measure(device, lambda: torch.ops.aten.mkldnn_linear(z, z)))
     return result | dict(operations_per_s=2 * n**3 / multiply)
 
 
@@ -443,7 +442,7 @@ class Bench:
         plain = plain_batches(TargetFiles(self.files, self.names, TRAIN), batch, self.device)
         ours = (self.train.inputs(index) for _ in itertools.count()
                 for index in torch.randperm(TRAIN).to(self.device).split(batch))
-        seconds = compare(self.device, lambda: next(ours), lambda: next(plain), warm=5)
+        seconds = measure(self.device, lambda: next(ours), lambda: next(plain), warm=5)
         read = sum(x.nbytes for x in (self.train.audio, self.train.visual_2d, self.train.visual_3d))
         return [Row("features of an epoch, 10,000 videos", *(steps * s for s in seconds), bytes=3 * read,
                     note=f"batches of {batch}, scaled to {steps}")]
@@ -462,8 +461,8 @@ class Bench:
         def plain(index: Tensor, *inputs: Tensor) -> float:
             return plain_han_step(model, optimizer, inputs, index, self.train, labels, config)
 
-        own_step, step = compare(device, lambda: next(ours), lambda: plain(*kept))
-        own_epoch, epoch = compare(device, lambda: next(ours), lambda: plain(*next(batches)), warm=5)
+        own_step, step = measure(device, lambda: next(ours), lambda: plain(*kept))
+        own_epoch, epoch = measure(device, lambda: next(ours), lambda: plain(*next(batches)), warm=5)
         flops = operations(lambda: plain(*kept))
         note = f"batches of {config.batch}"
         return [Row("HAN, one step", own_step, step, flops, note=note + ", features in memory"),
@@ -489,7 +488,7 @@ class Bench:
             loss = uwav.teacher_loss(*model(audio, visual, *text, mask), label[: len(mask)], mask, config.pos_weight)
             return plain_update(model, optimizer, loss, config)
 
-        seconds = compare(device, lambda: next(ours), lambda: plain(*next(batches)), warm=5)
+        seconds = measure(device, lambda: next(ours), lambda: plain(*next(batches)), warm=5)
         audio, visual, mask = next(batches)
         flops = operations(lambda: plain(audio, visual, mask)) / mask.numel() * segments  # without padding
         batched = uwav.batches_by_length(length, config.batch, config.length_pool, np.random.default_rng(0))
@@ -505,14 +504,14 @@ class Bench:
         arrays = [x > 0 for pair in drawn for x in pair]  # predictions, truth: (N, T, C) each
         part = TEST // 4
         quarter = [x[:part].cpu().numpy() for x in arrays]
-        ours, plain = compare(self.device, lambda: parsing_scores(*arrays), lambda: plain_scores(*quarter))
+        ours, plain = measure(self.device, lambda: parsing_scores(*arrays), lambda: plain_scores(*quarter))
         return [Row("ten scores of 1,200 videos", ours, plain * TEST / part, bytes=sum(x.nbytes for x in arrays),
                     note=f"plain: {part} videos, scaled")]
 
     def evaluate(self) -> list[Row]:
         part, model = TEST // 12, plain_model(self.han).eval()
         dataset = TargetFiles(self.files, self.names, part)
-        ours, plain = compare(self.device, lambda: uwav.han_scores(self.han, self.test),
+        ours, plain = measure(self.device, lambda: uwav.han_scores(self.han, self.test),
                               lambda: plain_evaluate(model, dataset, self.test, self.device))
         flops = operations(lambda: uwav.han_probabilities(self.han, self.test))
         return [Row("evaluation of 1,200 videos, model and scores", ours, plain * TEST / part, flops,
@@ -529,7 +528,7 @@ class Bench:
         def ours() -> uwav.PseudoLabels:
             return uwav.pseudo_labels(uwav.teacher_logits(own, data, text), thresholds, data.weak, self.config)
 
-        seconds, plain = compare(self.device, ours, lambda: plain_labels(model, dataset, weak, text, self.device))
+        seconds, plain = measure(self.device, ours, lambda: plain_labels(model, dataset, weak, text, self.device))
         flops = operations(lambda: uwav.teacher_logits(own, data, text))
         return [Row("labels of 10,000 videos, teacher and Eq. 4", seconds, plain * TRAIN / part, flops,
                     note=f"plain: {part} videos, scaled")]
@@ -567,7 +566,7 @@ class Bench:
                 with torch.inference_mode():
                     export.module(**inputs)
 
-            ours, plain = compare(torch.device("cpu"), lambda arrays=arrays: session.run(None, arrays), in_torch)
+            ours, plain = measure(torch.device("cpu"), lambda arrays=arrays: session.run(None, arrays), in_torch)
             rows.append(Row(f"HAN of preset paper, onnxruntime, batch {B}", ours, plain, operations(in_torch),
                             note="CPU; plain: PyTorch"))
         return rows
@@ -598,8 +597,8 @@ def decode(path: Path, clips: int) -> dict:
         tenth = max(1, len(used) // 10)
         rows[workers] = row = dict(clips_per_s=(clips - 1 - begun) / (time.perf_counter() - started), mb_peak=max(used),
                                    mb_first=statistics.mean(used[:tenth]), mb_last=statistics.mean(used[-tenth:]))
-        times = row["clips_per_s"] / rows[1]["clips_per_s"]
-        print(f"  {workers} processes: {row['clips_per_s']:6.1f} clips/s ({times:.2f} times one process); "
+        ratio = row["clips_per_s"] / rows[1]["clips_per_s"]
+        print(f"  {workers} processes: {row['clips_per_s']:6.1f} clips/s ({ratio:.2f} times one process); "
               f"memory {row['mb_first']:.0f} MB in the first tenth of {clips} clips, {row['mb_last']:.0f} in the last, "
               f"peak {row['mb_peak']:.0f} MB")
     return dict(seconds=clip.seconds, ms_per_clip=ms, processes=rows)

@@ -1,7 +1,7 @@
 """What `--fast` changes, all of it: bf16 arithmetic and, on a GPU, compiled kernels and CUDA graphs.
 
 Weights, gradients, optimiser, losses, thresholds and labels stay in single precision; autocast takes bf16 for matrix
-products alone. Without --fast every function here gives back what it was given.
+products alone. Without --fast nothing here changes anything.
 """
 
 from __future__ import annotations

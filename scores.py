@@ -87,9 +87,4 @@ def f_scores(counts: Tensor) -> Tensor:
     return torch.where(present > 0, f.sum(-1) / present.clamp(min=1), 1.0)
 
 
-def mean_f_score(counts: Tensor) -> Tensor:
-    """Counts (3, N, C) -> mean over videos."""
-    return f_scores(counts).mean()
-
-
 LEVELS = {"seg": segment_counts, "event": event_counts}
