@@ -78,6 +78,23 @@ def bundle(finished, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, as Playwright shows it."""
+    if not importlib.util.find_spec("playwright"):
+        unavailable("playwright: pip install playwright")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        unavailable("Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=[
+            "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        yield chromium
+        chromium.close()
+
+
 def unavailable(what: str, module: bool = False) -> None:
     """Skip a test, or a whole module of them, for lack of something that a user may not have; CI must have it."""
     if os.environ.get("CI"):

@@ -1,7 +1,6 @@
 """Files made to do harm: nothing in them is executed, nothing outside the folders is read or written, as a canary shows."""
 
 import json
-import os
 import pickle
 import shutil
 import subprocess
@@ -27,7 +26,7 @@ import files
 import parse
 import stages
 import uwav
-from layout import unav_database, write_llp, write_own, write_source, write_unav
+from layout import unav_database, write_llp, write_own, write_unav
 from test_broken_files import toy_parser, write_bundle
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,6 +1,5 @@
 """The report of a small real run: complete, honest about what is missing, and readable in a browser."""
 
-import importlib.util
 import json
 import os
 import re
@@ -16,10 +15,8 @@ import demo_world
 import figures
 import report
 import stages
-from conftest import unavailable
 from features import write_array, write_json
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PICTURES = os.environ.get("UWAV_SCREENSHOTS")  # a folder
 SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1",
          "--set", "epochs=2", "--set", "peak_lr=0.01")
@@ -198,20 +195,6 @@ def test_an_empty_folder_is_refused_in_one_sentence(tmp_path):
 
 
 # ---- in a browser ----
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not importlib.util.find_spec("playwright"):
-        unavailable("playwright: pip install playwright")
-    if not CHROMIUM:
-        unavailable("Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("width", [390, 1100])
