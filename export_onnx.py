@@ -442,28 +442,34 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Pa
         if not found:
             raise FileNotFoundError(f"{folder}/clip_clap/{row}/han.pt: no such file, so {run} holds no trained HAN")
         features = found[0]
-    han, teacher, labels = uwav.load_model(folder / features / row / "han.pt"), None, folder / "labels_teacher.npz"
+    han, teacher, labels = _load(folder / features / row / "han.pt", uwav.HAN), None, folder / "labels_teacher.npz"
     if "unav" in index or (folder / "teacher.pt").exists():  # with own data it may be elsewhere, or there is none
-        teacher = uwav.load_model(folder / "teacher.pt")
+        teacher = _load(folder / "teacher.pt", uwav.Teacher)
     if "unav" not in index and not labels.exists():
         labels = folder / "labels_segment.npz"
     kind = index["source"] if isinstance(index["source"], str) else "demo world"
     made_from = f"{'LLP' if kind == 'pack' else kind}, features {features}, {row}, seed {seed}"
-    segments = index["llp"].get("segments", LLP_SEGMENTS)
-    return Source(han, teacher, index["llp"]["classes"], made_from, segments, read_labels(labels, "cpu").thresholds,
-                  load_text(data, "llp", "cpu"), data)
+    segments, classes = index["llp"].get("segments", LLP_SEGMENTS), index["llp"]["classes"]
+    thresholds = read_labels(labels, "cpu").thresholds
+    for path, C in ((folder / features / row / "han.pt", han.config.classes), (labels, len(thresholds[0]))):
+        if C != len(classes):
+            raise ValueError(f"{path}: made for {C} classes, but {data} has {len(classes)}")
+    return Source(han, teacher, classes, made_from, segments, thresholds, load_text(data, "llp", "cpu"), data)
 
 
 def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:
     """Checkpoints of the authors' code."""
-    models = []
-    for path, kind in ((han, uwav.HAN), (teacher, uwav.Teacher)):
-        models.append(path and uwav.load_model(path, "cpu", heads, visual_3d_dim))
-        if path and not isinstance(models[-1], kind):
-            raise ValueError(f"{path}: holds a {type(models[-1]).__name__}, expected a {kind.__name__}")
+    models = (_load(han, uwav.HAN, heads, visual_3d_dim), teacher and _load(teacher, uwav.Teacher, heads))
     C = models[0].config.classes
     classes = list(LLP_CLASSES) if C == len(LLP_CLASSES) else [f"class {c}" for c in range(C)]
     return Source(*models, classes, "checkpoints of the authors' code")
+
+
+def _load(path: Path, kind: type, *sizes: int | None) -> nn.Module:
+    model = uwav.load_model(path, "cpu", *sizes)
+    if not isinstance(model, kind):
+        raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {kind.__name__}")
+    return model
 
 
 def describe_source(source: Source) -> dict:

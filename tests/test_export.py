@@ -215,6 +215,19 @@ def test_bad_input_is_one_sentence(finished, tmp_path, monkeypatch, arguments, m
     assert stop.value.code.startswith("error: ") and "\n" not in stop.value.code
 
 
+def test_files_of_another_run_are_refused_before_anything_is_written(finished, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(finished, run)
+    labels = dict(np.load(run / "seed0/labels_teacher.npz"))
+    np.savez(run / "seed0/labels_teacher.npz", **{k: x if k == "settings" else x[..., :-1] for k, x in labels.items()})
+    with pytest.raises(SystemExit, match="labels_teacher.npz: made for 24 classes, but .*data has 25"):
+        export_onnx.main([str(run), str(out)])
+    shutil.copy(run / "seed0/teacher.pt", run / "seed0/clip_clap/full/han.pt")
+    with pytest.raises(SystemExit, match="han.pt: holds a Teacher, expected a HAN"):
+        export_onnx.main([str(run), str(out)])
+    assert not list(out.rglob("*"))
+
+
 # ---- parse.py ----
 
 
