@@ -6,7 +6,7 @@ import json
 import math
 import time
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -122,3 +122,13 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
     return content
+
+
+def check_fields(config: object) -> None:
+    """ValueError if a field of a config from a file is of another type than its default, below 0, or infinite."""
+    for field in fields(config):
+        value, kind = getattr(config, field.name), type(field.default)
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise ValueError(f"{field.name} = {value!r}")
+        if kind is not str and not 0 <= value < math.inf:
+            raise ValueError(f"{field.name} = {value!r}")

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from features import LLP_FEATURES, TEXT_FILES, UNAV_FEATURES, read_index
+from features import LLP_FEATURES, LLP_SEGMENTS, TEXT_FILES, UNAV_FEATURES, read_index
 from files import read_array, shaped
 
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays in a packed folder.
@@ -45,22 +45,39 @@ def load_target(folder: str | Path, split: str, features: str, device: str | tor
     missing = [n for n in names if n and not (part / f"{n}.npy").exists()]
     if missing:
         raise FileNotFoundError(f"{part}: feature set {features!r} needs {', '.join(missing)}, which was not packed")
+    N, T, _ = target_shape(folder, split)
+    arrays = (name and _load(part / f"{name}.npy", (N, T, LLP_FEATURES[name][2]), np.float16, device) for name in names)
+    truth = (None, None) if split == "train" else load_truth(folder, split, device)
+    return TargetSplit(*arrays, load_weak(folder, split, device), *truth)
+
+
+def load_weak(folder: str | Path, split: str, device: str | torch.device = "cpu") -> Tensor:
+    """The weak labels of a split of `llp/`, (N, C) float of 0 and 1, checked in the same way."""
+    N, _, C = target_shape(folder, split)
+    return _load(Path(folder) / "llp" / split / "weak.npy", (N, C), np.uint8, device).float()
+
+
+def load_truth(folder: str | Path, split: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
+    """What is audible and what is visible in a split of `llp/`, (N, T, C) uint8 each, checked in the same way.
+
+    Raises FileNotFoundError if nobody annotated the split, too.
+    """
+    paths = [Path(folder) / "llp" / split / f"{m}.npy" for m in ("audio", "visual")]
+    if not all(path.exists() for path in paths):
+        raise FileNotFoundError(f"the {split} split has no dense truth ({paths[0]})")
+    return tuple(_load(path, target_shape(folder, split), np.uint8, device) for path in paths)
+
+
+def target_shape(folder: str | Path, split: str) -> tuple[int, int, int]:
+    """N, T, C of a split of `llp/`, from index.json."""
     index = _index(folder, "llp", split)
-    N, C, T = len(index["videos"][split]), len(index["classes"]), None
-    arrays = []
-    for name in names:
-        arrays.append(name and _load(part / f"{name}.npy", (N, T, LLP_FEATURES[name][2]), np.float16, device))
-        T = arrays[0].shape[1]
-    weak = _load(part / "weak.npy", (N, C), np.uint8, device).float()
-    truth = [None if split == "train" else _load(part / f"{m}.npy", (N, T, C), np.uint8, device)
-             for m in ("audio", "visual")]
-    return TargetSplit(*arrays, weak, *truth)
+    return len(index["videos"][split]), index.get("segments", LLP_SEGMENTS), len(index["classes"])
 
 
 def _index(folder: str | Path, dataset: str, split: str) -> dict:
     index = read_index(folder)
     if dataset not in index or split not in index[dataset]["videos"]:
-        raise ValueError(f"{Path(folder) / 'index.json'}: knows no {split} split of {dataset}")
+        raise FileNotFoundError(f"{Path(folder) / 'index.json'}: there is no {split} split of {dataset}")
     return index[dataset]
 
 

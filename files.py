@@ -91,6 +91,11 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 
+def is_number(x: object) -> bool:
+    """Of JSON, whose true is 1 and which may hold NaN."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e100
+
+
 def json_text(content: object) -> str:
     return json.dumps(content, indent=1) + "\n"
 
@@ -184,8 +189,10 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
     return content
 
 
-def read_history(path: str | Path) -> list[dict]:
-    """The records of a .jsonl file, one an epoch. Raises FileNotFoundError or ValueError naming file and line."""
+def read_history(path: str | Path, *fields: str) -> list[dict]:
+    """The records of a .jsonl file, one an epoch, in which `fields` are numbers.
+
+    Raises FileNotFoundError or ValueError naming file and line."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -193,6 +200,8 @@ def read_history(path: str | Path) -> list[dict]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a history ({reason(error)})") from None
     records = []
+    if not lines:
+        raise ValueError(f"{path}: holds no epoch")
     for n, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -200,6 +209,8 @@ def read_history(path: str | Path) -> list[dict]:
             record = None
         if not isinstance(record, dict) or record.get("epoch") != n:
             raise ValueError(f"{path}, line {n}: not the record of epoch {n}")
+        if not all(is_number(record.get(field)) for field in fields):
+            raise ValueError(f"{path}, line {n}: its {' and '.join(fields)} should be numbers")
         records.append(record)
     return records
 

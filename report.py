@@ -9,8 +9,13 @@ figures.py, the statistics computed in evidence.py.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while PyTorch is being imported: no traceback
+
 import argparse
-import json
+import re
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,19 +23,20 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import evidence
 import figures
 import uwav
 from annotations import LLP_CLASSES
+from checkpoints import check_fields, load_file
+from data import load_truth, load_weak, target_shape
 from features import read_index
-from files import atomic, one_sentence_errors, read_array, read_history
+from files import atomic, is_number, one_sentence_errors, read_history
 from page import Page, facts, mean_and_spread, paragraph, table
 from scores import video_scores
-from stages import (PAPER_FULL, PAPER_LABELS, PAPER_TYPE, ROWS, SCORES, SWEEP, Labels, paper_column, read_labels,
-                    read_predictions, read_truth)
+from stages import (PAPER_FULL, PAPER_LABELS, PAPER_TYPE, ROWS, SCORES, SWEEP, Labels, paper_column, read_ablation,
+                    read_labels, read_predictions)
 
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
 SHORT = {"video_only": "video loss only", "valor": "VALOR", "binary": "hard", "soft": "soft",
@@ -63,10 +69,7 @@ class Saved:
 
     @cached_property
     def ablation(self) -> dict:
-        path = self.run / "ablation.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such file; the ablation has not run (`python uwav.py ablate`)")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_ablation(self.run / "ablation.json")
 
     @cached_property
     def features(self) -> str:
@@ -82,29 +85,46 @@ class Saved:
 
     @cached_property
     def training(self) -> uwav.TrainConfig:
-        return uwav.TrainConfig(**uwav.load_file(self.parser / "han.pt")["settings"]["training"])
+        path = self.parser / "han.pt"
+        content = load_file(path)
+        try:
+            config = uwav.TrainConfig(**content["settings"]["training"])
+            check_fields(config)
+            if not min(config.temperature, config.alpha, config.batch) > 0:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path}: does not say how it was trained") from None
+        return config
+
+    def labels_of(self, path: Path) -> Labels:
+        """Labels of these very videos."""
+        labels = read_labels(path, "cpu")
+        shapes = {split: target_shape(self.data, split) for split in self.index["llp"]["videos"]}
+        if {split: tuple(audio.shape) for split, (audio, _) in labels.logits.items()} != shapes:
+            raise ValueError(f"{path}: its labels are not of the videos in {self.data}")
+        return labels
 
     @cached_property
     def labels(self) -> Labels:
-        return read_labels(self.folder / "labels_teacher.npz", "cpu")
+        return self.labels_of(self.folder / "labels_teacher.npz")
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
-        return read_predictions(self.parser / "predictions_test.npz")
+        return read_predictions(self.parser / "predictions_test.npz", target_shape(self.data, "test"))
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:
         paths = sorted(self.run.glob("seed*/labels_teacher.npz"))
         if not paths:
             raise FileNotFoundError("pseudo-labels of the teacher (`python uwav.py label`)")
-        return [read_labels(path, "cpu") for path in paths]
+        return [self.labels_of(path) for path in paths]
 
     def weak(self, split: str) -> Tensor:
-        return torch.from_numpy(read_array(self.data / "llp" / split / "weak.npy")).float()
+        return load_weak(self.data, split)
 
     def truth(self, split: str) -> tuple[Tensor, Tensor]:
         """Audible and visible, (N, T, C)."""
-        return read_truth(self.data, split)
+        return load_truth(self.data, split)
 
     def has_truth(self, split: str) -> bool:
         return (self.data / "llp" / split / "audio.npy").exists()
@@ -148,8 +168,8 @@ def data_table(page: Page) -> str:
 def settings_table(page: Page) -> str:
     ablation = page.saved.ablation
     return facts("Settings", {
-        "preset": escape(ablation.get("preset", "not noted")),
-        "changed by --set": escape(", ".join(ablation.get("overrides", [])) or "nothing"),
+        "preset": escape(ablation["preset"]),
+        "changed by --set": escape(", ".join(ablation["overrides"]) or "nothing"),
         "seeds": escape(", ".join(map(str, ablation["seeds"]))), "seed in pictures": str(page.saved.seed)})
 
 
@@ -157,11 +177,12 @@ def stage_table(page: Page) -> str:
     path = page.saved.run / "stages.tsv"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run_all.sh notes machine, commit and times in it")
-    records = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    # a line may be torn where the disk was full
+    records = [x for x in lines if len(x) == 7 and re.fullmatch("[0-9]{1,9}", x[1])]
     stages: dict[str, list[list[str]]] = {}
     for record in records:
-        if len(record) == 7:  # a line may be torn where the disk was full
-            stages.setdefault(record[3], []).append(record)
+        stages.setdefault(record[3], []).append(record)
     rows, total = [], 0
     for title, runs in stages.items():
         costly = [r for r in runs if r[2] != "kept"] or [max(runs, key=lambda r: int(r[1]))]
@@ -170,7 +191,7 @@ def stage_table(page: Page) -> str:
         times = f" in {len(costly)} goes" if len(costly) > 1 else ""
         rows.append([escape(title), f"{seconds:,} s{times}", escape(costly[-1][0])])
     rows.append(["together", f"{total:,} s", ""])
-    where = {name: "<br>".join(dict.fromkeys(escape(r[k]) for r in records if len(r) == 7 and r[2] != "kept"))
+    where = {name: "<br>".join(dict.fromkeys(escape(r[k]) for r in records if r[2] != "kept"))
              for name, k in (("commit", 4), ("machine", 5), ("command", 6))}
     return facts("Where and how", where) + table(["stage", "time", "date"], rows) + paragraph(
         "The time in which results were made; later runs that found them there are not counted.")
@@ -226,7 +247,7 @@ def label_figure(page: Page) -> str:
     """F of the hard labels per class: per-segment against teacher."""
     saved = page.saved
     truth, weak = saved.truth("test"), saved.weak("test")
-    sources = {"teacher": saved.labels, "per segment": read_labels(saved.run / "labels_segment.npz", "cpu")}
+    sources = {"teacher": saved.labels, "per segment": saved.labels_of(saved.run / "labels_segment.npz")}
     panels, better = [], []
     for m, modality in enumerate(MODALITIES):
         f = {name: evidence.class_f_scores(uwav.hard_labels(x.logits["test"][m], x.thresholds[m], weak), truth[m])
@@ -245,9 +266,6 @@ def label_figure(page: Page) -> str:
 def difference_figure(page: Page) -> str:
     parts = []
     ablation = page.saved.ablation
-    if not ablation.get("differences"):
-        raise FileNotFoundError(f"{page.saved.run / 'ablation.json'}: holds no paired differences; "
-                                "run `python uwav.py ablate` again")
     for features, differences in ablation["differences"].items():
         panels = [figures.forest(title, [(f"{SHORT[d['first']]} → {SHORT[d['second']]}", d["scores"][score])
                                          for d in differences])
@@ -280,7 +298,7 @@ def difference_figure(page: Page) -> str:
 
 
 def sweep_figure(page: Page) -> str:
-    swept = page.saved.ablation.get("sweep")
+    swept = page.saved.ablation["sweep"]
     if not swept:
         raise FileNotFoundError("the sweep of alpha and W, which is off by default (`bash run_all.sh --sweep`)")
     meaning = {"alpha": "alpha of the mixing weight", "W": "W, weight of the positives"}
@@ -309,7 +327,7 @@ def sweep_figure(page: Page) -> str:
 
 
 def teacher_figure(page: Page) -> str:
-    h = read_history(page.saved.folder / "teacher.jsonl")
+    h = read_history(page.saved.folder / "teacher.jsonl", "loss", "val_av")
     best = max(h, key=lambda r: r["val_av"])
     loss, score = [r["loss"] for r in h], [r["val_av"] for r in h]
     panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
@@ -321,33 +339,44 @@ def teacher_figure(page: Page) -> str:
 
 def parser_figure(page: Page) -> str:
     saved = page.saved
-    h = read_history(saved.parser / "han.jsonl")
     parts = {"video (weak labels)": "loss_video", "audible": "loss_audio", "visible": "loss_visual",
              "mixed, audible": "loss_mix_audio", "mixed, visible": "loss_mix_visual"}
-    rows = {}
+    h, rows = read_history(saved.parser / "han.jsonl", *parts.values()), {}
     for row in ROWS:
         path = saved.folder / saved.features / row / "han.jsonl"
-        if path.is_file() and all(r["val"] for r in read_history(path)):
-            rows[SHORT[row]] = [r["val"]["seg_type"] for r in read_history(path)]
+        scores = validation_scores(path) if path.is_file() else None
+        if scores:
+            rows[SHORT[row]] = scores
     losses = {name: [r[key] for r in h] for name, key in parts.items()}
     panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", losses)]
-    if not rows:
+    if SHORT["full"] not in rows:
         return page.figure("curves", panels, "Training of the parser", (
             "The five terms that UWAV's loss adds up. No video is annotated, so there is no validation score, and the "
             "last epoch was kept."))
     panels.append(figures.lines("validation, segment-level Type", "F-score, %", rows, SHORT["full"], from_zero=False))
-    best = max(h, key=lambda r: r["val"]["seg_type"])
+    scores = rows[SHORT["full"]]
+    best = scores.index(max(scores))
     absent = [SHORT[row] for row in ROWS if SHORT[row] not in rows]
     return page.figure("curves", panels, "Training of the parser", (
         f"The five terms that UWAV's loss adds up, and the validation score of every row of the ablation. Of UWAV, "
-        f"epoch {best['epoch']} of {len(h)} was kept ({best['val']['seg_type']:.1f} %). A score that still rises at "
-        "the end means that training was short."
+        f"epoch {best + 1} of {len(h)} was kept ({scores[best]:.1f} %). A score that still rises at the end means that "
+        "training was short."
         + (f" Missing in this run: {', '.join(absent)}." if absent else "")))
+
+
+def validation_scores(path: Path) -> list[float] | None:
+    """Segment-level Type after each epoch; None if no video was annotated."""
+    found = [record.get("val") for record in read_history(path)]
+    if not any(found):
+        return None
+    if not all(isinstance(x, dict) and is_number(x.get("seg_type")) for x in found):
+        raise ValueError(f"{path}: not every epoch has a validation score")
+    return [x["seg_type"] for x in found]
 
 
 def rate_figure(page: Page) -> str:
     saved = page.saved
-    panels = [figures.lines(title, "learning rate", {title: [r["lr"] for r in read_history(path)]}, height=2.2)
+    panels = [figures.lines(title, "learning rate", {title: [r["lr"] for r in read_history(path, "lr")]}, height=2.2)
               for title, path in (("teacher", saved.folder / "teacher.jsonl"), ("parser", saved.parser / "han.jsonl"))]
     return page.figure("learning_rate", panels, "Learning rate",
                        "It rises in equal steps, then falls along a cosine; both stages do so.")

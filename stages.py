@@ -27,9 +27,9 @@ import evidence
 import ranks
 import uwav
 from annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
-from data import FEATURE_SETS, TargetSplit, load_source, load_target, load_text
+from data import FEATURE_SETS, TargetSplit, load_source, load_target, load_text, load_truth
 from features import RANDOM_SOURCE, read_index
-from files import (atomic, one_sentence_errors, read_array, read_history, read_npz, reason, write_arrays,
+from files import (atomic, is_number, one_sentence_errors, read_history, read_json, read_npz, shaped, write_arrays,
                    write_json)
 from scores import video_scores
 
@@ -348,24 +348,20 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     return scores
 
 
-def read_predictions(path: Path) -> tuple[Tensor, Tensor]:
-    """What `evaluate` wrote, gated: audio and visual (N, T, C) of 0 / 1. Raises FileNotFoundError or ValueError."""
+def read_predictions(path: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """What `evaluate` wrote, gated: audio and visual, bool of `shape`, (N, T, C).
+
+    Raises FileNotFoundError or ValueError naming the file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; make it with `python uwav.py evaluate`")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            probabilities = [torch.from_numpy(file[k]) for k in ("video", "audio", "visual")]
-    except Exception as error:  # zip and npy raise a dozen kinds
-        raise ValueError(f"{path}: not a file of predictions ({reason(error)})") from None
-    return uwav.gated_predictions(*probabilities)
-
-
-def read_truth(data: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Dense truth of a packed folder: audio and visual (N, T, C) uint8. Raises FileNotFoundError."""
-    paths = [data / "llp" / split / f"{m}.npy" for m in ("audio", "visual")]
-    if not all(path.exists() for path in paths):
-        raise FileNotFoundError(f"the {split} split has no dense truth ({paths[0]})")
-    return tuple(torch.from_numpy(read_array(path)) for path in paths)
+    arrays, (N, T, C) = read_npz(path), shape
+    for name, expected in dict(video=(N, C), audio=(N, T, C), visual=(N, T, C)).items():
+        if name not in arrays:
+            raise ValueError(f"{path}: holds no probabilities named {name}")
+        x = shaped(arrays[name], expected, f"{path}, {name}")
+        if x.dtype != np.float32 or not ((x >= 0) & (x <= 1)).all():
+            raise ValueError(f"{path}: {name} holds something else than probabilities (float32)")
+    return uwav.gated_predictions(*(torch.from_numpy(arrays[name]) for name in ("video", "audio", "visual")))
 
 
 def one_line(scores: dict[str, float]) -> str:
@@ -396,7 +392,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
         pretrain(seeded, folder)
         label(seeded, folder, folder / "teacher.pt")
         for name, where in (("segment", run), ("teacher", folder)):
-            label_scores[name].append(json.loads((where / f"labels_{name}.json").read_text())["test"])
+            label_scores[name].append(read_label_quality(where / f"labels_{name}.json"))
         for feature_set in features:
             for row, (_, setting, source) in ROWS.items():
                 out = folder / feature_set / row
@@ -432,10 +428,57 @@ def sweep_one(context: Context, folder: Path, name: str, value: float, features:
 
 def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> list[dict]:
     """evidence.paired_differences between the rows of a finished ablation, from its saved predictions."""
-    truth = read_truth(data, "test")
-    scores = {row: [video_scores(*read_predictions(run / f"seed{k}" / features / row / "predictions_test.npz"), *truth)
-                    for k in seeds] for row in ROWS}
+    truth, scores = load_truth(data, "test"), {}
+    for row in ROWS:
+        paths = [run / f"seed{k}" / features / row / "predictions_test.npz" for k in seeds]
+        scores[row] = [video_scores(*read_predictions(path, truth[0].shape), *truth) for path in paths]
     return evidence.paired_differences(scores, COMPARISONS)
+
+
+def read_label_quality(path: Path) -> dict[str, float]:
+    """The scores on test that `label` wrote."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not _is_scores(content.get("test")):
+        raise ValueError(f"{path}: holds no scores of the test split; delete it, and they are made again")
+    return content["test"]
+
+
+def read_ablation(path: Path) -> dict:
+    """What `ablate` wrote. Raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the ablation has not run (`python uwav.py ablate`)")
+    content = read_json(path)
+    try:
+        S, rows = len(content["seeds"]), list(content["scores"].values())
+        swept = [values for fields in content["sweep"].values() for values in fields.values()]
+        lists = [x for group in (content["labels"], *rows, *swept) for x in group.values()]
+        whole = (S > 0 and all(type(seed) is int for seed in content["seeds"])
+                 and all(isinstance(x, str) for x in (content["preset"], *content["overrides"]))
+                 and set(content["labels"]) == set(PAPER_LABELS) and set(content["scores"]) <= set(FEATURE_SETS)
+                 and all(set(x) <= set(ROWS) for x in rows)
+                 and all(set(fields) <= set(SWEEP) for fields in content["sweep"].values())
+                 and all(values and all(is_number(float(value)) for value in values) for values in swept)
+                 and all(len(x) == S and all(map(_is_scores, x)) for x in lists)
+                 and set(content["differences"]) == set(content["scores"])
+                 and all(x and all(_is_difference(d, S) for d in x) for x in content["differences"].values()))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: damaged, or of another version; run `python uwav.py ablate` again")
+    return content
+
+
+def _is_scores(x: object) -> bool:
+    """Whether these are the ten scores, in percent."""
+    return isinstance(x, dict) and all(is_number(x.get(score)) and 0 <= x[score] <= 100 for score in SCORES)
+
+
+def _is_difference(x: dict, seeds: int) -> bool:
+    """Whether this is one of evidence.paired_differences."""
+    found = [x["scores"][score] for score in SCORES]
+    return {x["first"], x["second"]} <= set(ROWS) and all(
+        len(d["interval"]) == 2 and len(d["by_seed"]) == seeds
+        and all(is_number(v) and abs(v) <= 100 for v in (d["mean"], *d["interval"], *d["by_seed"])) for d in found)
 
 
 def tables(label_scores: dict, scores: dict, source: object) -> str:

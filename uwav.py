@@ -33,7 +33,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,10 +45,10 @@ from tqdm import tqdm
 
 import fast
 import ranks
-from checkpoints import Run, load_file
+from checkpoints import Run, check_fields, load_file
 from data import SourceSplit, TargetSplit
 from files import reason
-from scores import mean_f_score, parsing_scores, segment_counts
+from scores import f_scores, parsing_scores, segment_counts
 
 # ---------------------------------------------------------------------------------------------
 # 1  Configurations
@@ -593,7 +593,7 @@ def teacher_score(model: Teacher, data: SourceSplit, text: tuple[Tensor, Tensor]
         pred = (audio_logit.sigmoid() * visual_logit.sigmoid() >= GATE) & mask[..., None]
         truth = (label > 0) & mask[..., None]
         counts.append(segment_counts(pred.transpose(1, 2), truth.transpose(1, 2)))  # (3, B, C)
-    return 100 * float(mean_f_score(torch.cat(counts, 1)))
+    return 100 * float(f_scores(torch.cat(counts, 1)).mean())
 
 
 @torch.no_grad()
@@ -717,10 +717,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
 
 def _with_weights(model_class: type, config: TeacherConfig | HANConfig, weights: dict[str, Tensor]) -> Teacher | HAN:
     """A model that holds these very tensors; it takes no other memory, whatever sizes a damaged config names."""
-    for field in fields(config):
-        value, kind = getattr(config, field.name), type(field.default)
-        if not isinstance(value, (int, float) if kind is float else kind) or not 0 <= value < math.inf:
-            raise ValueError(f"{field.name} = {value!r}")
+    check_fields(config)
     if config.layers > len(weights):
         raise ValueError(f"layers = {config.layers}")
     for name, x in weights.items():

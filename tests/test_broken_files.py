@@ -14,7 +14,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -232,7 +232,7 @@ def broken_checkpoint(rng: np.random.Generator, whole: bytes) -> bytes:
     return buffer.getvalue()
 
 
-BREAK = {".csv": (broken_table, broken_table, broken_text), ".json": (broken_json, broken_json, broken_text), ".jsonl": (broken_lines, broken_text),
+BREAK = {".csv": (broken_table, broken_table, broken_text), ".json": (broken_json, broken_json, broken_text), ".jsonl": (broken_lines, broken_text), ".tsv": (broken_table, broken_text),
          ".txt": (broken_text,), ".npy": (broken_array, broken_array), ".npz": (broken_arrays, broken_arrays), ".zip": (broken_archive,),
          ".pt": (broken_checkpoint, broken_checkpoint), ".onnx": ()}
 
@@ -481,6 +481,33 @@ def write_bundle(folder: Path, model: bytes) -> Path:
     return folder
 
 
+def of_run(folder: Path) -> Reader:
+    """All that a report is made from; its pictures are not drawn here."""
+    pytest.importorskip("matplotlib")
+    import demo_world
+    import report
+
+    sizes = dict(train=12, val=8, test=10, source_train=8, source_validation=6, source_test=6)
+    demo_world.make(folder / "data", replace(demo_world.WorldConfig(), **sizes))
+    small = [x for field in ("hidden=16", "feedforward=16", "layers=1", "epochs=1") for x in ("--set", field)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "SWEEP", {"alpha": (0.5, 1.7)})
+        stages.main(["ablate", str(folder / "data"), str(folder), "--preset", "demo", "--device", "cpu", "--sweep", *small])
+    line = ["2026-01-02 03:04", "70", "new", "Train the HAN", "abc1234", "Linux, 2 CPU cores", "bash run_all.sh"]
+    (folder / "stages.tsv").write_text("\t".join(line) + "\n" + "\t".join(line) + "\n")
+
+    def read(folder: Path) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(report.figures.Picture, "write", lambda picture, folder: [])
+            return report.build(report.Saved(folder, 0, folder / "data"), folder / "pictures")
+
+    full = "seed0/clip_clap/full"
+    return Reader(read, lambda html: html.endswith("</html>\n") and html.count("<h2>") == 8, (
+        "ablation.json", "ablation.json", "stages.tsv", "data/index.json", *(f"data/llp/test/{x}.npy" for x in ("weak", "audio", "visual")),
+        "data/llp/train/weak.npy", "labels_segment.npz", "seed0/labels_teacher.npz", "seed0/teacher.jsonl", f"{full}/han.jsonl", f"{full}/han.pt",
+        f"{full}/predictions_test.npz"))
+
+
 def of_bundle(folder: Path) -> Reader:
     pytest.importorskip("onnxruntime")
     write_bundle(folder, toy_parser())
@@ -630,7 +657,7 @@ def test_labels_of_other_videos_are_refused_with_a_sentence_not_in_the_middle_of
     assert "labels.npz: holds labels (N, T, C) of (59, 10, 25), but" in stop.value.code
 
 
-@pytest.mark.parametrize("name", [n for n in READERS if n not in ("failures", "notes", "made_with")])
+@pytest.mark.parametrize("name", [n for n in READERS if n not in ("failures", "notes", "made_with", "run")])
 def test_a_folder_in_the_place_of_a_file_is_one_sentence(name, tmp_path):
     (tmp_path / "folder").mkdir()
     reader = READERS[name](tmp_path / "folder")
