@@ -192,7 +192,7 @@ class Parse:
     classes: list[str]
     audio_prob: np.ndarray  # (T, C)
     visual_prob: np.ndarray  # (T, C)
-    video_prob: np.ndarray  # (C,): of the whole video; of a long one the largest of its windows
+    video_prob: np.ndarray  # (C,): of the whole video, can exceed 1 (Eq. 1); of a long one the largest of its windows
     audio_event: np.ndarray  # (T, C) bool
     visual_event: np.ndarray  # (T, C) bool
     av_event: np.ndarray  # (T, C) bool

@@ -197,6 +197,16 @@ def stage_table(page: Page) -> str:
         "The time in which results were made; later runs that found them there are not counted.")
 
 
+def repeatability(page: Page) -> str:
+    return "<h3>Would it come out the same again?</h3>" + paragraph(
+        "On one CPU yes, to the last bit: the same commit, command, seed and number of threads. Another CPU or another "
+        "number of threads rounds differently, and a long training magnifies that. On a GPU not quite: the backward "
+        "pass of attention may add numbers in an order that changes from run to run; with --fast, PyTorch chooses some "
+        "kernels by timing them; another GPU, or another version of CUDA or PyTorch, has other kernels. Thresholds and "
+        "scores are made of whole numbers, which add up to the same in any order, so it is training that varies. (What "
+        "is said of GPUs follows PyTorch's documentation; it was not measured.)")
+
+
 # ---------------------------------------------------------------------------------------------
 # 2  Scores
 # ---------------------------------------------------------------------------------------------
@@ -634,7 +644,7 @@ def mixup_figure(page: Page) -> str:
 def build(saved: Saved, pictures: Path) -> str:
     page = Page(saved.run, pictures, saved)
     page.lead(data_notice)
-    page.section("What ran", data_table, settings_table, stage_table)
+    page.section("What ran", data_table, settings_table, stage_table, repeatability)
     page.section("Scores", score_tables, difference_figure, sweep_figure, label_table, label_figure)
     page.section("Training", teacher_figure, parser_figure, rate_figure)
     page.section("Uncertainty", reliability_figure, calibration_table, confidence_figure, distance_figure)

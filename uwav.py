@@ -267,12 +267,12 @@ class HAN(nn.Module):
         return HANOutput(self.pool(a, v, audio_logit, visual_logit), audio_logit, visual_logit, a, v)
 
     def pool(self, a: Tensor, v: Tensor, audio_logit: Tensor, visual_logit: Tensor) -> Tensor:
-        """MMIL (Eq. 1): attention-weighted mean of the segment probabilities over time and modalities -> (B, C)."""
+        """MMIL (Eq. 1): segment probabilities summed with weights over time and modalities -> (B, C), from 0 to 2."""
         x = torch.stack([a, v], 2)  # (B, T, 2, h)
         p = torch.stack([audio_logit, visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
         w_time = self.time_pool(x).float().softmax(1)  # (B, T, 2, C), sums to 1 over T
         w_modal = self.modal_pool(x).float().softmax(2)  # (B, T, 2, C), sums to 1 over the modalities
-        return (w_time * w_modal * p).sum((1, 2))  # (B, C)
+        return (w_time * w_modal * p).sum((1, 2))  # (B, C); the products of weights may sum to more than 1
 
 
 # ---------------------------------------------------------------------------------------------

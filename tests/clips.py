@@ -1,10 +1,15 @@
-"""Video files made for tests: every frame says its number, the sound is given sample by sample."""
+"""Video files made for tests: every frame says its number, the sound is given sample by sample; and decoders for tests."""
 
+import os
+import signal
+import time
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+import video
 
 BITS = 10  # of the frame number, as vertical bars in the middle of the picture, lowest bit left
 W, H = 320, 240
@@ -63,3 +68,43 @@ def tone(seconds: float, rate: int = 48_000, begins: float = 0.0, frequency: flo
     """(samples,) float32: silence, then a sine."""
     t = np.arange(round(seconds * rate)) / rate
     return (level * np.sin(2 * np.pi * frequency * t) * (t >= begins)).astype(np.float32)
+
+
+def damaged(whole: bytes, n: int) -> tuple[str, bytes]:
+    """The nth damaged copy: (file name, content)."""
+    rng = np.random.default_rng(n)
+    kind = n % 5
+    if kind == 0:
+        return f"cut{n}.mp4", whole[: rng.integers(0, len(whole))]
+    if kind in (1, 2, 3):
+        content, flips = bytearray(whole), int(rng.choice([1, 10, 100, 1000]))
+        first = 0 if kind == 1 else len(whole) * 3 // 4 if kind == 2 else rng.integers(0, len(whole))
+        for place in rng.integers(first, len(whole), flips):
+            content[place] ^= 1 << rng.integers(8)
+        return f"flip{n}.mp4", bytes(content)
+    return [(f"empty{n}.mp4", b""), (f"text{n}.mp4", b"hello\n" * 999), (f"wrong{n}.txt", whole), (f"wrong{n}.mp3", whole),
+            (f"noise{n}.mp4", rng.bytes(20_000))][n // 5 % 5]
+
+
+# What the decoders of tests do. They start faster from here than from a module of tests, which imports PyTorch.
+
+
+def read_in_bounds(path: Path, segments, longest) -> video.Clip:
+    """Ends the decoder if one file takes it over 10 s, or it has ever held over 1 GB."""
+    started = time.monotonic()
+    try:
+        return video.read_clip(path, segments, longest)
+    finally:
+        peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # kB; getrusage counts the parent, too
+        if time.monotonic() - started > 10 or peak > 1 << 20:
+            os._exit(99)
+
+
+def kills_itself(path: Path, segments, longest) -> video.Clip:
+    if path.name == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if path.name == "hang":
+        time.sleep(60)
+    if path.name == "surprise":
+        raise KeyError("x")
+    return video.Clip(1.0, np.full((1, 224, 224, 3), int(path.name), np.uint8), None)

@@ -162,29 +162,13 @@ def test_links_between_folders_are_followed_once(tmp_path):
 # ---- damaged files ----
 
 
-def damaged(whole: bytes, n: int) -> tuple[str, bytes]:
-    """The nth damaged copy: (file name, content)."""
-    rng = np.random.default_rng(n)
-    kind = n % 5
-    if kind == 0:
-        return f"cut{n}.mp4", whole[: rng.integers(0, len(whole))]
-    if kind in (1, 2, 3):
-        content, flips = bytearray(whole), int(rng.choice([1, 10, 100, 1000]))
-        first = 0 if kind == 1 else len(whole) * 3 // 4 if kind == 2 else rng.integers(0, len(whole))
-        for place in rng.integers(first, len(whole), flips):
-            content[place] ^= 1 << rng.integers(8)
-        return f"flip{n}.mp4", bytes(content)
-    return [(f"empty{n}.mp4", b""), (f"text{n}.mp4", b"hello\n" * 999), (f"wrong{n}.txt", whole), (f"wrong{n}.mp3", whole),
-            (f"noise{n}.mp4", rng.bytes(20_000))][n // 5 % 5]
-
-
 def test_two_hundred_damaged_copies_each_fail_with_a_cause_or_give_valid_features(tmp_path, shared):
     (tmp_path / "in").mkdir()
     made = clips.make(tmp_path / "made.mp4", 3, sound=clips.tone(3)[None])
     fast = clips.make(tmp_path / "fast.mp4", 3, sound=clips.tone(3)[None], options={"movflags": "faststart"})
     sources = [p.read_bytes() for p in (shared / "data/media/BjCEufrlXm4.mp4", made, fast)]
     for n in range(200):
-        name, data = damaged(sources[n % 3], n)
+        name, data = clips.damaged(sources[n % 3], n)
         (tmp_path / "in" / name).write_bytes(data)
     result = run(tmp_path / "in", tmp_path / "out")
     assert result["videos"] == 200 and result["finished"] + result["failed"] == 200

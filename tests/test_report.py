@@ -85,6 +85,10 @@ def test_time_of_a_stage_is_that_of_the_runs_that_made_something(page):
     assert "110 s in 2 goes" in page and "abc1234" in page
 
 
+def test_page_says_what_comes_out_the_same_again_and_what_on_a_gpu_does_not(page):
+    assert "to the last bit" in page and "On a GPU not quite: the backward pass of attention" in page
+
+
 def test_every_picture_is_written_as_svg_for_both_colour_schemes_and_as_png(finished, page):
     folder = finished / "pictures"
     names = set(re.findall(r'<figure id="(\w+)"', page))

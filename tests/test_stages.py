@@ -83,6 +83,15 @@ def test_scores_in_the_tables_are_those_of_the_saved_predictions(world, finished
     assert scores == pytest.approx(json.loads((finished / "ablation.json").read_text())["scores"]["clip_clap"]["full"][1])
 
 
+def test_predictions_are_read_gated_and_a_video_probability_above_1_is_none_of_their_faults(tmp_path):
+    video, audio, visual = np.float32([[1.66, 0.4]]), np.float32([[[0.6, 0.9]]]), np.float32([[[0.4, 1.0]]])
+    np.savez(tmp_path / "p.npz", video=video, audio=audio, visual=visual)
+    assert [x.tolist() for x in stages.read_predictions(tmp_path / "p.npz", (1, 1, 2))] == [[[[True, False]]], [[[False, False]]]]
+    np.savez(tmp_path / "p.npz", video=video, audio=1.66 * audio, visual=visual)
+    with pytest.raises(ValueError, match="p.npz: audio holds something else than probabilities"):
+        stages.read_predictions(tmp_path / "p.npz", (1, 1, 2))
+
+
 def test_differences_between_rows_are_those_of_the_saved_scores_by_seed(finished):
     content = json.loads((finished / "ablation.json").read_text())
     rows, differences = content["scores"]["clip_clap"], content["differences"]["clip_clap"]
