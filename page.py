@@ -163,7 +163,7 @@ th[colspan] { text-align: center; }
 th:first-child, td:first-child { text-align: left; }
 tbody th { font-weight: 500; white-space: normal; min-width: 9rem; }
 small { color: var(--faint); }
-tbody th small { display: block; }
+th small { display: block; }
 .facts { margin: .75rem 0; }
 .facts th, .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
 .facts th { min-width: 7rem; }
