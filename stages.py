@@ -471,7 +471,7 @@ def read_ablation(path: Path) -> dict:
 
 def _is_scores(x: object) -> bool:
     """Whether these are the ten scores, in percent."""
-    return isinstance(x, dict) and all(is_number(x.get(score)) and 0 <= x[score] <= 100 for score in SCORES)
+    return isinstance(x, dict) and all(is_number(x.get(score)) and 0 <= x[score] < 100.01 for score in SCORES)
 
 
 def _is_difference(x: dict, seeds: int) -> bool:
@@ -479,7 +479,7 @@ def _is_difference(x: dict, seeds: int) -> bool:
     found = [x["scores"][score] for score in SCORES]
     return {x["first"], x["second"]} <= set(ROWS) and all(
         len(d["interval"]) == 2 and len(d["by_seed"]) == seeds
-        and all(is_number(v) and abs(v) <= 100 for v in (d["mean"], *d["interval"], *d["by_seed"])) for d in found)
+        and all(is_number(v) and abs(v) < 100.01 for v in (d["mean"], *d["interval"], *d["by_seed"])) for d in found)
 
 
 def tables(label_scores: dict, scores: dict, source: object) -> str:
