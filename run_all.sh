@@ -42,9 +42,11 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
     # The newest PyTorch where there is a GPU; elsewhere the version that the README's CPU figures were made with.
     local torch=torch==2.13.0
     if command -v nvidia-smi >/dev/null; then torch=torch; fi
-    echo "== setup: installing ${UWAV_TORCH:-$torch} and the other packages into .venv (minutes, once)"
+    echo "== setup: installing ${UWAV_TORCH:-PyTorch} and the other packages into .venv (minutes, once)"
     [ -x "$python" ] || python3 -m venv .venv
-    "$python" -m pip install --quiet "${UWAV_TORCH:-$torch}"
+    if [ -n "${UWAV_TORCH:-}" ] || ! "$python" -c "import torch" 2>/dev/null; then # keep the one that is there
+        "$python" -m pip install --quiet "${UWAV_TORCH:-$torch}"
+    fi
     "$python" -m pip install --quiet --editable ".[$1]"
     touch "$installed"
 }
