@@ -16,11 +16,6 @@ would take long, a part of it is timed and scaled up; the last column says which
 
 from __future__ import annotations
 
-import signal
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while PyTorch is being imported: no traceback
-
 import argparse
 import contextlib
 import copy
@@ -46,19 +41,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import demo_world
-import fast
-import features
-import ranks
 import uwav
-from data import FEATURE_SETS, SourceSplit, TargetSplit
-from files import one_sentence_errors, write_json
-from scores import parsing_scores
+from common import devices
+from common.command import one_sentence_errors
+from common.files import write_json
+from data import annotations, demo_world, layout
+from data.annotations import LLP_CLASSES, LLP_SEGMENTS
+from data.layout import FEATURE_SETS
+from data.pack import pack
+from train.presets import PRESETS
+from uwav import SourceSplit, TargetSplit, parsing_scores
 
-TRAIN, VAL, TEST, T, C = 10_000, 649, 1_200, features.LLP_SEGMENTS, len(features.LLP_CLASSES)  # LLP
+TRAIN, VAL, TEST, T, C = 10_000, 649, 1_200, LLP_SEGMENTS, len(LLP_CLASSES)  # LLP
 SOURCE, SOURCE_CLASSES = 6_489, 100  # UnAV-100, training split
 FILES = 400  # videos that exist as files; the plain ways read them again and again, from the page cache
-SIZES = {name: (per_second, size) for name, (_, per_second, size) in features.LLP_FEATURES.items()}
+SIZES = {name: (per_second, size) for name, (_, per_second, size) in layout.LLP_FEATURES.items()}
 ROUNDS, ROUND_SECONDS = 3, 1.2  # how often ours and the plain way take turns, and for how long at a time
 
 
@@ -198,8 +195,8 @@ def write_files(folder: Path, length: np.ndarray) -> None:
     header, ids = "filename\tevent_labels\n", [f"video{n:06d}" for n in range(FILES)]
     for split, videos in (("train", ids[2:]), ("val", ids[:1]), ("test", ids[1:2])):
         rows = "".join(f"{video}_0_10\tSpeech\n" for video in videos)
-        (folder / "LLP" / features.LLP_WEAK_FILES[split]).write_text(header + rows)
-    for file in features.LLP_DENSE_FILES.values():
+        (folder / "LLP" / annotations.LLP_WEAK_FILES[split]).write_text(header + rows)
+    for file in annotations.LLP_DENSE_FILES.values():
         rows = "".join(f"{video}_0_10\t0\t5\tSpeech\n" for video in ids[:2])
         (folder / "LLP" / file).write_text("filename\tonset\toffset\tevent_labels\n" + rows)
     subset = ["validation", "test"] + ["train"] * (FILES - 2)
@@ -207,16 +204,16 @@ def write_files(folder: Path, length: np.ndarray) -> None:
     database = {video: dict(duration=float(seconds), subset=which, annotations=[event])
                 for video, seconds, which in zip(ids, length, subset)}
     (folder / "UnAV/unav100_annotations.json").write_text(json.dumps(dict(version="random", database=database)))
-    for place, per_second, size in features.LLP_FEATURES.values():
+    for place, per_second, size in layout.LLP_FEATURES.values():
         (folder / place).mkdir(parents=True)
         for video in ids:
             np.save(folder / place / f"{video}.npy", rng.standard_normal((T * per_second, size), np.float32))
-    for place, size in features.UNAV_FEATURES.values():
+    for place, size in layout.UNAV_FEATURES.values():
         (folder / place).mkdir(parents=True)
         for video, seconds in zip(ids, length):
             np.save(folder / place / f"{video}.npy", rng.standard_normal((seconds, size), np.float32))
     for dataset, classes in (("LLP", C), ("UnAV", 1)):
-        for file, size in features.TEXT_FILES.values():
+        for file, size in layout.TEXT_FILES.values():
             (folder / dataset / file).parent.mkdir(parents=True)
             np.save(folder / dataset / file, rng.standard_normal((classes, size), np.float32))
 
@@ -230,7 +227,7 @@ class TargetFiles(torch.utils.data.Dataset):
     """One file per feature and video."""
 
     def __init__(self, folder: Path, names: tuple[str | None, ...], videos: int):
-        self.folders = [folder / features.LLP_FEATURES[name][0] for name in names if name]
+        self.folders = [folder / layout.LLP_FEATURES[name][0] for name in names if name]
         self.videos = videos
 
     def __len__(self) -> int:
@@ -244,7 +241,7 @@ class SourceFiles(torch.utils.data.Dataset):
     """The same for UnAV, every video padded to the longest of all."""
 
     def __init__(self, folder: Path, length: np.ndarray):
-        self.folders = [folder / place for place, _ in features.UNAV_FEATURES.values()]
+        self.folders = [folder / place for place, _ in layout.UNAV_FEATURES.values()]
         self.length = length
 
     def __len__(self) -> int:
@@ -298,8 +295,7 @@ def plain_han_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: l
     """A step on features just read; index (B,) says whose they are."""
     beta = torch.distributions.Beta(config.alpha, config.alpha)
     mixup = [(beta.sample().to(index.device), torch.randperm(len(index) * T, device=index.device)) for _ in range(2)]
-    losses = uwav.han_losses(model, model(*inputs), data.weak[index], labels.audio[index], labels.visual[index], labels,
-                             mixup)
+    losses = uwav.han_losses(model, model(*inputs), data.weak[index], labels.of(index), mixup)
     return plain_update(model, optimizer, losses.sum(), config)
 
 
@@ -391,8 +387,8 @@ def plain_labels(model: nn.Module, dataset: TargetFiles, weak: np.ndarray, text:
 
 def plain_pack(source: Path, out: Path) -> None:
     """Every file read in turn, pooled, stacked, saved."""
-    places = [(place, per_second) for place, per_second, _ in features.LLP_FEATURES.values()]
-    for place, per_second in [*places, *((place, 1) for place, _ in features.UNAV_FEATURES.values())]:
+    places = [(place, per_second) for place, per_second, _ in layout.LLP_FEATURES.values()]
+    for place, per_second in [*places, *((place, 1) for place, _ in layout.UNAV_FEATURES.values())]:
         arrays = [np.load(file) for file in sorted((source / place).glob("*.npy"))]
         pooled = [x.reshape(-1, per_second, x.shape[1]).mean(1).astype(np.float16) for x in arrays]
         np.save(out / (place.replace("/", "_") + ".npy"), np.concatenate(pooled))
@@ -407,11 +403,11 @@ class Bench:
     """What the rows share. Each row frees what it alone needed."""
 
     def __init__(self, preset: str, device: torch.device, half: bool, unav: Path | None, folder: Path):
-        self.preset, self.device, self.folder = uwav.PRESETS[preset], device, folder
+        self.preset, self.device, self.folder = PRESETS[preset], device, folder
         self.names, self.han_config = FEATURE_SETS["base"], self.preset.han["base"]
         self.config, self.pretrain_config = (replace(c, fast=half) for c in (self.preset.train, self.preset.pretrain))
         if unav:
-            self.length = np.array([len(x) for x in features.read_unav(unav).train.labels])
+            self.length = np.array([len(x) for x in annotations.read_unav(unav).train.labels])
         else:
             shortest, mean, longest, deviation = demo_world.SOURCE_SECONDS
             drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
@@ -452,9 +448,10 @@ class Bench:
         steps = math.ceil(TRAIN / config.batch)
         labels, model = random_labels(self.train, config), plain_model(self.han).train()
         optimizer, own_optimizer = plain_optimizer(model, config), uwav.adamw(self.han, config)
-        forward = fast.accelerate(self.han, config.fast, device, one_shape=True)
+        forward = devices.forward_of(self.han, config.fast, one_shape=True)
+        losses_of = devices.accelerate(uwav.han_losses, config.fast, device, one_shape=True)
         ours = (losses for _ in itertools.count()
-                for losses in uwav.han_epoch(self.han, forward, own_optimizer, self.train, labels, config))
+                for losses in uwav.han_epoch(self.han, forward, losses_of, own_optimizer, self.train, labels, config, 1))
         batches = plain_batches(TargetFiles(self.files, self.names, TRAIN), config.batch, device)
         kept = next(batches)
 
@@ -476,7 +473,7 @@ class Bench:
         own = uwav.Teacher(self.preset.teacher).to(device)
         data, text = random_source(length, device), random_text(SOURCE_CLASSES, device)
         own_optimizer = uwav.adamw(own, config)
-        forward = fast.accelerate(own, config.fast, device, one_shape=False)
+        forward = devices.forward_of(own, config.fast, one_shape=False)
         ours = (loss for epoch in itertools.count()
                 for loss in uwav.teacher_epoch(own, forward, own_optimizer, data, text, config, epoch))
         model = plain_model(own).train()
@@ -541,7 +538,7 @@ class Bench:
             for _, own in itertools.product(range(ROUNDS), (True, False)):
                 with tempfile.TemporaryDirectory(dir=self.folder) as out:
                     started = time.perf_counter()
-                    features.pack(self.files, out) if own else plain_pack(self.files, Path(out))
+                    pack(self.files, out) if own else plain_pack(self.files, Path(out))
                     times[not own].append(time.perf_counter() - started)
         ours, plain = map(statistics.median, times)
         return [Row(f"pack, {len(sizes):,} files of {FILES} + {FILES} videos", ours, plain, bytes=2 * sum(sizes),
@@ -577,7 +574,7 @@ ROWS = ("pack", "load", "epoch", "teacher", "score", "evaluate", "label", "onnx"
 
 def decode(path: Path, clips: int) -> dict:
     """ms a clip on one core; clips a second and memory over `clips` decodings, by the number of processes."""
-    import video
+    from video import decode as video
 
     times = []
     for _ in range(21):
@@ -617,7 +614,7 @@ def scaled(factor: int, preset: str, device_name: str, half: bool) -> dict[str, 
     """Seconds of each job at `factor` times the size of LLP, and peak memory in MB. Wants a process of its own."""
     device = torch.device(device_name)
     width = NARROW if device.type == "cpu" else None
-    settings = uwav.PRESETS[preset]
+    settings = PRESETS[preset]
     sizes = dict(audio_dim=width, visual_2d_dim=width, visual_3d_dim=width) if width else {}
     torch.manual_seed(0)
     model = uwav.HAN(replace(settings.han["base"], **sizes)).to(device)
@@ -645,8 +642,9 @@ def scaled(factor: int, preset: str, device_name: str, half: bool) -> dict[str, 
     zero = tuple(torch.zeros(2, C, device=device))
     labels = timed("labels: Eq. 4, 7, 8", uwav.pseudo_labels, logits, zero, data.weak, config)
     data = random_target(factor * TRAIN, FEATURE_SETS["base"], device, width)
-    optimizer, forward = uwav.adamw(model, config), fast.accelerate(model, config.fast, device, one_shape=True)
-    steps = uwav.han_epoch(model, forward, optimizer, data, labels, config)
+    optimizer, forward = uwav.adamw(model, config), devices.forward_of(model, config.fast, one_shape=True)
+    losses_of = devices.accelerate(uwav.han_losses, config.fast, device, one_shape=True)
+    steps = uwav.han_epoch(model, forward, losses_of, optimizer, data, labels, config, 1)
     list(itertools.islice(steps, 5))
     timed("HAN epoch", list, itertools.islice(steps, PART))
     seconds["HAN epoch"] *= math.ceil(factor * TRAIN / config.batch) / PART
@@ -702,7 +700,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What things cost, beside the plain way of doing them and the floor.")
     parser.add_argument("rows", nargs="*", metavar="ROW",
                         help=f"{', '.join(ROWS)}, scale, decode (default: all but decode)")
-    parser.add_argument("--preset", choices=uwav.PRESETS, help="sizes of the models (default: paper on a GPU, or demo)")
+    parser.add_argument("--preset", choices=PRESETS, help="sizes of the models (default: paper on a GPU, or demo)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
     parser.add_argument("--fast", action="store_true", help="train in bf16 and, on a GPU, with compiled kernels")
     parser.add_argument("--unav", type=Path, metavar="FILE", help="unav100_annotations.json, for the real lengths")
@@ -721,7 +719,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    device = torch.device(ranks.choose_device(options.device))
+    device = torch.device(devices.choose_device(options.device))
     preset = options.preset or ("paper" if device.type == "cuda" else "demo")
     chosen = options.rows or (*ROWS, "scale")
     result = dict(machine=machine(device), torch=torch.__version__, date=time.strftime("%Y-%m-%d"), preset=preset,

@@ -20,11 +20,6 @@ agrees with PyTorch, at sizes other than the one that was traced. Until then OUT
 
 from __future__ import annotations
 
-import signal
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while PyTorch is being imported: no traceback
-
 import argparse
 import contextlib
 import dataclasses
@@ -53,12 +48,15 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
 import uwav
-from annotations import LLP_CLASSES, LLP_SEGMENTS
-from data import FEATURE_SETS, load_target, load_text
-from encoders import quiet
-from features import LLP_FEATURES, read_index
-from files import atomic, one_sentence_errors, write_json, working_in
-from stages import SCORES, read_labels
+from common.command import one_sentence_errors, working_in
+from common.files import atomic, write_json
+from data.annotations import LLP_CLASSES, LLP_SEGMENTS
+from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
+from data.splits import load_target, load_text
+from train.checkpoints import load_model
+from train.stages import read_labels
+from uwav import SCORES
+from video.encoders import quiet
 
 OPSET = 20
 FORMAT = 1  # of the bundle
@@ -281,7 +279,7 @@ def describe(path: Path) -> dict:
 
 
 class Embedding(nn.Module):
-    """clip_image.onnx and clap_audio.onnx: what encoders.py computes, but resizing and cropping pictures."""
+    """clip_image.onnx and clap_audio.onnx: what video/encoders.py computes, but resizing and cropping pictures."""
 
     outputs = ("embedding",)
 
@@ -305,7 +303,7 @@ def exports_of_encoders(clip, clap) -> Iterator[Export]:
 @contextlib.contextmanager
 def free_batch_size_of_htsat() -> Iterator[None]:
     """HTSAT computes its batch size with `int(...)`, which a trace would bake in without a word."""
-    import encoders
+    from video import encoders
 
     encoders.clap_package()
     from clap_module import htsat
@@ -324,17 +322,16 @@ def free_batch_size_of_htsat() -> Iterator[None]:
 
 def export_encoders(out: Path, clip_choice: str | None, clap_choice: str | None, properties: dict[str, str]) -> dict:
     """clip_image.onnx and clap_audio.onnx of the weights named; what bundle.json says of them."""
-    import encoders
-    import fetch
+    from video import encoders, weights
     from features import need_feature_packages
 
     need_feature_packages()
     files = {}
     if clip_choice:
-        files["clip"] = fetch.clip_weights(clip_choice)
+        files["clip"] = weights.clip_weights(clip_choice)
     if clap_choice:
-        files["clap"] = fetch.clap_weights(clap_choice)
-    fetch.warn_of_random(files)
+        files["clap"] = weights.clap_weights(clap_choice)
+    weights.warn_of_random(files)
     clip = encoders.Clip(files["clip"]) if "clip" in files else None
     clap = encoders.ClapAudio(files["clap"]) if "clap" in files else None
     entries = {}
@@ -342,7 +339,7 @@ def export_encoders(out: Path, clip_choice: str | None, clap_choice: str | None,
         choice, file = (clip_choice, files["clip"]) if export.name == "clip_image" else (clap_choice, files["clap"])
         with free_batch_size_of_htsat():
             entry = keep(export, out, properties)
-        entries[export.name] = entry | dict(weights=fetch.identity_of_weights(choice, file))
+        entries[export.name] = entry | dict(weights=weights.identity_of_weights(choice, file))
     return entries
 
 
@@ -466,7 +463,7 @@ def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_di
 
 
 def _load(path: Path, kind: type, *sizes: int | None) -> nn.Module:
-    model = uwav.load_model(path, "cpu", *sizes)
+    model = load_model(path, "cpu", *sizes)
     if not isinstance(model, kind):
         raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {kind.__name__}")
     return model

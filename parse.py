@@ -158,11 +158,11 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
                          "here; give it an .npz file of features")
     try:
-        import video
+        from video import decode
     except ModuleNotFoundError as error:
         raise ValueError(f"reading videos needs {error.name}: pip install av pillow") from None
     try:
-        clip = video.read_clip(path)
+        clip = decode.read_clip(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     found = {}

@@ -9,11 +9,6 @@ figures.py, the statistics computed in evidence.py.
 
 from __future__ import annotations
 
-import signal
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while PyTorch is being imported: no traceback
-
 import argparse
 import re
 import statistics
@@ -25,18 +20,19 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-import evidence
-import figures
 import uwav
-from annotations import LLP_CLASSES
-from checkpoints import check_fields, load_file
-from data import load_truth, load_weak, target_shape
-from features import read_index
-from files import atomic, is_number, one_sentence_errors, read_history
-from page import Page, facts, mean_and_spread, paragraph, table
-from scores import video_scores
-from stages import (PAPER_FULL, PAPER_LABELS, PAPER_TYPE, ROWS, SCORES, SWEEP, Labels, paper_column, read_ablation,
-                    read_labels, read_predictions)
+from common.command import one_sentence_errors
+from common.files import atomic, is_number, read_history
+from data.annotations import LLP_CLASSES
+from data.layout import read_index
+from data.splits import load_truth, load_weak, target_shape
+from reporting import evidence, figures
+from reporting.page import Page, facts, mean_and_spread, paragraph, table
+from train.ablation import (COVERAGE, PAPER_FULL, PAPER_LABELS, PAPER_TYPE, RESAMPLES, ROWS, SWEEP, paper_column,
+                            read_ablation)
+from train.checkpoints import check_fields, load_file
+from train.stages import Labels, read_labels, read_predictions
+from uwav import SCORES, video_scores
 
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
 SHORT = {"video_only": "video loss only", "valor": "VALOR", "binary": "hard", "soft": "soft",
@@ -291,7 +287,7 @@ def difference_figure(page: Page) -> str:
         seeds = len(ablation["seeds"])
         caption = (
             "What one step changes, in points, on the same test videos: the dot is the mean over videos and seeds, the "
-            f"bar the {evidence.COVERAGE:.0%} interval of a bootstrap over test videos ({evidence.RESAMPLES:,} "
+            f"bar the {COVERAGE:.0%} interval of a bootstrap over test videos ({RESAMPLES:,} "
             "resamples). The interval tells how much the choice of test videos matters; it does not cover the training "
             "seed. ")
         caption += ("Each seed's own difference is a hollow diamond: if diamonds lie on both sides of zero, another "

@@ -135,7 +135,7 @@ if [ -n "$data" ]; then
     stage "Pack the feature files into arrays" "$python" features.py pack "$data" "$packed"
 else
     stage "Make the demo world: invented CLIP and CLAP embeddings" \
-        "$python" demo_world.py make "$packed" ${llp:+--llp "$llp"} ${unav:+--unav "$unav"}
+        "$python" features.py demo "$packed" ${llp:+--llp "$llp"} ${unav:+--unav "$unav"}
 fi
 if [ -z "$features" ]; then
     if [ -e "$packed/llp/train/res152.npy" ]; then first=base; else first=clip_clap; fi

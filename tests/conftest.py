@@ -1,4 +1,7 @@
-"""Where the recorded reference cases and the real annotations are, if this machine has them."""
+"""What tests share: the reference cases and real annotations if this machine has them, a finished run, the two tiers.
+
+The quick tier is what lies in this folder, and needs pytest alone; `--thorough` adds the folders thorough/ and robustness/.
+"""
 
 import atexit
 import importlib.util
@@ -19,8 +22,18 @@ atexit.register(shutil.rmtree, HUB, ignore_errors=True)
 os.environ |= {"HF_HOME": str(HUB), "HF_HUB_OFFLINE": "1"}
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers")]
 SHARED = Path(os.environ.get("UWAV_SHARED", ROOT.parent / "shared"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="also the tests of thorough/ and robustness/")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Folders of the thorough tier, unless it is asked for or a file of theirs is named."""
+    named = any(collection_path.name in argument or "test_" in argument for argument in config.args)
+    return True if collection_path.name in ("thorough", "robustness") and not (named or config.option.thorough) else None
 
 
 @pytest.fixture(scope="session")
@@ -47,17 +60,17 @@ def golden(shared):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A run with a teacher, labels and a HAN, as run_all.sh leaves it, small; its HAN predicts some events."""
-    import demo_world
-    import stages
+    from data import demo_world
+    from train import cli
 
     folder = tmp_path_factory.mktemp("run")
     config = replace(demo_world.WorldConfig(), train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)
     demo_world.make(folder / "data", config)
     small = ["--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1"]
     data, seed = str(folder / "data"), str(folder / "seed0")
-    stages.main(["pretrain", data, seed, *small, "--set", "epochs=1"])
-    stages.main(["label", data, seed, "--teacher", f"{seed}/teacher.pt", "--device", "cpu"])
-    stages.main(["train", data, f"{seed}/clip_clap/full", "--labels", f"{seed}/labels_teacher.npz", "--features", "clip_clap",
+    cli.main(["pretrain", data, seed, *small, "--set", "epochs=1"])
+    cli.main(["label", data, seed, "--teacher", f"{seed}/teacher.pt", "--device", "cpu"])
+    cli.main(["train", data, f"{seed}/clip_clap/full", "--labels", f"{seed}/labels_teacher.npz", "--features", "clip_clap",
                  *small, "--set", "epochs=6", "--set", "peak_lr=0.01"])
     return folder
 
@@ -65,7 +78,7 @@ def finished(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(finished, tmp_path_factory) -> Path:
     """The exported bundle of that run, with a small CLIP and a real CLAP of random weights, and both variants."""
-    import encoders
+    from video import encoders
     import export_onnx
     import tiny_extract
 

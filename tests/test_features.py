@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-import features
-import stages
-from layout import WEAK, write_llp, write_source, write_unav
+from data import pack
+from data import layout
+from data import annotations
+from train import ablation
+import uwav
+from sources import WEAK, write_llp, write_source, write_unav
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_llp_by_hand(tmp_path):
     reported = []
-    llp = features.read_llp(write_llp(tmp_path), reported.append)
+    llp = annotations.read_llp(write_llp(tmp_path), reported.append)
     assert llp.train.ids == ["a-_b_c_d_e1"] and llp.train.audio is None  # ids hold underscores and dashes
     names = np.array(llp.classes)
     assert names[llp.train.weak[0] > 0].tolist() == ["Speech", "Dog"]
@@ -38,7 +41,7 @@ def test_llp_by_hand(tmp_path):
 def test_warts_of_llp_are_counted_and_reported_once_each(tmp_path):
     audio = "nobody_0_10\t0\t5\tCat\nval00000001_0_10\t4\t4\tCat\nval00000001_0_10\t0\t2\tDog\n"
     reported = []
-    llp = features.read_llp(write_llp(tmp_path, AVVP_eval_audio=audio, AVVP_eval_visual=""), reported.append)
+    llp = annotations.read_llp(write_llp(tmp_path, AVVP_eval_audio=audio, AVVP_eval_visual=""), reported.append)
     assert [re.sub(r"[^0-9]*(\d+).*", r"\1", line) for line in reported] == ["1", "1", "2", "1"]
     assert [w in line for w, line in zip(("outside", "empty", "no dense row", "not in the weak label"), reported)] == [True] * 4
     assert llp.val.audio[0, :2, llp.classes.index("Dog")].tolist() == [1, 1]
@@ -46,7 +49,7 @@ def test_warts_of_llp_are_counted_and_reported_once_each(tmp_path):
 
 def test_real_llp_has_the_known_sizes_and_warts(shared):
     reported = []
-    llp = features.read_llp(shared / "data/llp", reported.append)
+    llp = annotations.read_llp(shared / "data/llp", reported.append)
     assert [len(s.ids) for s in (llp.train, llp.val, llp.test)] == [10_000, 649, 1_200]
     assert [[int(n) for n in re.findall(r"\d+", line)][0] for line in reported] == [14, 6, 11, 38, 65]
     assert np.concatenate([llp.val.audio, llp.test.audio]).mean() == pytest.approx(0.049, abs=5e-4)
@@ -54,7 +57,7 @@ def test_real_llp_has_the_known_sizes_and_warts(shared):
 
 
 def test_real_unav_has_the_known_sizes(shared):
-    unav = features.read_unav(shared / "data/unav/unav100_annotations.json")
+    unav = annotations.read_unav(shared / "data/unav/unav100_annotations.json")
     assert [len(s.ids) for s in (unav.train, unav.validation, unav.test)] == [6_489, 2_134, 2_167]
     assert len(unav.classes) == 100 and {x.shape[1] for x in unav.train.labels} == {100}
 
@@ -68,22 +71,22 @@ def test_real_unav_has_the_known_sizes(shared):
 ])
 def test_bad_llp_row_is_refused_with_file_and_line(tmp_path, file, rows, message):
     with pytest.raises(ValueError, match=message) as error:
-        features.read_llp(write_llp(tmp_path, **{file: rows}), lambda line: None)
+        annotations.read_llp(write_llp(tmp_path, **{file: rows}), lambda line: None)
     assert f"{file}.csv" in str(error.value)
 
 
 def test_missing_or_binary_annotation_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="AVVP_train.csv"):
-        features.read_llp(tmp_path)
+        annotations.read_llp(tmp_path)
     write_llp(tmp_path)
     (tmp_path / "AVVP_train.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="AVVP_train.csv: not a tab-separated UTF-8"):
-        features.read_llp(tmp_path)
+        annotations.read_llp(tmp_path)
 
 
 def test_unav_by_hand(tmp_path):
     reported = []
-    unav = features.read_unav(write_unav(tmp_path / "u.json"), reported.append)
+    unav = annotations.read_unav(write_unav(tmp_path / "u.json"), reported.append)
     assert unav.classes == ("dog", "car")
     assert unav.train.labels[0].T.tolist() == [[1, 1, 1] + [0] * 8, [0] * 9 + [1, 1]]  # ceil(10.2) = 11; floor .. ceil
     assert len(reported) == 1 and reported[0].startswith("UnAV: 1 annotations cover no segment")
@@ -93,7 +96,7 @@ def test_unav_by_hand(tmp_path):
 def test_bad_unav_file_is_refused_with_one_sentence(tmp_path, content):
     (tmp_path / "u.json").write_text(content)
     with pytest.raises(ValueError, match="u.json: not "):
-        features.read_unav(tmp_path / "u.json")
+        annotations.read_unav(tmp_path / "u.json")
 
 
 @settings(max_examples=50, deadline=None)
@@ -101,7 +104,7 @@ def test_bad_unav_file_is_refused_with_one_sentence(tmp_path, content):
 def test_pooling_equals_torch_adaptive_average_pooling(length, segments, seed):
     x = np.random.default_rng(seed).standard_normal((length, 3)).astype(np.float32)
     expected = F.adaptive_avg_pool1d(torch.from_numpy(x).T[None], segments)[0].T
-    torch.testing.assert_close(torch.from_numpy(features.pool_to(x, segments)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.from_numpy(pack.pool_to(x, segments)), expected, rtol=1e-5, atol=1e-5)
 
 
 # ---- pack ----
@@ -123,15 +126,15 @@ def source(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def packed(source, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("packed") / "out"
-    features.pack(source, out, workers=2)
+    pack.pack(source, out, workers=2)
     return out
 
 
 def test_pack_holds_what_the_files_hold(source, packed):
-    index = features.read_index(packed)
-    assert index["llp"]["features"] == list(features.LLP_FEATURES)
+    index = layout.read_index(packed)
+    assert index["llp"]["features"] == list(layout.LLP_FEATURES)
     n = index["llp"]["videos"]["train"].index("train000042")
-    for name, (place, vectors, size) in features.LLP_FEATURES.items():
+    for name, (place, vectors, size) in layout.LLP_FEATURES.items():
         original = np.load(source / place / "train000042.npy")
         expected = original.reshape(10, vectors, size).mean(1)
         array = np.load(packed / "llp/train" / f"{name}.npy", mmap_mode="r")
@@ -139,33 +142,33 @@ def test_pack_holds_what_the_files_hold(source, packed):
         np.testing.assert_allclose(array[n], expected, atol=2e-3)
     pooled = np.load(packed / "unav/train/clap.npy")
     assert pooled.shape == (11, 512) and np.load(packed / "unav/train/length.npy").tolist() == [11]
-    np.testing.assert_allclose(pooled, features.pool_to(np.load(source / "UnAV/feats_CLAP/segment_feats/u1.npy"), 11), atol=2e-3)
+    np.testing.assert_allclose(pooled, pack.pool_to(np.load(source / "UnAV/feats_CLAP/segment_feats/u1.npy"), 11), atol=2e-3)
     assert np.load(packed / "llp/val/audio.npy").sum() == 3 and not (packed / "llp/train/audio.npy").exists()
 
 
 def test_pack_leaves_nothing_temporary_and_is_not_done_twice(source, packed, capsys):
     before = {p: p.stat().st_mtime_ns for p in packed.rglob("*")}
     assert not [p for p in before if "part" in p.name or p.suffix == ".done" or p.name == "plan.json"]
-    features.pack(source, packed)
+    pack.pack(source, packed)
     assert "already complete" in capsys.readouterr().out
     assert before == {p: p.stat().st_mtime_ns for p in packed.rglob("*")}
 
 
 def test_packing_again_from_changed_annotations_starts_over(tmp_path):
     source, out = write_source(tmp_path / "source"), tmp_path / "out"
-    features.pack(source, out, workers=1)
+    pack.pack(source, out, workers=1)
     write_llp(source / "LLP", AVVP_train="train000000_0_10\tDog\n", AVVP_val_pd="test0000001_5_15\tCat\n",
               AVVP_test_pd="val00000001_0_10\tCat\n", AVVP_eval_audio="", AVVP_eval_visual="")
-    features.pack(source, out, workers=1)
+    pack.pack(source, out, workers=1)
     np.testing.assert_allclose(np.load(out / "llp/val/clap.npy")[0],
                                np.load(source / "LLP/feats_CLAP/segment_feats/test0000001.npy"), atol=2e-3)
 
 
 def test_packing_again_notices_that_only_a_label_changed(tmp_path):
     source, out = write_source(tmp_path / "source"), tmp_path / "out"
-    features.pack(source, out, workers=1)
+    pack.pack(source, out, workers=1)
     write_llp(source / "LLP", AVVP_train="train000000_0_10\tSpeech\n", AVVP_eval_visual="val00000001_0_10\t0\t9\tCat\n")
-    features.pack(source, out, workers=1)
+    pack.pack(source, out, workers=1)
     assert np.load(out / "llp/val/visual.npy").sum() == 9
 
 
@@ -225,7 +228,7 @@ def test_all_missing_videos_are_listed_in_one_sentence(tmp_path):
     for n in range(12):
         (source / f"LLP/feats/vggish/train{n:06d}.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"12 feature files are missing: .*train000000.npy; .*train000009.npy; and 2 more"):
-        features.pack(source, tmp_path / "out", workers=1)
+        pack.pack(source, tmp_path / "out", workers=1)
 
 
 def test_all_unusable_files_are_listed_in_one_sentence_and_the_rest_is_packed(tmp_path):
@@ -233,7 +236,7 @@ def test_all_unusable_files_are_listed_in_one_sentence_and_the_rest_is_packed(tm
     break_nan(source / "LLP/feats/vggish/train000001.npy")
     break_shape(source / "LLP/feats/r2plus1d_18/val00000001.npy")
     with pytest.raises(ValueError, match=r"2 feature files cannot be used: .*train000001.npy: holds NaN.*; .*val00000001.npy: has shape"):
-        features.pack(source, tmp_path / "out", workers=1)
+        pack.pack(source, tmp_path / "out", workers=1)
     assert (tmp_path / "out/llp/train/res152.npy").exists() and not (tmp_path / "out/llp/train/vggish.npy").exists()
 
 
@@ -242,15 +245,15 @@ def test_half_precision_overflow_is_refused(tmp_path):
     path = source / "LLP/feats/vggish/train000000.npy"
     np.save(path, np.full((10, 128), 1e6, np.float32))
     with pytest.raises(ValueError, match="beyond half precision"):
-        features.pack(source, tmp_path / "out", workers=1)
+        pack.pack(source, tmp_path / "out", workers=1)
 
 
 def test_unpacked_folder_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(FileNotFoundError, match="features.py pack"):
-        features.read_index(tmp_path)
+        layout.read_index(tmp_path)
     (tmp_path / "index.json").write_text('{"format": 99}')
     with pytest.raises(ValueError, match="pack again"):
-        features.read_index(tmp_path)
+        layout.read_index(tmp_path)
 
 
 # ---- files ----
@@ -259,7 +262,7 @@ def test_unpacked_folder_is_refused_with_a_way_out(tmp_path):
 def test_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), features.atomic(path) as temporary:
+    with pytest.raises(RuntimeError), files.atomic(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.json"]
@@ -274,11 +277,11 @@ def test_videos_without_features_stop_packing_or_are_left_out_and_counted(tmp_pa
     (source / "LLP/feats/vggish/train000001.npy").unlink()
     (source / "UnAV/feats_CLAP/segment_feats/u1.npy").unlink()
     with pytest.raises(FileNotFoundError, match="3 feature files are missing"):
-        features.pack(source, tmp_path / "out", workers=1)
+        pack.pack(source, tmp_path / "out", workers=1)
     with pytest.raises(FileNotFoundError, match="no features of any train video"):  # u1 was UnAV's only one
-        features.pack(source, tmp_path / "out", workers=1, missing="skip")
+        pack.pack(source, tmp_path / "out", workers=1, missing="skip")
     np.save(source / "UnAV/feats_CLAP/segment_feats/u1.npy", np.ones((9, 512), np.float32))
-    index = features.pack(source, tmp_path / "out", workers=1, missing="skip")
+    index = pack.pack(source, tmp_path / "out", workers=1, missing="skip")
     assert index["llp"]["videos"]["train"] == ["train000000", "train000002", "train000004"]
     assert "LLP train: 2 of 5 videos have no features (left out)" in capsys.readouterr().out
     for name in ("weak", "clip", "vggish"):
@@ -289,13 +292,13 @@ def test_videos_without_features_stop_packing_or_are_left_out_and_counted(tmp_pa
 
 def test_features_of_random_encoders_never_pass_for_real_ones(tmp_path, capsys):
     source = write_source(tmp_path / "source")
-    assert features.pack(source, tmp_path / "out", workers=1)["source"] == "pack"
-    features.write_json(source / "UnAV/extract.json", {"clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
-    assert features.pack(source, tmp_path / "out", workers=1)["source"] == features.RANDOM_SOURCE
+    assert pack.pack(source, tmp_path / "out", workers=1)["source"] == "pack"
+    files.write_json(source / "UnAV/extract.json", {"clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
+    assert pack.pack(source, tmp_path / "out", workers=1)["source"] == layout.RANDOM_SOURCE
     assert "RANDOM WEIGHTS" in capsys.readouterr().err
-    assert "RANDOM WEIGHTS: a dry run. Do not compare" in stages.tables(*tables_input(), features.RANDOM_SOURCE)
+    assert "RANDOM WEIGHTS: a dry run. Do not compare" in ablation.tables(*tables_input(), layout.RANDOM_SOURCE)
 
 
 def tables_input() -> tuple[dict, dict]:
-    scores = {name: 50.0 for name in stages.SCORES}
+    scores = {name: 50.0 for name in uwav.SCORES}
     return {"segment": [scores], "teacher": [scores]}, {"base": {"full": [scores]}}

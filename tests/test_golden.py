@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-import features
+from data import pack
+from data import annotations
 import uwav
+from train import released
 
 HEADS = 4  # of the small recorded models
 GRAD = dict(rtol=1e-4, atol=1e-4)
@@ -56,7 +58,7 @@ def losses_of(model, case: dict, setting: str) -> torch.Tensor:
 
 def test_han_outputs_equal_the_released_code(golden):
     case = golden("han")
-    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    model = released.load_released_han(weights(case, "sd."), heads=HEADS).eval()
     output = model(case["audio"], case["visual_2d"], case["visual_3d"])
     names = ("video_probs", "audio_logits", "visual_logits", "audio_feat", "visual_feat")
     for ours, theirs in zip(output, names, strict=True):
@@ -66,7 +68,7 @@ def test_han_outputs_equal_the_released_code(golden):
 @pytest.mark.parametrize("setting", uwav.ABLATION)
 def test_han_losses_of_every_ablation_row_equal_the_released_code(golden, setting):
     case = golden("han")
-    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    model = released.load_released_han(weights(case, "sd."), heads=HEADS).eval()
     losses = losses_of(model, case, setting)
     ours = torch.cat([losses, losses.sum()[None]])
     torch.testing.assert_close(ours.double(), case[f"loss.{setting}"], **VALUE)
@@ -74,9 +76,9 @@ def test_han_losses_of_every_ablation_row_equal_the_released_code(golden, settin
 
 def test_han_gradients_equal_the_released_code(golden):
     case = golden("han")
-    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    model = released.load_released_han(weights(case, "sd."), heads=HEADS).eval()
     losses_of(model, case, "full").sum().backward()
-    assert_same_gradients(model, uwav.load_released_han, case)
+    assert_same_gradients(model, released.load_released_han, case)
 
 
 def test_hard_labels_equal_the_released_code(golden):
@@ -88,7 +90,7 @@ def test_hard_labels_equal_the_released_code(golden):
 
 def test_thirty_training_steps_follow_the_released_code(golden):
     case = golden("han_trajectory")
-    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()  # recorded with dropout 0
+    model = released.load_released_han(weights(case, "sd."), heads=HEADS).eval()  # recorded with dropout 0
     beta1, beta2 = case["betas"].tolist()
     decay = float(case["weight_decay"])
     config = uwav.TrainConfig(peak_lr=float(case["lr"]), weight_decay=decay, beta1=beta1, beta2=beta2)
@@ -105,7 +107,7 @@ def test_thirty_training_steps_follow_the_released_code(golden):
         optimizer.step()
         assert loss.item() == pytest.approx(float(case["losses"][step]), rel=1e-4)
         assert float(norm) == pytest.approx(float(case["grad_norms"][step]), rel=1e-4)
-    end = dict(uwav.load_released_han(weights(case, "end."), heads=HEADS).named_parameters())
+    end = dict(released.load_released_han(weights(case, "end."), heads=HEADS).named_parameters())
     for name, parameter in model.named_parameters():
         ours, theirs = parameter.data, end[name].data
         # A softmax cancels a constant added to all that it compares: the exact gradient of these biases is zero,
@@ -119,7 +121,7 @@ def test_thirty_training_steps_follow_the_released_code(golden):
 
 def teacher_case(golden):
     case = golden("teacher")
-    model = uwav.load_released_teacher(weights(case, "sd."), heads=HEADS).eval()
+    model = released.load_released_teacher(weights(case, "sd."), heads=HEADS).eval()
     mask = torch.arange(case["audio"].shape[1]) < case["durations"][:, None]  # (B, T)
     logits = model(case["audio"], case["visual"], case["audio_event_feats"], case["visual_event_feats"], mask)
     return case, model, mask, logits
@@ -136,12 +138,12 @@ def test_teacher_loss_and_gradients_equal_the_released_code(golden):
     loss = uwav.teacher_loss(*logits, case["labels"], mask, pos_weight=float(case["pos_weight"]))
     assert loss.item() == pytest.approx(float(case["loss"]), abs=1e-5)
     loss.backward()
-    assert_same_gradients(model, uwav.load_released_teacher, case)
+    assert_same_gradients(model, released.load_released_teacher, case)
 
 
 @pytest.fixture(scope="module")
 def llp(shared):
-    return features.read_llp(shared / "data/llp", report=lambda line: None)
+    return annotations.read_llp(shared / "data/llp", report=lambda line: None)
 
 
 def test_thresholds_on_llp_validation_equal_the_released_code(golden, llp):
@@ -175,13 +177,13 @@ def test_per_video_scores_of_long_videos_equal_the_released_code(golden):
 
 def test_unav_labels_and_pooling_equal_the_released_code(golden, shared):
     case = golden("unav_labels")
-    unav = features.read_unav(shared / "data/unav/unav100_annotations.json", report=lambda line: None)
+    unav = annotations.read_unav(shared / "data/unav/unav100_annotations.json", report=lambda line: None)
     by_id = dict(zip(unav.validation.ids, unav.validation.labels))
     ours = [by_id[i] for i in case["ids"]]
     assert [len(x) for x in ours] == case["durations"].tolist()
     assert np.array_equal(np.concatenate(ours), case["labels"].numpy())
     for T in (10, 31, 44, 53, 60):
-        pooled = features.pool_to(case["pool_in"].numpy(), T)
+        pooled = pack.pool_to(case["pool_in"].numpy(), T)
         assert np.abs(pooled - case[f"pool_{T}"].numpy()).max() < 1e-6
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bench import plain_scores
-from scores import parsing_scores
+from uwav import parsing_scores
 
 
 def one_video(*rows: str) -> torch.Tensor:

@@ -14,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-import data
-import demo_world
-import features
-import stages
+from data import splits
+from data import demo_world
+from data import pack
+from train import cli
+from train import stages
+from train import ablation
 import uwav
-from layout import write_source
+from train import checkpoints
+from sources import write_source
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
@@ -37,7 +40,7 @@ def world(tmp_path_factory) -> Path:
 def finished(world, tmp_path_factory) -> Path:
     """A whole ablation over two seeds."""
     run = tmp_path_factory.mktemp("run")
-    stages.main(["ablate", str(world), str(run), "--seeds", "2", *SMALL, "--set", "epochs=2"])
+    cli.main(["ablate", str(world), str(run), "--seeds", "2", *SMALL, "--set", "epochs=2"])
     return run
 
 
@@ -50,7 +53,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def weights_of(path: Path) -> dict:
-    return uwav.load_file(path)["weights"]
+    return checkpoints.load_file(path)["weights"]
 
 
 def assert_same_weights(a: Path, b: Path) -> None:
@@ -64,12 +67,12 @@ def assert_same_weights(a: Path, b: Path) -> None:
 def test_ablation_has_every_row_every_seed_and_both_tables(finished):
     content = json.loads((finished / "ablation.json").read_text())
     rows = content["scores"]["clip_clap"]
-    assert list(rows) == list(stages.ROWS) and content["seeds"] == [0, 1]
+    assert list(rows) == list(ablation.ROWS) and content["seeds"] == [0, 1]
     for values in rows.values():
-        assert len(values) == 2 and all(set(v) == set(stages.SCORES) for v in values)
+        assert len(values) == 2 and all(set(v) == set(uwav.SCORES) for v in values)
     text = (finished / "tables.txt").read_text()
     assert "Label quality" in text and "Parsing scores" in text and "ANOTHER DATASET" in text and "±" in text
-    for title, _, _ in stages.ROWS.values():
+    for title, _, _ in ablation.ROWS.values():
         assert title in text
 
 
@@ -95,9 +98,9 @@ def test_predictions_are_read_gated_and_a_video_probability_above_1_is_none_of_t
 def test_differences_between_rows_are_those_of_the_saved_scores_by_seed(finished):
     content = json.loads((finished / "ablation.json").read_text())
     rows, differences = content["scores"]["clip_clap"], content["differences"]["clip_clap"]
-    assert [(d["first"], d["second"]) for d in differences] == list(stages.COMPARISONS)
+    assert [(d["first"], d["second"]) for d in differences] == list(ablation.COMPARISONS)
     for d in differences:
-        assert list(d["scores"]) == list(stages.SCORES)
+        assert list(d["scores"]) == list(uwav.SCORES)
         for score, x in d["scores"].items():
             assert x["by_seed"] == pytest.approx([b[score] - a[score] for a, b in zip(rows[d["first"]], rows[d["second"]])], abs=1e-9)
             assert x["interval"][0] <= x["mean"] <= x["interval"][1]
@@ -107,15 +110,15 @@ def test_differences_between_rows_are_those_of_the_saved_scores_by_seed(finished
 
 
 def test_sweep_trains_one_setting_at_a_time_and_keeps_the_row_itself(world, finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "SWEEP", {"alpha": (0.5, 1.7), "W": (0.25, 0.5)})
+    monkeypatch.setattr(ablation, "SWEEP", {"alpha": (0.5, 1.7), "W": (0.25, 0.5)})
     shutil.copytree(finished, tmp_path / "run")
     before = (tmp_path / "run/seed0/clip_clap/full/han.pt").stat().st_mtime_ns
-    stages.main(["ablate", str(world), str(tmp_path / "run"), *SMALL, "--set", "epochs=2", "--sweep"])
+    cli.main(["ablate", str(world), str(tmp_path / "run"), *SMALL, "--set", "epochs=2", "--sweep"])
     content = json.loads((tmp_path / "run/ablation.json").read_text())
     swept, full = content["sweep"]["clip_clap"], content["scores"]["clip_clap"]["full"]
     assert swept["alpha"]["1.7"] == swept["W"]["0.5"] == full and set(swept["W"]) == {"0.25", "0.5"}
     assert (tmp_path / "run/seed0/clip_clap/full/han.pt").stat().st_mtime_ns == before
-    configs = {name: uwav.load_file(tmp_path / f"run/seed0/clip_clap/{name}/han.pt")["settings"]["training"]
+    configs = {name: checkpoints.load_file(tmp_path / f"run/seed0/clip_clap/{name}/han.pt")["settings"]["training"]
                for name in ("full", "full_alpha_0.5", "full_W_0.25")}
     assert configs["full_alpha_0.5"] == configs["full"] | {"alpha": 0.5}
     assert configs["full_W_0.25"] == configs["full"] | {"W": 0.25}
@@ -127,14 +130,14 @@ def test_training_writes_its_history_and_keeps_the_best_epoch(world, finished):
     history = [json.loads(line) for line in (folder / "han.jsonl").read_text().splitlines()]
     assert [r["epoch"] for r in history] == [1, 2]
     assert all(r["loss"] == pytest.approx(sum(v for k, v in r.items() if k.startswith("loss_"))) for r in history)
-    model = uwav.load_model(folder / "han.pt")  # from the checkpoint alone
-    val = data.load_target(world, "val", "clip_clap", "cpu")
+    model = checkpoints.load_model(folder / "han.pt")  # from the checkpoint alone
+    val = splits.load_target(world, "val", "clip_clap", "cpu")
     assert uwav.han_scores(model, val)["seg_type"] == pytest.approx(max(r["val"]["seg_type"] for r in history))
     assert not list(finished.rglob("*.state.pt")) and not list(finished.rglob(".*"))
 
 
 def test_same_seed_gives_the_same_numbers_and_another_seed_others(world, finished, tmp_path):
-    stages.main(["pretrain", str(world), str(tmp_path), *SMALL, "--set", "epochs=2"])
+    cli.main(["pretrain", str(world), str(tmp_path), *SMALL, "--set", "epochs=2"])
     assert_same_weights(tmp_path / "teacher.pt", finished / "seed0/teacher.pt")
     a, b = weights_of(finished / "seed0/teacher.pt"), weights_of(finished / "seed1/teacher.pt")
     assert not all(torch.equal(a[k], b[k]) for k in a)
@@ -143,23 +146,23 @@ def test_same_seed_gives_the_same_numbers_and_another_seed_others(world, finishe
 def test_a_finished_ablation_is_not_run_again(world, finished, capsys):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("*.pt")}
     tables = (finished / "tables.txt").read_text()
-    stages.main(["ablate", str(world), str(finished), "--seeds", "2", *SMALL, "--set", "epochs=2"])
+    cli.main(["ablate", str(world), str(finished), "--seeds", "2", *SMALL, "--set", "epochs=2"])
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*.pt")}
     assert tables == (finished / "tables.txt").read_text() and "finished before, kept" in capsys.readouterr().out
 
 
 def test_hard_labels_by_the_command_are_thresholded_logits_of_the_teacher(world, finished):
     labels = stages.read_labels(finished / "seed0/labels_teacher.npz", "cpu")
-    model = uwav.load_model(finished / "seed0/teacher.pt")
-    val = data.load_target(world, "val", "clip_clap", "cpu")
-    logits = uwav.teacher_logits(model, val, data.load_text(world, "llp", "cpu"))
+    model = checkpoints.load_model(finished / "seed0/teacher.pt")
+    val = splits.load_target(world, "val", "clip_clap", "cpu")
+    logits = uwav.teacher_logits(model, val, splits.load_text(world, "llp", "cpu"))
     for m, truth in enumerate((val.audio_truth, val.visual_truth)):
         torch.testing.assert_close(logits[m], labels.logits["val"][m])
         assert torch.equal(uwav.fit_thresholds(logits[m], truth, val.weak)[0], labels.thresholds[m])
 
 
 def test_every_row_of_the_ablation_trains_on_what_its_title_says():
-    for row, (_, setting, source) in stages.ROWS.items():
+    for row, (_, setting, source) in ablation.ROWS.items():
         config = uwav.TrainConfig(**uwav.ABLATION[setting])
         assert (source is None) == (config.pseudo_label == "none") == (row == "video_only")
         assert (source == "segment") == (row == "valor")
@@ -186,7 +189,7 @@ def test_training_stopped_after_any_epoch_resumes_to_the_same_weights_and_histor
 
     def train(folder: Path) -> None:
         options[2] = str(folder)
-        stages.main(options)
+        cli.main(options)
 
     train(tmp_path / "whole")
     monkeypatch.setattr("checkpoints.SAVING_SHARE", 1e9)
@@ -247,7 +250,7 @@ def test_bad_input_is_one_sentence_and_exit_status_1(world, finished, tmp_path, 
     known = {"DATA": world, "LABELS": finished / "seed0/labels_teacher.npz", "TEACHER": finished / "seed0/teacher.pt",
              "HAN": finished / "seed0/clip_clap/full/han.pt"}
     with pytest.raises(SystemExit) as stop:
-        stages.main([str(known.get(a, a)) for a in arguments])
+        cli.main([str(known.get(a, a)) for a in arguments])
     assert stop.value.code.startswith("error: ") and message in stop.value.code and "\n" not in stop.value.code
 
 
@@ -259,13 +262,13 @@ def test_the_command_line_exits_with_status_1_and_without_traceback(tmp_path):
 def test_a_result_made_with_other_settings_is_not_overwritten(world, finished):
     before = (finished / "seed0/teacher.pt").read_bytes()
     with pytest.raises(SystemExit, match="made with other settings"):
-        stages.main(["pretrain", str(world), str(finished / "seed0"), *SMALL, "--set", "epochs=3"])
+        cli.main(["pretrain", str(world), str(finished / "seed0"), *SMALL, "--set", "epochs=3"])
     assert before == (finished / "seed0/teacher.pt").read_bytes()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(world, finished, tmp_path):
     with pytest.raises(SystemExit, match="the loss became (nan|inf) in epoch 1"):
-        stages.main(["train", str(world), str(tmp_path), "--labels", str(finished / "seed0/labels_teacher.npz"),
+        cli.main(["train", str(world), str(tmp_path), "--labels", str(finished / "seed0/labels_teacher.npz"),
                      "--features", "clip_clap", *SMALL, "--set", "W=inf"])
     assert not (tmp_path / "han.pt").exists()
 
@@ -283,15 +286,15 @@ def test_released_checkpoints_label_and_evaluate_like_ours(world, golden, tmp_pa
     """Recorded weights saved as the released code saves them: a plain state dict."""
     case = golden("teacher")
     torch.save({k[3:]: v for k, v in case.items() if k.startswith("sd.")}, tmp_path / "teacher.pt")
-    stages.main(["label", str(world), str(tmp_path), "--teacher", str(tmp_path / "teacher.pt")])
+    cli.main(["label", str(world), str(tmp_path), "--teacher", str(tmp_path / "teacher.pt")])
     assert stages.read_labels(tmp_path / "labels_teacher.npz", "cpu").logits["test"][0].shape == (40, 10, 25)
     case = golden("han")
     state = {k[3:]: v for k, v in case.items() if k.startswith("sd.")}
     state["fc_a.layers.0.weight"] = torch.randn(64, 512)  # the recorded HAN is small; give it this world's feature sizes
     state["fc_fusion.layers.0.weight"] = torch.randn(32, 768)
     torch.save(state, tmp_path / "han.pt")
-    stages.main(["evaluate", str(world), str(tmp_path / "han.pt")])
-    assert set(json.loads((tmp_path / "scores_test.json").read_text())) == set(stages.SCORES)
+    cli.main(["evaluate", str(world), str(tmp_path / "han.pt")])
+    assert set(json.loads((tmp_path / "scores_test.json").read_text())) == set(uwav.SCORES)
 
 
 # ---- the real command ----
@@ -342,11 +345,11 @@ def test_run_all_refuses_contradicting_and_unknown_options():
 
 def test_both_feature_sets_run_from_packed_files(tmp_path):
     """The authors' layout -> pack -> every stage with `base` and `clip_clap` features at their real sizes."""
-    features.pack(write_source(tmp_path / "source", videos=4), tmp_path / "data", workers=1)
-    stages.main(["ablate", str(tmp_path / "data"), str(tmp_path / "run"), *SMALL, "--set", "epochs=1"])
+    pack.pack(write_source(tmp_path / "source", videos=4), tmp_path / "data", workers=1)
+    cli.main(["ablate", str(tmp_path / "data"), str(tmp_path / "run"), *SMALL, "--set", "epochs=1"])
     content = json.loads((tmp_path / "run/ablation.json").read_text())
     assert list(content["scores"]) == ["base", "clip_clap"] and content["source"] == "pack"
     tables = (tmp_path / "run/tables.txt").read_text()
     assert "features base" in tables and "features clip_clap" in tables and "ANOTHER DATASET" not in tables
-    model = uwav.load_model(tmp_path / "run/seed0/base/full/han.pt")
+    model = checkpoints.load_model(tmp_path / "run/seed0/base/full/han.pt")
     assert (model.config.audio_dim, model.config.visual_2d_dim, model.config.visual_3d_dim) == (128, 2048, 512)

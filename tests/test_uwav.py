@@ -10,8 +10,9 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-import data
 import uwav
+from train import checkpoints
+from train import presets
 
 SMALL_HAN = uwav.HANConfig(classes=3, audio_dim=6, visual_2d_dim=8, visual_3d_dim=4, hidden=8, heads=2, feedforward=16, layers=2)
 SMALL_TEACHER = uwav.TeacherConfig(audio_dim=6, visual_dim=8, hidden=8, heads=2, feedforward=16, layers=2)
@@ -26,12 +27,12 @@ def count(model: nn.Module) -> float:
 
 def test_paper_models_have_the_published_sizes():
     with torch.device("meta"):
-        assert count(uwav.HAN(uwav.PRESETS["paper"].han["base"])) == pytest.approx(23.02, abs=0.005)
-        assert count(uwav.Teacher(uwav.PRESETS["paper"].teacher)) == pytest.approx(92.99, abs=0.005)
+        assert count(uwav.HAN(presets.PRESETS["paper"].han["base"])) == pytest.approx(23.02, abs=0.005)
+        assert count(uwav.Teacher(presets.PRESETS["paper"].teacher)) == pytest.approx(92.99, abs=0.005)
 
 
 def test_one_optimiser_step_of_the_paper_han_at_batch_64():
-    preset = uwav.PRESETS["paper"]
+    preset = presets.PRESETS["paper"]
     torch.manual_seed(0)
     B, T, C, config = preset.train.batch, 10, 25, preset.han["base"]
     model = uwav.HAN(config)
@@ -48,7 +49,7 @@ def test_one_optimiser_step_of_the_paper_han_at_batch_64():
 
 
 def test_one_optimiser_step_of_the_paper_teacher_at_batch_64():
-    preset = uwav.PRESETS["paper"]
+    preset = presets.PRESETS["paper"]
     torch.manual_seed(0)
     B, T, C = preset.pretrain.batch, 12, 100  # 12 s: the shape that matters here is the batch; UnAV's 60 s only takes longer
     model = uwav.Teacher(preset.teacher)
@@ -299,7 +300,7 @@ def test_batches_by_length_hold_every_video_once_and_pool_similar_lengths():
 def test_source_batch_holds_each_video_s_own_segments():
     length = np.array([2, 3, 1])
     segments = torch.arange(6.0)[:, None]
-    split = data.SourceSplit(segments, segments, segments, length)
+    split = uwav.SourceSplit(segments, segments, segments, length)
     rows, mask = split.rows(np.array([1, 2]))
     audio, _, _ = split.batch(rows)
     assert audio[..., 0][mask].tolist() == [2, 3, 4, 5] and mask.tolist() == [[True] * 3, [True, False, False]]
@@ -341,7 +342,7 @@ def test_bad_checkpoint_is_refused_with_one_sentence(tmp_path, content, message)
     if content is not None:
         path.write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        uwav.load_model(path)
+        checkpoints.load_model(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -349,11 +350,11 @@ def test_checkpoint_with_code_is_refused_and_nothing_is_executed(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     torch.save({"kind": Canary()}, "model.pt")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        uwav.load_model("model.pt")
+        checkpoints.load_model("model.pt")
     assert not (tmp_path / "canary-was-executed").exists()
 
 
 def test_checkpoint_of_something_else_is_refused(tmp_path):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "model.pt")
     with pytest.raises(ValueError, match="not a checkpoint of a teacher or a HAN"):
-        uwav.load_model(tmp_path / "model.pt")
+        checkpoints.load_model(tmp_path / "model.pt")

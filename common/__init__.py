@@ -1,0 +1,1 @@
+"""What every command stands on: whole files, one-sentence errors, devices. Imports nothing of the project."""

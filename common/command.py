@@ -1,0 +1,127 @@
+"""Commands that can be relied on: one run at a time works in a folder, and whatever a user can bring about ends one with
+a sentence and an exit status other than 0."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from common.files import reason
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows: runs are not kept apart there
+    fcntl = None
+
+PATIENCE = 3.0  # s, for the workers of a run that was just killed
+_ours: set[Path] = set()  # folders that this process works in
+
+
+@contextlib.contextmanager
+def working_in(folder: str | Path) -> Iterator[None]:
+    """One run at a time in a folder: ValueError if another process is at work there. A killed run leaves no lock."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder.resolve()
+    if place in _ours or fcntl is None:  # a stage of `ablate`
+        yield
+        return
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        give_up = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up:
+                    raise ValueError(f"{folder}: another run is at work there; wait for it or choose another "
+                                     "folder") from None
+                time.sleep(0.05)
+            except OSError:  # some network file systems have no locks
+                break
+        _ours.add(place)
+        yield
+    finally:
+        _ours.discard(place)
+        os.close(directory)
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """For a whole command: what a user can bring about ends it with one sentence and exit status 1, and not with a
+    traceback; Ctrl-C and SIGTERM with one sentence and 128 + the number of the signal."""
+    with _interruptible() as signals:
+        try:
+            yield
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        except OSError as error:
+            sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            sys.exit(f"error: out of memory ({reason(error)}); smaller batches need less: --set batch=N, and so do "
+                     "smaller models: --preset demo")
+        except KeyboardInterrupt:
+            if not signals:
+                raise
+            _stop(signals[0])
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list[signal.Signals]]:
+    """SIGTERM, too, raises KeyboardInterrupt; the list says which signals came. The second one does not wait."""
+    came: list[signal.Signals] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(signal.Signals(number))
+        if len(came) > 1:
+            _stop(came[0])
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: signal.Signals) -> NoReturn:
+    with contextlib.suppress(OSError, RuntimeError):  # the latter: it was being written to when the signal came
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nstopped by {number.name}; nothing is lost, the same command goes on from here\n".encode())
+    os._exit(128 + number)  # threads that still compute are not waited for
+
+
+def follow_the_parent() -> None:
+    """For worker processes: Ctrl-C reaches them as well, but the process that started them decides; they end when it
+    does, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of the GPU, or of the CPU, of which PyTorch tells by a plain RuntimeError."""
+    name = type(error).__name__
+    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "allocate memory" in str(error)

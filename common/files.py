@@ -1,0 +1,195 @@
+"""Files that can be relied on: written whole or not at all; reading one executes nothing, and what is wrong with it is
+said in one sentence that names it."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import io
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success.
+
+    The temporary name is always the same, so what a killed run leaves behind the next run removes, and with it a link
+    that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`.
+    """
+    path = Path(path)
+    temporary = temporary_of(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path, temporary):
+            temporary.unlink(missing_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_of(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """An OSError while `path` is written names it, which a failed write, of NumPy and of PyTorch too, does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename not in (None, str(temporary), str(path)):  # it is about another file
+            raise
+        cause = os.strerror(error.errno) if error.errno else "could not be written whole; is the disk full?"
+        raise OSError(error.errno or errno.EIO, cause, str(path)) from None
+
+
+def no_links(path: str, flags: int) -> int:
+    """For open(..., opener=no_links), where a file is written in place: a link that was put there is not followed."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and line ends, and halves of characters
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether an id may become a file name: it stays in its folder, on any system, and fits on one line."""
+    return (isinstance(name, str) and name not in ("", ".", "..") and not CONTROL.search(name)
+            and not set(name) & {"/", "\\"} and Path(name).name == name and len(name.encode()) <= 200)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says, if that is not endless; its name if it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+
+
+def is_number(x: object) -> bool:
+    """Of JSON, whose true is 1 and which may hold NaN."""
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e100
+
+
+def json_text(content: object) -> str:
+    return json.dumps(content, indent=1) + "\n"
+
+
+def write_json(path: str | Path, content: object) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json_text(content), encoding="utf-8")
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    with atomic(path) as temporary:
+        np.save(temporary, array)
+
+
+def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    """An .npz file, put together in memory: after a failed write np.savez prints a traceback from a destructor."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
+    """An .npy file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        array = np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
+        if not isinstance(array, np.ndarray):
+            array.close()
+            raise ValueError("it is an .npz file")
+        return array
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except Exception as error:  # a header is Python code, which can be wrong in a dozen ways; or it declares terabytes
+        raise ValueError(f"{path}: not a complete .npy file ({reason(error)})") from None
+
+
+def shaped(x: np.ndarray, shape: tuple[int | None, ...], path: str | Path) -> np.ndarray:
+    """`x` if it is numeric and of `shape` (None: any length above 0); ValueError otherwise."""
+    if x.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: holds {x.dtype}, expected numbers")
+    wrong = len(x.shape) != len(shape) or any(
+        have == 0 or (want is not None and have != want) for have, want in zip(x.shape, shape))
+    if wrong:
+        expected = ", ".join("L" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "")
+        raise ValueError(f"{path}: has shape {x.shape}, expected ({expected})")
+    return x
+
+
+def finite(x: np.ndarray, path: str | Path) -> np.ndarray:
+    if not np.isfinite(x).all():
+        raise ValueError(f"{path}: holds NaN or infinite values (or values beyond half precision)")
+    return x
+
+
+UNPACKED = 1 << 30  # bytes: a compressed .npz file may not unpack to more
+
+
+def read_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > max(UNPACKED, os.path.getsize(path)):
+            raise ValueError(f"it would unpack to {size / 1e9:.0f} GB")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if not all(isinstance(x, np.ndarray) for x in arrays.values()):
+            raise ValueError("it holds something else than arrays")
+        return arrays
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except Exception as error:  # zip and npy raise a dozen kinds
+        raise ValueError(f"{path}: not an .npz file of arrays ({reason(error)})") from None
+
+
+def read_json(path: str | Path) -> object:
+    """The content of a JSON file, in which no key stands twice. Raises FileNotFoundError or ValueError naming it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file ({reason(error)})") from None
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"{key!r:.200} stands there twice")
+    return content
+
+
+def read_history(path: str | Path, *fields: str) -> list[dict]:
+    """The records of a .jsonl file, one an epoch, in which `fields` are numbers.
+
+    Raises FileNotFoundError or ValueError naming file and line."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; that training has not run") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a history ({reason(error)})") from None
+    records = []
+    if not lines:
+        raise ValueError(f"{path}: holds no epoch")
+    for n, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or record.get("epoch") != n:
+            raise ValueError(f"{path}, line {n}: not the record of epoch {n}")
+        if not all(is_number(record.get(field)) for field in fields):
+            raise ValueError(f"{path}, line {n}: its {' and '.join(fields)} should be numbers")
+        records.append(record)
+    return records

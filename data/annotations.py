@@ -1,0 +1,378 @@
+"""Annotations: which events a video holds and, where somebody has listened and looked, in which second.
+
+* **LLP** (the target): 10-second clips, 25 classes. Training clips carry only a *weak label* (which
+  classes occur somewhere); validation and test clips also say which second is audible / visible.
+* **UnAV-100** (for pre-training): 10 to 60 s, 100 classes, every event is audible *and* visible.
+* **Your own data**, in the place of LLP: labels.csv and, for a handful of videos, events.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.files import CONTROL, is_plain_name, read_json
+
+# ---------------------------------------------------------------------------------------------
+# LLP annotations
+# ---------------------------------------------------------------------------------------------
+
+LLP_SEGMENTS = 10  # T: an LLP clip lasts 10 s, one segment a second
+# In index order. The csv files name classes but do not number them, so the list stands here, once.
+LLP_CLASSES = (
+    "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm",
+    "Chainsaw", "Cello", "Banjo", "Singing", "Chicken_rooster", "Violin_fiddle", "Vacuum_cleaner",
+    "Baby_laughter", "Accordion", "Lawn_mower", "Motorcycle", "Helicopter", "Acoustic_guitar",
+    "Telephone_bell_ringing", "Baby_cry_infant_cry", "Blender", "Clapping",
+)
+LLP_WEAK_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
+LLP_DENSE_FILES = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
+
+
+@dataclass(frozen=True)
+class LLPSplit:
+    """One split of LLP (or own data): N videos, T segments, C classes. `audio` and `visual` are None for train."""
+
+    ids: list[str]  # (N) YouTube ids: the names of the feature files
+    weak: np.ndarray  # (N, C) uint8: the class occurs somewhere in the video
+    audio: np.ndarray | None = None  # (N, T, C) uint8: audible in that second
+    visual: np.ndarray | None = None  # (N, T, C) uint8: visible in that second
+
+
+@dataclass(frozen=True)
+class LLP:
+    """LLP, or your own data in its place, which may lack annotated videos: then `val` or `test` is None."""
+
+    classes: tuple[str, ...]
+    train: LLPSplit
+    val: LLPSplit | None
+    test: LLPSplit | None
+    segments: int = LLP_SEGMENTS  # T
+
+    @property
+    def splits(self) -> dict[str, LLPSplit]:
+        """Those that are there, by name."""
+        return {s: getattr(self, s) for s in LLP_WEAK_FILES if getattr(self, s) is not None}
+
+
+def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
+    """Read the five `AVVP_*.csv` files of LLP (columns: README, "Bringing the real data").
+
+    The published files disagree with themselves in places; that is counted, told to `report` in one
+    line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as
+    it stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant.
+    """
+    folder = Path(folder)
+    class_index = {name: c for c, name in enumerate(LLP_CLASSES)}
+    place: dict[str, tuple[str, int]] = {}  # filename -> (split, row)
+    ids: dict[str, list[str]] = {}
+    weak: dict[str, np.ndarray] = {}
+    seen: set[str] = set()
+    for split, file in LLP_WEAK_FILES.items():
+        rows = _read_tsv(folder / file, ("filename", "event_labels"))
+        if not rows:
+            raise ValueError(f"{folder / file}: no video in it")
+        ids[split] = [_youtube_id(row["filename"], folder / file, line) for line, row in rows]
+        weak[split] = np.zeros((len(rows), len(LLP_CLASSES)), np.uint8)  # (N, C)
+        for n, (line, row) in enumerate(rows):
+            if ids[split][n] in seen:
+                raise ValueError(f"{folder / file}, line {line}: the video {row['filename']} is listed twice")
+            seen.add(ids[split][n])
+            place[row["filename"]] = (split, n)
+            for name in row["event_labels"].split(","):
+                weak[split][n, _class_number(name, class_index, folder / file, line)] = 1
+
+    dense = {
+        split: {m: np.zeros((len(ids[split]), LLP_SEGMENTS, len(LLP_CLASSES)), np.uint8) for m in LLP_DENSE_FILES}
+        for split in ("val", "test")
+    }  # split -> modality -> (N, T, C)
+    for modality, file in LLP_DENSE_FILES.items():
+        unknown_rows, empty_rows = 0, 0
+        for line, row in _read_tsv(folder / file, ("filename", "onset", "offset", "event_labels")):
+            onset, offset = _seconds(row["onset"], folder / file, line), _seconds(row["offset"], folder / file, line)
+            c = _class_number(row["event_labels"], class_index, folder / file, line)
+            split, n = place.get(row["filename"], ("train", -1))
+            empty_rows += onset >= offset
+            unknown_rows += split == "train"
+            if split != "train" and onset < offset:
+                dense[split][modality][n, onset:offset, c] = 1
+        if unknown_rows:
+            report(f"LLP: {unknown_rows} {modality} rows name videos outside val and test (ignored)")
+        if empty_rows:
+            report(f"LLP: {empty_rows} {modality} rows are empty, onset >= offset (ignored)")
+
+    occurs = {s: (d["audio"] | d["visual"]).any(1) for s, d in dense.items()}  # (N, C)
+    undated = sum(int((weak[s] & ~occurs[s]).sum()) for s in occurs)
+    unlisted = sum(int((occurs[s] & ~weak[s].astype(bool)).sum()) for s in occurs)
+    if undated:
+        report(f"LLP: {undated} weak (video, class) labels have no dense row (kept as weak labels)")
+    if unlisted:
+        report(f"LLP: {unlisted} (video, class) pairs of the dense truth are not in the weak label (kept as truth)")
+    return LLP(LLP_CLASSES, *(LLPSplit(ids[s], weak[s], **dense.get(s, {})) for s in LLP_WEAK_FILES))
+
+
+def _read_tsv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of a tab-separated file whose header has at least `columns`."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, delimiter="\t")
+            missing = [c for c in columns if c not in (reader.fieldnames or ())]
+            if missing:
+                raise ValueError(f"{path}: the header line lacks the tab-separated column {', '.join(missing)}")
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a tab-separated UTF-8 text file ({error})") from None
+    for line, row in rows:
+        if any(not row[c] for c in columns):
+            raise ValueError(f"{path}, line {line}: a column is empty or missing")
+    return rows
+
+
+def _youtube_id(filename: str, path: Path, line: int) -> str:
+    """`<id>_<start>_<end>` -> `<id>`; ids may hold underscores themselves."""
+    return _file_name(re.sub(r"_\d+_\d+$", "", filename), path, line)
+
+
+def _file_name(video: str, path: Path, line: int) -> str:
+    """The id of a video, which is the name of its files."""
+    if not is_plain_name(video):
+        raise ValueError(f"{path}, line {line}: {video!r} cannot be a video's id, as it cannot be a file's name")
+    return video
+
+
+def _class_number(name: str, class_index: dict[str, int], path: Path, line: int) -> int:
+    if name not in class_index:
+        raise ValueError(f"{path}, line {line}: unknown class {name!r}; there are {some(list(class_index))}")
+    return class_index[name]
+
+
+def _seconds(text: str, path: Path, line: int) -> int:
+    if not text.isdecimal() or len(text) > 3 or int(text) > LLP_SEGMENTS:
+        raise ValueError(f"{path}, line {line}: {text!r} is not a whole second from 0 to {LLP_SEGMENTS}")
+    return int(text)
+
+
+# ---------------------------------------------------------------------------------------------
+# UnAV-100 annotations
+# ---------------------------------------------------------------------------------------------
+
+UNAV_SPLITS = ("train", "validation", "test")
+UNAV_LONGEST = 3600  # s: its videos last 10 to 60 s, so a longer one is a mistake
+
+
+@dataclass(frozen=True)
+class UnAVSplit:
+    ids: list[str]  # (N)
+    labels: list[np.ndarray]  # N arrays (T_n, C) uint8, T_n = ceil(duration in s): audible and visible
+
+
+@dataclass(frozen=True)
+class UnAV:
+    classes: tuple[str, ...]
+    train: UnAVSplit
+    validation: UnAVSplit
+    test: UnAVSplit
+
+
+def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> UnAV:
+    """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end).
+
+    The class list is read from the file, in the order of `label_id`. Annotations that cover nothing
+    inside their video are counted and ignored. Raises FileNotFoundError, or ValueError naming the cause.
+    """
+    content = read_json(json_path)
+    try:
+        database = content["database"]
+        names = {a["label_id"]: a["label"] for v in database.values() for a in v["annotations"]}
+        classes = tuple(names[c] for c in range(len(names)))
+        if len(set(classes)) < max(1, len(classes)) or any(map(CONTROL.search, classes)):
+            raise ValueError("two classes of one name, or none, or control characters in it")
+        splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
+        empty = 0
+        for video_id, video in database.items():
+            if not is_plain_name(video_id) or not 0 < video["duration"] <= UNAV_LONGEST:
+                raise ValueError(f"video {video_id!r} of {video['duration']} s")
+            label = np.zeros((math.ceil(video["duration"]), len(classes)), np.uint8)  # (T, C)
+            for annotation in video["annotations"]:
+                (start, end), c = annotation["segment"], annotation["label_id"]
+                if type(c) is not int or annotation["label"] != classes[c]:
+                    raise ValueError(f"class {c!r} of video {video_id!r}")
+                covered = label[max(0, math.floor(start)) : max(0, math.ceil(end)), c]
+                covered[:] = 1
+                empty += covered.size == 0
+            splits[video["subset"]].ids.append(video_id)
+            splits[video["subset"]].labels.append(label)
+        if without := [name for name, split in splits.items() if not split.ids]:
+            raise ValueError(f"no video of subset {' and '.join(without)}")
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r})") from None
+    if empty:
+        report(f"UnAV: {empty} annotations cover no segment of their video (ignored)")
+    return UnAV(classes, **splits)
+
+
+# ---------------------------------------------------------------------------------------------
+# Your own annotations (their columns: README, "Your own data")
+# ---------------------------------------------------------------------------------------------
+
+VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
+MODALITIES = {"audible": [0], "visible": [1], "both": [0, 1], "audio": [0], "visual": [1]}  # rows of a (2, T, C) truth
+TIME = re.compile(r"\d{1,6}([.,]\d*)?")  # seconds; some spreadsheets write a decimal comma
+
+
+def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, int], missing: str = "stop",
+             report: Callable[[str], None] = print) -> LLP:
+    """Read labels.csv and, if it is there, events.csv.
+
+    classes: in the order of their text embeddings. lengths: the segments of every video that has features; the videos
+    of labels.csv must agree in it. missing = "skip" leaves out videos without features. A video with rows in
+    events.csv goes to val, one without to train, unless the column `split` says otherwise. What is only odd is counted
+    and told to `report` in one line each. Raises FileNotFoundError or ValueError naming file and cause.
+    """
+    path, events_path = Path(folder) / "labels.csv", Path(folder) / "events.csv"
+    rows = _read_labels(path, classes)  # video -> (split, (C,))
+    ids = [video for video in rows if video in lengths]
+    absent = [video for video in rows if video not in lengths]
+    if absent and (missing == "stop" or not ids):
+        raise FileNotFoundError(f"{path}: {len(absent)} of its videos have no features in {folder}: {some(absent)} "
+                                "(failures.csv there may say why; --missing skip leaves them out)")
+    T = _common_length({video: lengths[video] for video in ids}, path)
+    truth, cut = _read_events(events_path, classes, rows.keys(), T) if events_path.exists() else ({}, 0)
+
+    split_of = {video: rows[video][0] or ("val" if video in truth else "train") for video in ids}
+    dated = [video for video in ids if split_of[video] != "train"]
+    for video in dated:
+        if video not in truth and rows[video][1].any():
+            raise ValueError(f"{path}: video {video!r} is of split {split_of[video]}, but events.csv does not say when "
+                             "its events happen")
+        truth.setdefault(video, np.zeros((2, T, len(classes)), np.uint8))
+    occurs = {video: truth[video].any((0, 1)) for video in dated}  # (C,)
+
+    def split(name: str) -> LLPSplit | None:
+        members = [video for video in ids if split_of[video] == name]
+        weak = [rows[video][1] | occurs.get(video, False) for video in members]
+        dense = np.stack([truth[video] for video in members], 1) if members and name != "train" else ()  # (2, N, T, C)
+        return LLPSplit(members, np.array(weak), *dense) if members else None
+
+    own = LLP(classes, *map(split, LLP_WEAK_FILES), segments=T)
+    if own.train is None:
+        raise ValueError(f"{path}: no video to train on: all of them are annotated, or of split val or test")
+
+    never = [name for name, n in zip(classes, own.train.weak.sum(0)) if n == 0]
+    for count, what in (
+            (len(absent), "videos have no features (left out)"),
+            (len(lengths.keys() - rows.keys()), "videos with features are not in labels.csv (left out)"),
+            (sum(video in truth for video in own.train.ids), "training videos are annotated (not used)"),
+            (cut, "rows of events.csv reach beyond the last segment of their video (cut there)"),
+            (sum(int((rows[v][1] & ~occurs[v]).sum()) for v in dated),
+             "labels of annotated videos have no row in events.csv (kept as labels)"),
+            (sum(int((occurs[v] & (rows[v][1] == 0)).sum()) for v in dated),
+             "times events.csv finds a class that is not among the labels of its video (added)"),
+            (len(never), f"classes are in no training video, the parser will not learn them: {some(never)}")):
+        if count:
+            report(f"own data: {count} {what}")
+    sizes = ", ".join(f"{len(x.ids)} videos in {name}" for name, x in own.splits.items())
+    report(f"own data: {sizes}; {T} segments each, {len(classes)} classes")
+    return own
+
+
+def _read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[str, np.ndarray]]:
+    """video -> (split, "" if the file does not say; weak label (C,) uint8), in the order of the file."""
+    class_index, rows = {name: c for c, name in enumerate(classes)}, {}
+    for line, row in _read_csv(path, ("video", "labels")):
+        video, split = _video_id(row["video"], path, line), row.get("split", "").lower()
+        if video in rows:
+            raise ValueError(f"{path}, line {line}: the video {video} is listed twice")
+        if split not in ("", *LLP_WEAK_FILES):
+            raise ValueError(f"{path}, line {line}: split is {split!r}, not train, val, test or empty")
+        weak = np.zeros(len(classes), np.uint8)
+        for name in filter(None, map(str.strip, row["labels"].split(";"))):
+            weak[_class_number(name, class_index, path, line)] = 1
+        rows[video] = split, weak
+    if not rows:
+        raise ValueError(f"{path}: no video in it")
+    return rows
+
+
+def _read_events(path: Path, classes: tuple[str, ...], known: Container[str],
+                 T: int) -> tuple[dict[str, np.ndarray], int]:
+    """video -> dense truth (2, T, C) uint8, audible and visible; and how many rows reach beyond T.
+
+    As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset).
+    """
+    class_index, truth, lines, cut = {name: c for c, name in enumerate(classes)}, {}, {}, 0
+    for line, row in _read_csv(path, ("video", "modality", "onset", "offset", "label")):
+        video, modality = _video_id(row["video"], path, line), row["modality"].lower()
+        if video not in known:
+            raise ValueError(f"{path}, line {line}: the video {video} is not in labels.csv")
+        if modality not in MODALITIES:
+            raise ValueError(f"{path}, line {line}: modality is {row['modality']!r}, not audible, visible or both")
+        onset, offset = (_time(row[key], path, line) for key in ("onset", "offset"))
+        if onset >= offset:
+            raise ValueError(f"{path}, line {line}: the event ends at {row['offset']} s, not after {row['onset']} s")
+        event = video, modality, onset, offset, row["label"]
+        if event in lines:
+            raise ValueError(f"{path}, line {line}: the same event as in line {lines[event]}")
+        lines[event] = line
+        c = _class_number(row["label"], class_index, path, line)
+        truth.setdefault(video, np.zeros((2, T, len(classes)), np.uint8))
+        truth[video][MODALITIES[modality], math.floor(onset) : math.ceil(offset), c] = 1
+        cut += math.ceil(offset) > T
+    return truth, cut
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of a table as spreadsheets save it: cells separated by comma, semicolon or tab, whichever
+    its header line has; with or without byte order mark; empty lines do not count."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a csv file in UTF-8 ({error})") from None
+    header = [name.lower() for name in rows[0][1]] if rows else []
+    if wrong := [name for name in columns if header.count(name) != 1]:
+        raise ValueError(f"{path}: the header line must have the column {' and the column '.join(wrong)}, once")
+    for line, cells in rows[1:]:
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, line {line}: {len(cells)} cells, but the header line has {len(header)} "
+                             "(several labels are separated by semicolons)")
+    return [(line, dict(zip(header, cells))) for line, cells in rows[1:]]
+
+
+def _video_id(name: str, path: Path, line: int) -> str:
+    """A video's id is the name of its file without the ending, which may stand there or not."""
+    video = name[: -len(ending)] if (ending := Path(name).suffix).lower() in VIDEO_NAMES else name
+    if not video:
+        raise ValueError(f"{path}, line {line}: no video is named")
+    return _file_name(video, path, line)
+
+
+def _time(text: str, path: Path, line: int) -> float:
+    if not TIME.fullmatch(text):
+        raise ValueError(f"{path}, line {line}: {text!r} is not a time in seconds")
+    return float(text.replace(",", "."))
+
+
+def _common_length(lengths: dict[str, int], path: Path) -> int:
+    """T, if all videos agree in it."""
+    shortest, longest = min(lengths, key=lengths.get), max(lengths, key=lengths.get)
+    if lengths[shortest] != lengths[longest]:
+        raise ValueError(f"{path}: its videos differ in length, {shortest} has {lengths[shortest]} segments and "
+                         f"{longest} {lengths[longest]}; give all of them the same with `features.py extract "
+                         "--segments N`, into another folder")
+    return lengths[longest]
+
+
+def some(items: list[str], most: int = 10) -> str:
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")

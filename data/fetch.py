@@ -1,0 +1,243 @@
+"""What comes from the network: annotations and feature files. Standard library only.
+
+    python features.py fetch DIR [--llp] [--unav]
+
+Nothing is believed before it is checked: a download has the size that the server announced, a zip file is whole and no
+name in it leads out of its folder. Partial downloads continue where they stopped.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import re
+import shutil
+import stat
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from common.files import atomic, is_plain_name, no_links, read_json, reason, write_json
+from data.annotations import LLP_DENSE_FILES, LLP_WEAK_FILES, read_llp, read_unav
+from data.layout import LLP_FEATURES
+
+ANNOTATIONS = {  # folder of the source layout -> where its annotation files are
+    "LLP": ("https://raw.githubusercontent.com/YapengTian/AVVP-ECCV20/master/data",
+            (*LLP_WEAK_FILES.values(), *LLP_DENSE_FILES.values())),
+    "UnAV": ("https://raw.githubusercontent.com/ttgeng233/UnAV/60144ed/data", ("unav100_annotations.json",)),
+}
+FEATURES = "https://huggingface.co/datasets/NTUBarista/uwav_features/resolve/main"  # {LLP,UnAV}_{CLIP,CLAP}.zip
+DRIVE = "a Google Drive folder, linked in the README of https://github.com/YapengTian/AVVP-ECCV20"
+ATTEMPTS = 6  # without progress
+OUR_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}  # trying again is vain
+PATIENCE = 30.0  # s without a byte
+BLOCK = 1 << 20  # bytes
+
+# ---------------------------------------------------------------------------------------------
+# Downloads
+# ---------------------------------------------------------------------------------------------
+
+
+def download(url: str, path: Path, pause: float = 1.0) -> None:
+    """Get `url` into `path`. Continues PATH.part; tries again after a dropped connection, waiting ever longer.
+
+    Raises ValueError: the server refuses, cannot be reached, or does not deliver what it announced.
+    """
+    part, tag_file = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.tag")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for file in (part, tag_file):
+        if file.is_symlink():  # not ours, and written through it would be another file
+            file.unlink()
+    failures, cause, furthest = 0, "", part.stat().st_size if part.exists() else 0
+    while failures < ATTEMPTS:
+        have = part.stat().st_size if part.exists() else 0
+        try:
+            expected = _continue(url, part, tag_file, have)
+            size = part.stat().st_size
+            if size == expected:
+                os.replace(part, path)
+                tag_file.unlink(missing_ok=True)
+                return
+            cause = f"{size} bytes came, {expected} were announced"
+            if size > expected:
+                part.unlink()
+        except urllib.error.HTTPError as error:
+            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file there is another by now
+                part.unlink(missing_ok=True)
+                cause = "the server has another file than the one that was begun"
+            elif error.code < 500 and error.code != http.client.TOO_MANY_REQUESTS:
+                raise ValueError(f"{url}: the server says {error.code} {error.reason}") from None
+            else:
+                cause = f"the server says {error.code} {error.reason}"
+        except (OSError, http.client.HTTPException) as error:
+            cause = str(getattr(error, "reason", "") or reason(error))
+            if getattr(error, "errno", None) in OUR_FAULT:
+                raise ValueError(f"{part}: cannot be written ({cause})") from None
+        now = part.stat().st_size if part.exists() else 0
+        failures = 0 if now > furthest else failures + 1
+        furthest = max(furthest, now)
+        if failures < ATTEMPTS:
+            wait = pause * 2**failures
+            print(f"{path.name}: {cause}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+    raise ValueError(f"{url}: cannot be downloaded ({cause}); what came is kept, run the command again to continue")
+
+
+def _continue(url: str, part: Path, tag_file: Path, have: int) -> int:
+    """Append to `part` what is missing; returns the size of the whole as the server announces it."""
+    headers = {"User-Agent": "uwav", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        if tag_file.exists():
+            headers["If-Range"] = tag_file.read_text()  # a changed file is sent from its beginning
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
+        announced = answer.headers.get("Content-Length")
+        if answer.status == http.client.PARTIAL_CONTENT:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+            if not match or int(match[1]) != have:
+                raise OSError("the server continued at another place than was asked for")
+            mode, expected = "ab", int(match[2])
+        elif announced is None:
+            raise OSError("the server does not say how large the file is")
+        else:
+            mode, have, expected = "wb", 0, int(announced)
+        if mode == "wb":  # first of all, so that no tag ever stands beside bytes of another file
+            part.unlink(missing_ok=True)
+        if answer.headers.get("ETag"):
+            with atomic(tag_file) as temporary:
+                temporary.write_text(answer.headers["ETag"])
+        else:
+            tag_file.unlink(missing_ok=True)
+        with (open(part, mode, opener=no_links) as file,
+              tqdm(total=expected, initial=have, unit="B", unit_scale=True, desc=part.stem,
+                   disable=expected < BLOCK) as bar):
+            while block := answer.read(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+    return expected
+
+
+# ---------------------------------------------------------------------------------------------
+# Zip files
+# ---------------------------------------------------------------------------------------------
+
+
+class BrokenArchive(ValueError):
+    """The zip file is not whole: worth another download."""
+
+
+def extract_features(archive: Path, folder: Path) -> int:
+    """Feature files of a zip -> folder/segment_feats/ID.npy and folder/event_feats/all_event_feats.npy; how many.
+
+    Only the last part of a name in the archive is used, and an archive with absolute names, `..` or links is refused as
+    a whole. Raises ValueError naming the archive; nothing is then extracted, or only whole files are.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members: dict[str, zipfile.ZipInfo] = {}  # by the name of the file
+            for member in opened.infolist():
+                place = PurePosixPath(member.filename.replace("\\", "/"))
+                if place.is_absolute() or ".." in place.parts or ":" in member.filename:
+                    raise ValueError(f"{archive}: holds the name {member.filename!r}, which leads out of its folder")
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise ValueError(f"{archive}: holds a link, {member.filename!r}")
+                if member.is_dir() or not place.name.endswith(".npy") or _is_rubbish(place):
+                    continue
+                if not is_plain_name(place.name) or place.name in members:
+                    raise ValueError(f"{archive}: holds the name {member.filename!r}, which cannot be a file's name or "
+                                     "is there twice")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise BrokenArchive(f"{archive}: {member.filename!r} is compressed in an unknown way; fetch again")
+                members[place.name] = member
+            if not members:
+                raise ValueError(f"{archive}: holds no .npy file")
+            needed, free = sum(m.file_size for m in members.values()), shutil.disk_usage(_existing(folder)).free
+            if needed > free:
+                raise ValueError(f"{archive}: its files need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+            for name, member in tqdm(members.items(), desc=f"extract {archive.name}", unit="file"):
+                target = folder / ("event_feats" if name == "all_event_feats.npy" else "segment_feats") / name
+                if target.exists() and target.stat().st_size == member.file_size:
+                    continue
+                with atomic(target) as temporary, opened.open(member) as source, open(temporary, "wb") as out:
+                    shutil.copyfileobj(source, out)  # the checksum is verified at its end
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
+        raise BrokenArchive(f"{archive}: not a whole zip file ({reason(error)}); fetch again") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the beginning of the archive
+            raise
+        raise BrokenArchive(f"{archive}: not a whole zip file; fetch again") from None
+    return len(members)
+
+
+def _is_rubbish(place: PurePosixPath) -> bool:
+    """What macOS adds to an archive."""
+    return "__MACOSX" in place.parts or place.name.startswith("._")
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+# ---------------------------------------------------------------------------------------------
+# fetch: the published files of both datasets
+# ---------------------------------------------------------------------------------------------
+
+
+def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirror: str | None = None) -> None:
+    """Annotations, CLIP and CLAP features of LLP and UnAV -> the source layout that `pack` reads.
+
+    `mirror`: a server that has all files in one place. What was fetched before is kept. Raises ValueError.
+    """
+    folder = Path(folder)
+    noted = _read_notes(folder / "fetched.json")
+    for dataset in datasets:
+        base, files = ANNOTATIONS[dataset]
+        for file in files:
+            path = folder / dataset / file
+            if not path.exists():
+                download(f"{mirror or base}/{file}", path)
+        try:
+            read_llp(folder / "LLP") if dataset == "LLP" else read_unav(folder / "UnAV" / files[0])
+        except ValueError as error:
+            raise ValueError(f"{error}; delete the file and fetch again") from None
+        for encoder in ("CLIP", "CLAP"):
+            name = f"{dataset}_{encoder}.zip"
+            if name in noted:
+                print(f"{name}: fetched before, {noted[name]['files']} files")
+                continue
+            archive = folder / name
+            if not archive.exists():
+                download(f"{mirror or FEATURES}/{name}", archive)
+            size = archive.stat().st_size
+            try:
+                count = extract_features(archive, folder / dataset / f"feats_{encoder}")
+            except BrokenArchive:
+                archive.unlink()  # a second try must not find it
+                raise
+            noted[name] = {"bytes": size, "files": count}
+            write_json(folder / "fetched.json", noted)
+            archive.unlink()
+            print(f"{name}: {count} files")
+    if "LLP" in datasets:
+        for name in ("vggish", "res152", "r2plus1d_18"):
+            place = folder / LLP_FEATURES[name][0]
+            if not place.is_dir():
+                print(f"{name}: not fetched, it is in {DRIVE}; needed for feature set `base` only. "
+                      f"Put its <id>.npy files into {place}/")
+
+
+def _read_notes(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    try:
+        notes = read_json(path)
+        return {name: {"bytes": note["bytes"], "files": note["files"]} for name, note in notes.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: damaged; delete it and fetch again") from None

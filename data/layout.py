@@ -1,0 +1,126 @@
+"""The packed folder, which every stage reads: names, sizes, encoders, and its index.
+
+LLP is the target; made from your own data, a folder has these in the place of LLP, no `unav`, and of `val` and `test`
+only what you annotated. N videos in a split, T segments, C classes, D size of a feature.
+
+    index.json                                        written last: its presence means "complete"
+    llp/text_{clap,clip}.npy                          (C, 512) (C, 768) float32, unit length
+    llp/{train,val,test}/weak.npy                     (N, C) uint8
+    llp/{val,test}/{audio,visual}.npy                 (N, T, C) uint8, the dense truth
+    llp/{train,val,test}/{clap,clip,...}.npy          (N, T, D) float16
+    unav/text_{clap,clip}.npy                         (C, D) float32
+    unav/{train,validation,test}/{clap,clip}.npy      (all segments of the split, D) float16
+    unav/{train,validation,test}/{label,length}.npy   (all segments, C) uint8; (N,) int64
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from common.files import CONTROL, is_plain_name, json_text, read_json, write_array, write_json
+from data.annotations import LLP, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, UnAV
+
+# feature name -> (folder inside the source, vectors per second, vector size)
+LLP_FEATURES = {
+    "clap": ("LLP/feats_CLAP/segment_feats", 1, 512),
+    "clip": ("LLP/feats_CLIP/segment_feats", 1, 768),
+    "vggish": ("LLP/feats/vggish", 1, 128),
+    "res152": ("LLP/feats/res152", 8, 2048),
+    "r2plus1d_18": ("LLP/feats/r2plus1d_18", 1, 512),
+}
+UNAV_FEATURES = {
+    "clap": ("UnAV/feats_CLAP/segment_feats", 512),
+    "clip": ("UnAV/feats_CLIP/segment_feats", 768),
+}
+# In a folder of your own, as `extract` writes it, and in LLP/ and UnAV/ of the authors:
+SEGMENT_FILES = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name in ("clap", "clip")}
+TEXT_FILES = {"clap": ("feats_CLAP/event_feats/all_event_feats.npy", 512),
+              "clip": ("feats_CLIP/event_feats/all_event_feats.npy", 768)}
+FORMAT = 1  # of the packed folder; raised when its layout changes
+RANDOM_SOURCE = "pack, encoders with random weights"
+# Feature set -> names of (audio, visual 2D, visual 3D) arrays.
+FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
+
+
+def make_index(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
+    """The content of index.json: where the data come from, what they hold, and a fingerprint of all labels."""
+    labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual)]
+    labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels] if unav else []
+    fingerprint = hashlib.sha256(b"".join(x.tobytes() for x in labels if x is not None)).hexdigest()
+    index = {
+        "format": FORMAT,
+        "source": source,
+        "labels": fingerprint,
+        "llp": {"classes": list(llp.classes), "features": llp_features,
+                "videos": {s: split.ids for s, split in llp.splits.items()}},
+    }
+    if unav:
+        index["unav"] = {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
+                         "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}}
+    return index
+
+
+def write_annotations(out: Path, llp: LLP, unav: UnAV | None) -> None:
+    """The label arrays of a packed folder (shapes: top of this file)."""
+    for split, data in llp.splits.items():
+        write_array(out / "llp" / split / "weak.npy", data.weak)
+        if data.audio is not None:
+            write_array(out / "llp" / split / "audio.npy", data.audio)
+            write_array(out / "llp" / split / "visual.npy", data.visual)
+    for split in UNAV_SPLITS if unav else ():
+        labels = getattr(unav, split).labels
+        write_array(out / "unav" / split / "length.npy", np.array([len(x) for x in labels], np.int64))
+        empty = np.zeros((0, len(unav.classes)), np.uint8)
+        write_array(out / "unav" / split / "label.npy", np.concatenate([empty, *labels]))
+
+
+def read_index(folder: str | Path) -> dict:
+    """`index.json` of a packed folder. Raises FileNotFoundError or ValueError."""
+    path = Path(folder) / "index.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file, so {folder} is not a (complete) packed folder; "
+                                "make one with `python features.py pack` or `python demo_world.py make`")
+    try:
+        index = read_json(path)
+        version = index["format"]
+        complete = version != FORMAT or _is_index(index)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not an index of a packed folder ({error!r:.200})") from None
+    if version != FORMAT:
+        raise ValueError(f"{path}: packed in format {version!r:.20}, this code reads {FORMAT}; pack again")
+    if not complete:
+        raise ValueError(f"{path}: damaged: it does not list classes, features and videos as it should; pack again")
+    return index
+
+
+def _is_index(index: dict) -> bool:
+    """Whether it lists classes, features, and the videos of every split, whose ids are plain names."""
+    splits = {"llp": set(index["llp"]["videos"]) | {"train"}}
+    if "unav" in index:
+        splits["unav"] = set(UNAV_SPLITS)
+    lists = [x for d in splits for x in (index[d]["classes"], index[d]["features"], *index[d]["videos"].values())]
+    segments = index["llp"].get("segments", LLP_SEGMENTS)
+    return (all(map(is_list_of_names, lists)) and isinstance(index["source"], str | dict)
+            and splits["llp"] <= set(LLP_WEAK_FILES) and type(segments) is int and segments > 0
+            and all(set(index[d]["videos"]) == names for d, names in splits.items())
+            and all(is_plain_name(i) for d in splits for ids in index[d]["videos"].values() for i in ids))
+
+
+def is_list_of_names(names: object) -> bool:
+    """At least one, and none twice."""
+    return (isinstance(names, list) and len(names) > 0 and len(set(map(str, names))) == len(names)
+            and all(isinstance(x, str) and x and not CONTROL.search(x) for x in names))
+
+
+def start_or_continue(out: Path, index: dict) -> None:
+    """Keep what an interrupted run of the *same* plan left in `out`; throw away anything else it packed."""
+    plan = out / "plan.json"
+    if not plan.exists() or plan.read_bytes() != json_text(index).encode():
+        (out / "index.json").unlink(missing_ok=True)
+        for dataset in ("llp", "unav"):
+            shutil.rmtree(out / dataset, ignore_errors=True)
+        write_json(plan, index)

@@ -1,0 +1,1 @@
+"""The statistics, pictures and HTML of a report. Imports common and uwav."""

@@ -1,0 +1,358 @@
+"""The pictures of a report: panels drawn with matplotlib, each as SVG for light and dark pages, all of them as PNG.
+
+A picture is a list of panels of one width, narrow enough for a phone; a page or a PNG sets them side by side. Colours
+are those of Okabe and Ito, told apart by colour-blind readers too, and never the only difference: lines have markers,
+bars have positions, cells have numbers.
+
+Shapes: T segments, C classes. What is drawn was computed in evidence.py or read from a run's files.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # draws to files, needs no screen
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.transforms import offset_copy
+
+from common.files import atomic
+from reporting.evidence import EXPERIENCES, DistanceAccuracy, MixedPair, Reliability
+
+# light -> dark: drawn in light colours; in SVG each becomes a variable that follows the reader's colour scheme
+INK, PAPER, LINE, FAINT = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"
+BLUE, VERMILION, ORANGE, SKY, GREEN, PURPLE = "#0072b2", "#d55e00", "#e69f00", "#56b4e9", "#009e73", "#cc79a7"
+DARK = {INK: "#ececee", PAPER: "#1f1f22", LINE: "#3c3c42", FAINT: "#a0a0a8", BLUE: "#4a9fe0", VERMILION: "#f4743b",
+        ORANGE: "#e69f00", SKY: "#a6d8f5", GREEN: "#2fc295", PURPLE: "#e29bc4"}
+MODALITIES = {"audible": BLUE, "visible": VERMILION}
+
+STYLE = {
+    "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "legend.fontsize": 8, "legend.frameon": False,
+    "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "figure.facecolor": PAPER, "axes.facecolor": "none", "grid.color": LINE, "axes.grid": True, "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "uwav", "hatch.linewidth": 0.6,
+}
+WIDTH = 4.6  # inches of a panel: on a phone its letters are as large as the page's small print
+MARKERS = "osD^vPX"
+
+
+@dataclass(frozen=True)
+class Panel:
+    draw: Callable[[Axes], None]
+    height: float = 2.7  # inches
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str  # of its files
+    panels: Sequence[Panel]
+
+    def write(self, folder: Path) -> list[str]:
+        """Every panel as folder/NAME-K.svg, all of them as folder/NAME.png in two columns; returns the SVG texts."""
+        with plt.rc_context(STYLE):
+            texts = [_svg(panel) for panel in self.panels]
+            for k, text in enumerate(texts, 1):
+                with atomic(folder / f"{self.name}-{k}.svg") as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+            with atomic(folder / f"{self.name}.png") as temporary:
+                _png(self.panels, temporary)
+        return texts
+
+
+def _svg(panel: Panel) -> str:
+    figure, axis = plt.subplots(figsize=(WIDTH, panel.height), layout="constrained")
+    panel.draw(axis)
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    names = {light: f"--c{k}" for k, light in enumerate(DARK)}
+    light = "".join(f"{names[c]}:{c};" for c in DARK)
+    dark = "".join(f"{names[c]}:{d};" for c, d in DARK.items())
+    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    text = file.getvalue()
+    text = re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var({names[m[0]]})" if m[0] in names else m[0], text)
+    text = text[text.index("<svg"):]  # without the reference to a document type on another server
+    return re.sub(r"(<svg[^>]*>)", lambda m: m[1] + style, text, count=1)
+
+
+def _png(panels: Sequence[Panel], path: Path) -> None:
+    columns = min(2, len(panels))
+    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    heights = [max(p.height for p in row) for row in rows]
+    figure, axes = plt.subplots(len(rows), columns, figsize=(WIDTH * columns, sum(heights)), squeeze=False,
+                                layout="constrained", height_ratios=heights)
+    for axis in axes.flat[len(panels):]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels):
+        panel.draw(axis)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def legend_below(axis: Axes, columns: int = 2) -> None:
+    """A legend under the label of the x axis, where it covers no data."""
+    below = offset_copy(axis.transAxes, axis.figure, 0, -32, units="points")
+    axis.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=columns, borderaxespad=0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------------------------
+
+
+def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str = "", from_zero: bool = True,
+          height: float = 2.7) -> Panel:
+    """One line a name over epochs 1, 2, ...; `strong` is drawn thick."""
+    colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+
+    def draw(axis: Axes) -> None:
+        for k, (name, values) in enumerate(series.items()):
+            axis.plot(range(1, len(values) + 1), values, label=name, markersize=3.5, marker=MARKERS[k % len(MARKERS)],
+                      markevery=max(1, len(values) // 10), color=INK if name == strong else colours[k % len(colours)],
+                      linewidth=2.4 if name == strong else 1.2)
+        longest = max(len(values) for values in series.values())
+        axis.set(title=title, xlabel="epoch", ylabel=ylabel, xlim=(1 - 0.04 * longest, longest * 1.04))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if from_zero:
+            axis.set_ylim(bottom=0)
+        if len(series) > 1:
+            legend_below(axis)
+
+    return Panel(draw, height + 0.17 * (len(series) // 2 if len(series) > 1 else 0))
+
+
+# ---------------------------------------------------------------------------------------------
+# Ablation
+# ---------------------------------------------------------------------------------------------
+
+
+def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
+    """Differences (name, one score of evidence.paired_differences): mean, interval, and below it every seed."""
+
+    def draw(axis: Axes) -> None:
+        axis.axvline(0, color=INK, linewidth=1)
+        for y, (name, x) in enumerate(differences):
+            low, high = x["interval"]
+            axis.plot([low, high], [y, y], color=BLUE, linewidth=2.5, solid_capstyle="butt")
+            axis.plot(x["mean"], y, "o", color=BLUE, markersize=6)
+            if len(x["by_seed"]) > 1:
+                axis.plot(x["by_seed"], [y + 0.22] * len(x["by_seed"]), "D", color=FAINT, markersize=3.5,
+                          markerfacecolor=PAPER)
+            for where, side, text in ((0, "left", name), (1, "right", f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]")):
+                axis.annotate(text, (where, y - 0.3), ha=side, xycoords=("axes fraction", "data"),
+                              bbox=dict(facecolor=PAPER, edgecolor="none", pad=1))
+        axis.set(title=title, xlabel="points", yticks=[], ylim=(len(differences) - 0.5, -0.75))
+        axis.grid(axis="y", visible=False)
+        axis.spines["left"].set_visible(False)
+
+    return Panel(draw, 0.8 + 0.5 * len(differences))
+
+
+def sweep(title: str, values: list[float], scores: dict[str, np.ndarray], default: float) -> Panel:
+    """scores: name -> (values, seeds): mean, and a bar of one standard deviation over seeds."""
+
+    def draw(axis: Axes) -> None:
+        for k, (name, x) in enumerate(scores.items()):
+            spread = x.std(1, ddof=1) if x.shape[1] > 1 else None
+            axis.errorbar(values, x.mean(1), spread, label=name, marker=MARKERS[k], capsize=3, markersize=5,
+                          color=(BLUE, VERMILION)[k % 2], linestyle=("-", "--")[k % 2])
+        axis.axvline(default, color=FAINT, linestyle=":", label=f"setting of this run, {default:g}")
+        axis.set(xscale="log", xlabel=title, ylabel="F-score, %")
+        axis.set_xticks(values, [f"{v:g}" for v in values])
+        axis.minorticks_off()
+        legend_below(axis)
+
+    return Panel(draw, 3.1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Soft labels as probabilities
+# ---------------------------------------------------------------------------------------------
+
+
+def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
+    """How often labels of a given probability are true; on the diagonal a label means what it says."""
+
+    def draw(axis: Axes) -> None:
+        axis.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
+        for k, (name, r) in enumerate(curves.items()):
+            seen = r.count > 0
+            label = f"{name}: error {100 * r.calibration_error:.1f} %"
+            axis.plot(r.probability[seen], r.frequency[seen], marker=MARKERS[k], label=label, markersize=4.5,
+                      color=(BLUE, VERMILION)[k % 2], linestyle=("-", "--")[k % 2])
+        axis.set(title=title, xlabel="soft label", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
+        axis.legend(loc="upper left", borderaxespad=0.2)
+
+    return Panel(draw, 3.3)
+
+
+def confidence(title: str, curves: dict[str, Reliability]) -> Panel:
+    """How many labels have which probability, in the bins of the reliability diagram."""
+
+    def draw(axis: Axes) -> None:
+        for k, (name, r) in enumerate(curves.items()):
+            edges = np.linspace(0, 1, len(r.count) + 1)
+            axis.stairs(100 * r.count / r.count.sum(), edges, label=name, color=(BLUE, VERMILION)[k % 2], linewidth=1.6,
+                        linestyle=("-", "--")[k % 2])
+        axis.set(title=title, xlabel="soft label", ylabel="% of the labels", xlim=(0, 1), ylim=(0, None))
+        axis.legend(loc="upper center")
+
+    return Panel(draw)
+
+
+def distance(title: str, curves: dict[str, DistanceAccuracy]) -> Panel:
+    def draw(axis: Axes) -> None:
+        for k, (name, d) in enumerate(curves.items()):
+            axis.plot(d.distance, 100 * d.accuracy, marker=MARKERS[k], label=name, markersize=4.5,
+                      color=(BLUE, VERMILION)[k % 2], linestyle=("-", "--")[k % 2])
+        axis.axhline(50, color=FAINT, linestyle=":")
+        axis.set(title=title, xlabel="distance from the threshold, |logit - threshold|", ylabel="hard labels right, %",
+                 xlim=(0, None), ylim=(min([40, *(100 * d.accuracy.min() - 5 for d in curves.values())]), 101))
+        legend_below(axis)
+
+    return Panel(draw, 2.9)
+
+
+# ---------------------------------------------------------------------------------------------
+# Timelines
+# ---------------------------------------------------------------------------------------------
+
+
+def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray | None,
+             predicted: np.ndarray) -> Panel:
+    """Per class three strips: truth (filled), soft label (the more certain the more opaque), prediction (hatched).
+
+    truth, soft, predicted (T, C) of the classes to show; soft None: not drawn.
+    """
+    T, C = truth.shape
+    colour = MODALITIES[modality]
+    strips = [("truth", -0.38)] + ([("soft label", -0.1)] if soft is not None else []) + [("predicted", 0.18)]
+
+    def draw(axis: Axes) -> None:
+        for c in range(C):
+            for name, top in strips:
+                box = (c + top, 0.2)
+                if name == "soft label":
+                    for t in range(T):
+                        axis.broken_barh([(t, 1)], box, color=colour, alpha=float(soft[t, c]), linewidth=0)
+                    axis.broken_barh([(0, T)], box, facecolor="none", edgecolor=LINE, linewidth=0.6)
+                else:
+                    filled = dict(color=colour) if name == "truth" else dict(
+                        facecolor="none", edgecolor=colour, hatch="/////", linewidth=1)
+                    axis.broken_barh(_runs((truth if name == "truth" else predicted)[:, c]), box, **filled)
+                if c == 0:
+                    axis.annotate(name, (T, c + top + 0.1), (3, 0), textcoords="offset points", va="center",
+                                  fontsize=7, color=FAINT, annotation_clip=False)
+        axis.set(title=title, xlim=(0, T), ylim=(max(C, 1) - 0.45, -0.55), xlabel="second")
+        axis.set_yticks(range(C), [shorten(c) for c in classes])
+        axis.tick_params(axis="y", length=0)
+        axis.spines["left"].set_visible(False)
+        axis.grid(axis="y", visible=False)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if not C:
+            axis.text(T / 2, 0.2, "nothing, in truth and prediction", ha="center", color=FAINT)
+
+    return Panel(draw, 0.85 + 0.5 * max(C, 1))
+
+
+def _runs(active: np.ndarray) -> list[tuple[int, int]]:
+    """(T,) of 0 / 1 -> (first second, length) of every run."""
+    change = np.flatnonzero(np.diff(np.concatenate([[0], active.astype(int), [0]])))
+    return [(int(a), int(b - a)) for a, b in zip(change[::2], change[1::2])]
+
+
+def shorten(name: str, most: int = 18) -> str:
+    """A class name as people write it, cut to fit beside a panel."""
+    name = name.replace("_", " ")
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+# ---------------------------------------------------------------------------------------------
+# Classes
+# ---------------------------------------------------------------------------------------------
+
+
+def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarray],
+         spans: dict[str, np.ndarray] | None = None, percent: bool = True) -> Panel:
+    """One row a class, in the order given. series: name -> (C,), NaN: not drawn; spans: name -> (C, 2), a bar each."""
+    C, colours = len(classes), (BLUE, VERMILION, GREEN)
+
+    def draw(axis: Axes) -> None:
+        for k, (name, bounds) in enumerate((spans or {}).items()):
+            axis.barh(np.arange(C) + (0.18, -0.18)[k % 2], bounds[:, 1] - bounds[:, 0], 0.3, bounds[:, 0], label=name,
+                      facecolor="none" if k else SKY, edgecolor=FAINT if k else SKY, hatch="////" if k else None,
+                      linewidth=0.8)
+        for k, (name, values) in enumerate(series.items()):
+            axis.plot(values, range(C), MARKERS[k], label=name, markersize=5.5,
+                      color=colours[k] if not spans else INK, markerfacecolor="none" if k else None)
+        axis.set_yticks(range(C), [shorten(c) for c in classes], fontsize=8)
+        axis.set(title=title, xlabel=xlabel, ylim=(C - 0.4, -0.6))
+        if percent:
+            axis.set_xlim(-2, 102)
+        elif spans:  # bars would end at the frame
+            ends = np.concatenate([np.ravel(x) for x in (*spans.values(), *series.values())])
+            margin = 0.03 * (np.nanmax(ends) - np.nanmin(ends)) + 0.01
+            axis.set_xlim(np.nanmin(ends) - margin, np.nanmax(ends) + margin)
+        if len(series) + len(spans or {}) > 1:
+            legend_below(axis, columns=1 if spans else 2)
+
+    return Panel(draw, 1.2 + 0.2 * C + (0.4 if spans else 0))
+
+
+def confusion(counts: np.ndarray) -> Panel:
+    """counts (4, 4), truth by prediction: each row in percent of what is truly so; neither / neither is left out."""
+    counts = counts.astype(float)
+    counts[3, 3] = np.nan
+    size = np.nansum(counts, 1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        share = 100 * counts / size
+
+    def draw(axis: Axes) -> None:
+        for r in range(4):
+            for c in range(4):
+                if np.isnan(share[r, c]):
+                    axis.text(c, r, "–", ha="center", va="center", color=FAINT)
+                    continue
+                axis.add_patch(plt.Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, linewidth=0,
+                                             facecolor=BLUE, alpha=0.75 * share[r, c] / 100))
+                axis.text(c, r, f"{share[r, c]:.0f} %\n{counts[r, c]:.0f}", ha="center", va="center", fontsize=8.5,
+                          fontweight="bold" if r == c else "normal")
+        axis.set(xlim=(-0.5, 3.5), ylim=(3.5, -0.5), ylabel="truth")
+        names = [name.replace(" ", "\n") for name in EXPERIENCES]
+        axis.set_xticks(range(4), names)
+        axis.set_yticks(range(4), names)
+        axis.set_title("prediction", loc="center")
+        axis.tick_params(length=0, labeltop=True, labelbottom=False, top=False)
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+
+    return Panel(draw, 3.4)
+
+
+def mixed_labels(title: str, classes: list[str], pair: MixedPair) -> Panel:
+    """Labels of two segments and their mixture, for the classes that have any label above 1%."""
+    shown = np.flatnonzero(np.maximum(pair.first, pair.second) > 0.01)
+    bars = ((f"segment A, weight {pair.lam:.2f}", pair.first, dict(color=BLUE)),
+            (f"segment B, weight {1 - pair.lam:.2f}", pair.second, dict(color=ORANGE)),
+            ("mixed", pair.mixed, dict(facecolor="none", edgecolor=INK, hatch="////", linewidth=1)))
+
+    def draw(axis: Axes) -> None:
+        for k, (name, values, style) in enumerate(bars):
+            y = np.arange(len(shown)) + 0.27 * (k - 1)
+            axis.barh(y, values[shown], 0.24, label=name, **style)
+            for where, value in zip(y, values[shown]):
+                axis.annotate(f"{value:.2f}", (value, where), (3, 0), textcoords="offset points", va="center",
+                              fontsize=7.5)
+        axis.set_yticks(range(len(shown)), [shorten(classes[c]) for c in shown])
+        axis.set(title=title, xlabel="soft label", xlim=(0, 1.12), ylim=(len(shown) - 0.4, -0.6),
+                 xticks=np.linspace(0, 1, 6))
+        legend_below(axis)
+
+    return Panel(draw, 1.6 + 0.55 * len(shown))

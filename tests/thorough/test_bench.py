@@ -1,0 +1,88 @@
+"""The plain ways of bench.py do the same work as ours, and its command runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bench
+from data import pack
+import uwav
+from uwav import SourceSplit
+
+CPU = torch.device("cpu")
+
+
+def test_plain_attention_gives_the_same_model():
+    torch.manual_seed(0)
+    han = uwav.HAN(uwav.HANConfig(hidden=16, heads=2, feedforward=16, layers=2)).eval()
+    inputs = [torch.randn(3, 10, d) for d in (128, 2048, 512)]
+    for ours, plain in zip(han(*inputs), bench.plain_model(han).eval()(*inputs)):
+        torch.testing.assert_close(ours, plain)
+    teacher = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=2)).eval()
+    mask = torch.arange(7) < torch.tensor([[3], [7]])
+    inputs = torch.randn(2, 7, 512), torch.randn(2, 7, 768), *bench.random_text(5, CPU), mask
+    for ours, plain in zip(teacher(*inputs), bench.plain_model(teacher).eval()(*inputs)):
+        torch.testing.assert_close(ours[mask], plain[mask])
+
+
+def test_plain_evaluation_and_plain_labels_give_our_scores_and_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FILES", 6)
+    bench.write_files(tmp_path, np.full(6, 12))
+    torch.manual_seed(0)
+    files = bench.TargetFiles(tmp_path, ("vggish", "res152", "r2plus1d_18"), 6)
+    arrays = [torch.stack(x) for x in zip(*(files[n][1:] for n in range(6)))]
+    arrays[1] = arrays[1].unflatten(1, (10, 8)).mean(2)
+    weak, *truth = bench.random_annotations(6, CPU)
+    data = bench.TargetSplit(*arrays, weak.float(), *truth)
+    han = uwav.HAN(uwav.HANConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval()
+    assert bench.plain_evaluate(han, files, data, CPU) == pytest.approx(uwav.han_scores(han, data))
+
+    files = bench.TargetFiles(tmp_path, ("clap", "clip"), 6)
+    arrays = [torch.stack(x) for x in zip(*(files[n][1:] for n in range(6)))]
+    data = bench.TargetSplit(*arrays, None, weak.float(), *truth)
+    teacher, text = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval(), bench.random_text(25, CPU)
+    plain = bench.plain_labels(teacher, files, weak.numpy(), text, CPU)
+    logits = uwav.teacher_logits(teacher, data, text)
+    for ours, theirs in zip([f(z, torch.zeros(25), weak) for f in (uwav.hard_labels, uwav.soft_labels) for z in logits], zip(*plain)):
+        torch.testing.assert_close(ours.double(), torch.from_numpy(np.stack(theirs)).double(), atol=1e-5, rtol=1e-5)
+
+
+def test_plain_packing_gives_our_arrays(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FILES", 5)
+    bench.write_files(tmp_path, np.array([12, 10, 30, 31, 15]))
+    (tmp_path / "plain").mkdir()
+    bench.plain_pack(tmp_path, tmp_path / "plain")
+    pack.pack(tmp_path, tmp_path / "ours")
+    order = ("val", "test", "train")  # videos 0, 1 and the rest
+    ours = np.concatenate([np.load(tmp_path / f"ours/llp/{s}/res152.npy") for s in order]).reshape(-1, 2048)
+    np.testing.assert_array_equal(ours, np.load(tmp_path / "plain/LLP_feats_res152.npy"))
+
+
+def test_padding_to_the_longest_of_all_leaves_the_masked_loss_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FILES", 4)
+    length = np.array([12, 10, 30, 31])
+    bench.write_files(tmp_path, length)
+    files = bench.SourceFiles(tmp_path, length)
+    audio, visual, mask = map(torch.stack, zip(*(files[n] for n in range(4))))
+    data = SourceSplit(audio[mask], visual[mask], torch.zeros(83, 7), length)
+    rows, own_mask = data.rows(np.arange(4))
+    assert torch.equal(mask, own_mask) and torch.equal(audio[mask], data.batch(rows)[0][own_mask])
+
+
+def test_one_command_prints_a_table_and_writes_the_figures(tmp_path):
+    command = [sys.executable, "bench.py", "score", "--device", "cpu", "--json", str(tmp_path / "new/bench.json")]
+    done = subprocess.run(command, cwd=Path(bench.__file__).parent, capture_output=True, text=True, check=True)
+    assert "ten scores of 1,200 videos" in done.stdout
+    figures = json.loads((tmp_path / "new/bench.json").read_text())
+    (row,) = figures["rows"]
+    assert 0 < row["floor"] < row["seconds"] < row["plain"] and figures["operations_per_s"] > 1e8
+
+
+def test_unknown_row_is_refused_in_one_sentence():
+    done = subprocess.run([sys.executable, "bench.py", "lode"], cwd=Path(bench.__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 1 and "lode: no such row; there are pack, " in done.stderr and "Traceback" not in done.stderr

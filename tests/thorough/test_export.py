@@ -1,0 +1,350 @@
+"""Exported files: right at every size, self-contained, refused when they are wrong; and parse.py on top of them."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import need
+
+need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
+
+import clips
+import export_onnx
+import parse
+from train import stages
+import uwav
+import tiny_extract
+from train import checkpoints
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_onnx(path: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    session = export_onnx.session(path)
+    return dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs)))
+
+
+@pytest.fixture(scope="module")
+def han(finished) -> uwav.HAN:
+    return checkpoints.load_model(finished / "seed0/clip_clap/full/han.pt")
+
+
+# ---- the files ----
+
+
+def test_bundle_is_complete_and_describes_itself(bundle, finished):
+    info = json.loads((bundle / "bundle.json").read_text())
+    assert set(info["files"]) == {"parser", "han", "teacher", "labels", "clip_image", "clap_audio"}
+    assert {p.name for p in bundle.iterdir()} == {
+        "bundle.json", "texts.json", "parser_fp16.onnx", "parser_int8.onnx", *(f"{name}.onnx" for name in info["files"])}
+    assert len(info["classes"]) == 25 and info["features"]["inputs"]["audio"] == dict(feature="clap", size=512, per_second=1)
+    assert info["files"]["parser"]["outputs"]["audio_event"] == dict(type="bool", shape=["B", "T", 25])
+    for file in info["files"].values():
+        assert file["verified"]["batches"] == [1, 2, 7, 64] and file["verified"]["largest_difference"] < 1e-4
+        assert file["bytes"] == (bundle / file["file"]).stat().st_size
+    labels = stages.read_labels(finished / "seed0/labels_teacher.npz", "cpu")
+    for name, theta in zip(("audio", "visual"), labels.thresholds):
+        assert [-np.inf if x is None else x for x in info["label_thresholds"][name]] == theta.tolist()
+    texts = json.loads((bundle / "texts.json").read_text())
+    np.testing.assert_allclose(texts["clip"], np.load(finished / "data/llp/text_clip.npy"))
+
+
+def test_every_file_carries_its_description_and_no_trace_of_the_machine(bundle):
+    import onnx
+
+    info = json.loads((bundle / "bundle.json").read_text())
+    for path in bundle.glob("*.onnx"):
+        model = onnx.load(path)
+        properties = {p.key: p.value for p in model.metadata_props}
+        assert json.loads(properties["classes"]) == info["classes"], path.name
+        for key in ("features", "preprocessing", "label_thresholds", "versions"):
+            assert json.loads(properties[key]) == info[key]
+        assert properties["licence"] == info["licence"]
+        assert max(o.version for o in model.opset_import if o.domain == "") == export_onnx.OPSET
+        content = path.read_bytes()
+        for trace in (b"site-packages", b"uwav.py", b"encoders.py", b"htsat.py", b"Traceback", b"pkg.torch", str(ROOT).encode()):
+            assert trace not in content, (path.name, trace)
+        assert not any(t.HasField("data_location") and t.data_location for t in model.graph.initializer), "one file each"
+
+
+@pytest.mark.parametrize("B, T", [(1, 1), (2, 10), (5, 33)])
+def test_parser_is_the_model_and_the_gate(bundle, han, B, T):
+    torch.manual_seed(B)
+    inputs = torch.randn(B, T, 512), torch.randn(B, T, 768)
+    with torch.no_grad():
+        out = han(*inputs)
+    audio, visual = out.audio_logit.sigmoid(), out.visual_logit.sigmoid()
+    events = uwav.gated_predictions(out.video_prob, audio, visual)
+    got = run_onnx(bundle / "parser.onnx", dict(audio=inputs[0].numpy(), visual_2d=inputs[1].numpy()))
+    for name, x in dict(audio_prob=audio, visual_prob=visual, video_prob=out.video_prob).items():
+        np.testing.assert_allclose(got[name], x.numpy(), atol=1e-5)
+    for name, x in dict(audio_event=events[0], visual_event=events[1], av_event=events[0] & events[1]).items():
+        assert got[name].dtype == bool and np.array_equal(got[name], x.numpy())
+
+
+def test_teacher_serves_a_class_list_it_has_never_seen(bundle, finished):
+    teacher = checkpoints.load_model(finished / "seed0/teacher.pt")
+    torch.manual_seed(0)
+    inputs = dict(audio=torch.randn(2, 9, 512), visual=torch.randn(2, 9, 768), mask=torch.arange(9) < torch.tensor([[9], [4]]),
+                  audio_text=torch.randn(3, 512), visual_text=torch.randn(3, 768))
+    with torch.no_grad():
+        expected = teacher(inputs["audio"], inputs["visual"], inputs["audio_text"], inputs["visual_text"], inputs["mask"])
+    got = run_onnx(bundle / "teacher.onnx", {k: v.numpy() for k, v in inputs.items()})
+    for x, name in zip(expected, ("audio_logit", "visual_logit")):
+        np.testing.assert_allclose(got[name], x.numpy(), atol=1e-4, rtol=1e-4)
+
+
+def test_released_checkpoints_export_and_give_the_recorded_outputs(golden, tmp_path):
+    """Weights recorded from the authors' code, as files of that code, through the real command."""
+    cases = {name: golden(name) for name in ("han", "teacher")}
+    for name, case in cases.items():
+        torch.save({k[3:]: v for k, v in case.items() if k.startswith("sd.")}, tmp_path / f"{name}.pt")
+    export_onnx.main(["--released-han", str(tmp_path / "han.pt"), "--released-teacher", str(tmp_path / "teacher.pt"),
+                      "--heads", "4", "--visual-3d-dim", "8", str(tmp_path / "out")])
+    case = cases["han"]
+    inputs = {k: case[k].numpy() for k in ("audio", "visual_3d")}
+    inputs["visual_2d"] = case["visual_2d"].reshape(4, 10, 8, 24).mean(2).numpy()  # 8 vectors a second, averaged
+    got = run_onnx(tmp_path / "out/parser.onnx", inputs)
+    for name, recorded in dict(video_prob=case["out.video_probs"], audio_prob=case["out.audio_logits"].sigmoid(),
+                               visual_prob=case["out.visual_logits"].sigmoid()).items():
+        np.testing.assert_allclose(got[name], recorded.numpy(), atol=1e-5)
+    case = cases["teacher"]
+    mask = torch.arange(14) < case["durations"][:, None]
+    got = run_onnx(tmp_path / "out/teacher.onnx", dict(
+        audio=case["audio"].numpy(), visual=case["visual"].numpy(), mask=mask.numpy(),
+        audio_text=case["audio_event_feats"].numpy(), visual_text=case["visual_event_feats"].numpy()))
+    for name in ("audio", "visual"):
+        np.testing.assert_allclose(got[f"{name}_logit"][mask], case[f"out.{name}_logits"][mask].numpy(), atol=1e-4)
+    case = cases["han"]
+    got = run_onnx(tmp_path / "out/labels.onnx", dict(
+        audio_logit=case["audio_teacher_logits"].numpy(), visual_logit=case["visual_teacher_logits"].numpy(),
+        weak=case["weak_label"].float().numpy(), audio_threshold=case["audio_thresholds"].float().numpy(),
+        visual_threshold=case["visual_thresholds"].float().numpy()))
+    for name in ("audio", "visual"):
+        np.testing.assert_array_equal(got[f"{name}_hard"], case[f"{name}_hard"].numpy())
+
+
+def test_variants_are_measured_against_fp32_on_the_test_split(bundle):
+    info = json.loads((bundle / "bundle.json").read_text())["variants"]
+    rows = info["rows"]
+    assert list(rows) == ["fp32", "fp16", "int8"] and info["measured_on"].startswith("the test split of demo world")
+    assert rows["fp16"]["bytes"] < rows["fp32"]["bytes"] and rows["int8"]["bytes"] < rows["fp32"]["bytes"]
+    for kind in ("fp16", "int8"):
+        assert 0 < rows[kind]["largest_difference"] < 0.5 and rows[kind]["predictions"] == 2 * 40 * 10 * 25
+        assert set(rows[kind]["scores"]) == set(uwav.SCORES)
+    got = {kind: run_onnx(bundle / rows[kind]["file"], dict(audio=np.ones((2, 3, 512), np.float32), visual_2d=np.ones((2, 3, 768), np.float32)))
+           for kind in rows}
+    assert np.abs(got["fp16"]["audio_prob"] - got["fp32"]["audio_prob"]).max() < 0.01
+
+
+def test_the_same_export_is_not_done_again_but_another_is(finished, bundle, tmp_path, capsys):
+    export_onnx.main([str(finished), str(tmp_path)])
+    before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    capsys.readouterr()
+    export_onnx.main([str(finished), str(tmp_path)])
+    assert "exported before, kept" in capsys.readouterr().out
+    assert before == {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    (tmp_path / "han.onnx").write_bytes(b"cut short")
+    export_onnx.main([str(finished), str(tmp_path), "--int8"])
+    assert (tmp_path / "parser_int8.onnx").exists() and (tmp_path / "han.onnx").stat().st_size > 10_000
+
+
+def test_fusion_clap_exports_as_well(tmp_path, monkeypatch):
+    from video import encoders
+
+    monkeypatch.setattr(encoders, "clap_architecture", lambda state, weights: (True, "tiny", 768))
+    export = next(export_onnx.exports_of_encoders(None, encoders.ClapAudio(None)))
+    with export_onnx.free_batch_size_of_htsat():
+        assert export_onnx.keep(export, tmp_path, {}, (1, 2, 7))["verified"]["largest_difference"] < 1e-4
+
+
+# ---- wrong exports are not kept ----
+
+
+class BakesItsBatch(nn.Module):
+    """As HTSAT does: right at the batch size it was traced with."""
+
+    outputs = ("y",)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1, x.shape[1]) * float(int(torch.tensor(x.shape[0]))) if not torch.compiler.is_exporting() else x * 3.0
+
+
+def test_a_file_that_is_right_only_at_the_traced_size_is_not_kept(tmp_path):
+    export = export_onnx.Export("bad", BakesItsBatch(), lambda B, T, C: dict(x=torch.randn(B, 5)), {"x": {0: "B"}}, lengths=(1,))
+    with pytest.raises(ValueError, match="bad.onnx: not written, onnxruntime and PyTorch differ by"):
+        export_onnx.keep(export, tmp_path, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_of_tolerance_is_exit_status_1_and_no_bundle(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
+    with pytest.raises(SystemExit) as stop:
+        export_onnx.main([str(finished), str(tmp_path / "out")])
+    assert stop.value.code.startswith("error: ") and "parser.onnx: not written" in stop.value.code
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_export_that_fails_leaves_the_earlier_bundle_as_it_was(finished, bundle, tmp_path, monkeypatch):
+    shutil.copytree(bundle, tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(export_onnx, "TOLERANCE", -1.0)
+    with pytest.raises(SystemExit, match="parser.onnx: not written"):
+        export_onnx.main([str(finished), str(tmp_path / "out")])
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["nowhere", "OUT"], "nowhere/data/index.json: no such file"),
+    (["OUT"], "name RUN and OUT"),
+    (["RUN", "OUT", "--features", "base"], "base/full/han.pt: no such file"),
+    (["RUN", "OUT", "--row", "soft"], "so .* holds no trained HAN"),
+    (["--released-han", "nothing.pt", "OUT"], "nothing.pt: no such file"),
+])
+def test_bad_input_is_one_sentence(finished, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message) as stop:
+        export_onnx.main([str(finished) if a == "RUN" else a for a in arguments])
+    assert stop.value.code.startswith("error: ") and "\n" not in stop.value.code
+
+
+def test_files_of_another_run_are_refused_before_anything_is_written(finished, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(finished, run)
+    labels = dict(np.load(run / "seed0/labels_teacher.npz"))
+    np.savez(run / "seed0/labels_teacher.npz", **{k: x if k == "settings" else x[..., :-1] for k, x in labels.items()})
+    with pytest.raises(SystemExit, match="labels_teacher.npz: made for 24 classes, but .*data has 25"):
+        export_onnx.main([str(run), str(out)])
+    shutil.copy(run / "seed0/teacher.pt", run / "seed0/clip_clap/full/han.pt")
+    with pytest.raises(SystemExit, match="han.pt: holds a Teacher, expected a HAN"):
+        export_onnx.main([str(run), str(out)])
+    assert not list(out.rglob("*"))
+
+
+# ---- parse.py ----
+
+
+def features(T: int, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return dict(audio=rng.standard_normal((T, 512)).astype(np.float32), visual_2d=rng.standard_normal((T, 768)).astype(np.float32))
+
+
+@pytest.mark.parametrize("T", [1, 7, 10])
+def test_short_features_are_parsed_in_one_piece_like_the_model(bundle, han, T):
+    x = features(T)
+    with torch.no_grad():
+        out = han(torch.from_numpy(x["audio"])[None], torch.from_numpy(x["visual_2d"])[None])
+    result = parse.parse(x, parse.Bundle(bundle))
+    np.testing.assert_allclose(result.audio_prob, out.audio_logit[0].sigmoid().numpy(), atol=1e-5)
+    np.testing.assert_allclose(result.video_prob, out.video_prob[0].numpy(), atol=1e-5)
+    expected = uwav.gated_predictions(out.video_prob, out.audio_logit.sigmoid(), out.visual_logit.sigmoid())
+    assert np.array_equal(result.audio_event, expected[0][0].numpy())
+
+
+@pytest.mark.parametrize("T", [11, 20, 23, 60])
+def test_long_features_are_parsed_in_overlapping_windows(bundle, han, T):
+    """Against a slow version: every window by itself through PyTorch, every segment averaged over its windows."""
+    x, starts = features(T), parse.window_starts(T)
+    assert starts[0] == 0 and starts[-1] == T - 10 and all(0 < b - a <= 5 for a, b in zip(starts, starts[1:]))
+    result, outs = parse.parse(x, parse.Bundle(bundle)), {}
+    for s in starts:
+        with torch.no_grad():
+            outs[s] = han(torch.from_numpy(x["audio"][s : s + 10])[None], torch.from_numpy(x["visual_2d"][s : s + 10])[None])
+    for t in range(T):
+        covering = [s for s in starts if s <= t < s + 10]
+        p = np.mean([outs[s].visual_logit[0, t - s].sigmoid().numpy() for s in covering], axis=0)
+        admitted = np.any([outs[s].video_prob[0].numpy() > 0.5 for s in covering], axis=0)
+        np.testing.assert_allclose(result.visual_prob[t], p, atol=1e-5)
+        clear = np.abs(p - 0.5) > 1e-4
+        assert np.array_equal(result.visual_event[t][clear], ((p > 0.5) & admitted)[clear])
+    assert np.array_equal(result.av_event, result.audio_event & result.visual_event)
+
+
+def test_events_are_the_runs_of_positive_segments():
+    event = np.zeros((6, 2), bool)
+    event[[0, 1, 4], 1] = True
+    prob = np.full((6, 2), 0.25, np.float32)
+    result = parse.Parse(["dog", "cat"], prob, prob, prob[0], event, np.zeros_like(event), np.zeros_like(event))
+    assert result.events() == [dict(label="cat", modality="audible", onset=0, offset=2, probability=0.25),
+                               dict(label="cat", modality="audible", onset=4, offset=5, probability=0.25)]
+    assert parse.timeline(result).splitlines()[1:] == ["cat audible   ##..#.", "    visible   ......", "    both      ......"]
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "parse.py"), *map(str, arguments)], capture_output=True, text=True, timeout=300)
+
+
+def test_video_by_the_command_equals_extract_and_the_model(bundle, han, tmp_path, shared):
+    """The real clip: features.py extract with the same random encoders, then PyTorch, against parse.py alone."""
+    subprocess.run([sys.executable, tiny_extract.__file__, "extract", shared / "data/media", tmp_path], check=True, capture_output=True, timeout=300)
+    clip, clap = (torch.from_numpy(np.load(tmp_path / f"feats_{n}/segment_feats/BjCEufrlXm4.npy"))[None] for n in ("CLIP", "CLAP"))
+    with torch.no_grad():
+        out = han(clap, clip)
+    result = command(shared / "data/media/BjCEufrlXm4.mp4", "--bundle", bundle, "--json", tmp_path / "x.json", "--csv", tmp_path / "x.csv",
+                     "--plot", tmp_path / "x.png")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("RANDOM WEIGHTS") == 2 and "clip_image CPU" in result.stdout
+    content = json.loads((tmp_path / "x.json").read_text())
+    for name, expected in dict(audio_prob=out.audio_logit[0].sigmoid(), visual_prob=out.visual_logit[0].sigmoid(),
+                               video_prob=out.video_prob[0]).items():
+        np.testing.assert_allclose(content[name], expected.numpy(), atol=1e-3)
+    with open(tmp_path / "x.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["label"], r["modality"], int(r["onset"]), int(r["offset"])) for r in rows] == [
+        (e["label"], e["modality"], e["onset"], e["offset"]) for e in content["events"]]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_parse_imports_no_torch_not_even_for_a_video(bundle, tmp_path):
+    path = clips.make(tmp_path / "a.mp4", 1, sound=clips.tone(1)[None])
+    result = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "parse.py"), str(path), "--bundle", str(bundle)],
+                            capture_output=True, text=True, timeout=300)
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in result.stderr.splitlines() if line.startswith("import time:")}
+    assert result.returncode == 0 and {"numpy", "onnxruntime", "av", "PIL"} <= imported
+    assert not imported & {"torch", "open_clip", "laion_clap", "transformers", "matplotlib", "uwav", "features", "tqdm"}
+
+
+def test_bad_sources_and_bundles_are_one_sentence_each(bundle, tmp_path):
+    np.savez(tmp_path / "good.npz", **features(3))
+    np.savez(tmp_path / "narrow.npz", audio=np.ones((3, 5), np.float32), visual_2d=np.ones((3, 768), np.float32))
+    np.savez(tmp_path / "uneven.npz", audio=np.ones((3, 512), np.float32), visual_2d=np.ones((2, 768), np.float32))
+    np.savez(tmp_path / "nan.npz", audio=np.full((3, 512), np.nan, np.float32), visual_2d=np.ones((3, 768), np.float32))
+    np.savez(tmp_path / "pickled.npz", audio=np.array([{}], object))
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "text.mp4").write_text("hello")
+    for name, message in {"narrow.npz": "the parser needs audio of shape (T, 512), but audio is float32 (3, 5)", "nan.npz": "or NaN",
+                          "uneven.npz": "visual_2d has another length than audio", "pickled.npz": "pickled.npz: not an .npz file",
+                          "text.npz": "text.npz: not an .npz file", "no.npz": "no.npz: no such file",
+                          "text.mp4": "text.mp4: cannot be read: "}.items():
+        result = command(tmp_path / name, "--bundle", bundle)
+        assert result.returncode == 1 and result.stderr.startswith("error: ") and message in result.stderr, result.stderr
+        assert result.stderr.count("\n") == 1
+    info = json.loads((bundle / "bundle.json").read_text())
+    bundles = {"empty": None, "text": "hello", "list": "[]", "old": json.dumps(info | dict(format=0)), "lost": json.dumps(info),
+               "other": json.dumps(info)}
+    for name, content in bundles.items():
+        (tmp_path / name).mkdir()
+        if content is not None:
+            (tmp_path / name / "bundle.json").write_text(content)
+    (tmp_path / "other/parser.onnx").write_bytes(b"x" * 1000)
+    for name, message in {"empty": "no such file; make a bundle", "text": "not the description of a bundle", "list": "not the description",
+                          "old": "a bundle of format 0", "lost": "parser.onnx: no such file, though", "other": "its checksum differs"}.items():
+        result = command(tmp_path / "good.npz", "--bundle", tmp_path / name)
+        assert result.returncode == 1 and result.stderr.startswith("error: ") and message in result.stderr, result.stderr
+
+
+def test_a_bundle_without_encoders_says_so_when_given_a_video(bundle, tmp_path):
+    info = json.loads((bundle / "bundle.json").read_text())
+    del info["files"]["clip_image"], info["files"]["clap_audio"]
+    (tmp_path / "bundle.json").write_text(json.dumps(info))
+    path = clips.make(tmp_path / "a.mp4", 1, sound=clips.tone(1)[None])
+    result = command(path, "--bundle", tmp_path)
+    assert result.returncode == 1 and "the bundle has no clap_audio.onnx; export it with --clap-weights" in result.stderr

@@ -1,0 +1,228 @@
+"""The report of a small real run: complete, honest about what is missing, and readable in a browser."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from data import demo_world
+from reporting import figures
+import report
+from train import cli
+from train import ablation
+from features import write_array, write_json
+
+PICTURES = os.environ.get("UWAV_SCREENSHOTS")  # a folder
+SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1",
+         "--set", "epochs=2", "--set", "peak_lr=0.01")
+STAGES = "\t".join(["2026-01-02 03:04", "{}", "{}", "Train the HAN", "abc1234", "Linux, 2 CPU cores, PyTorch 2", "bash run_all.sh"])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """An ablation over two seeds, with the sweep, as run_all.sh leaves it."""
+    run = tmp_path_factory.mktemp("run")
+    config = replace(demo_world.WorldConfig(), train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)
+    demo_world.make(run / "data", config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ablation, "SWEEP", {"alpha": (0.5, 1.7), "W": (0.5, 1.0)})
+        cli.main(["ablate", str(run / "data"), str(run), "--seeds", "2", *SMALL, "--sweep"])
+    (run / "stages.tsv").write_text("".join(f"{STAGES.format(*x)}\n" for x in ((70, "interrupted"), (40, "new"), (3, "kept"))))
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(finished) -> str:
+    report.main([str(finished)])
+    return (finished / "report.html").read_text()
+
+
+def copied(finished: Path, tmp_path: Path, *without: str) -> Path:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for name in without:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return run
+
+
+def text_of(run: Path, *options: str) -> str:
+    report.main([str(run), *options])
+    return (run / "report.html").read_text()
+
+
+# ---- a complete run ----
+
+
+def test_page_has_every_section_and_nothing_is_missing(page):
+    titles = re.findall(r"<h2>\d+\. (.*?)</h2>", page)
+    assert titles == ["What ran", "Scores", "Training", "Uncertainty", "Timelines", "Classes and modalities", "Class balance and mixup", "Terms"]
+    assert 'class="missing"' not in page
+    assert page.count("<figure") == page.count("<figcaption>") == 14 and page.count("<img alt=") == page.count("<img ")
+
+
+def test_page_loads_nothing_from_anywhere(page):
+    addresses = re.findall(r'(?:src|href)="([^"]{0,12})', page)
+    assert addresses and all(a.startswith(("data:", "#")) for a in addresses)
+    assert "http" not in re.sub(r'data:image/svg\+xml;base64,[^"]*', "", page)
+
+
+def test_scores_and_differences_on_the_page_are_those_of_the_ablation(finished, page):
+    ablation = json.loads((finished / "ablation.json").read_text())
+    for values in ablation["scores"]["clip_clap"].values():
+        assert report.mean_and_spread([v["seg_type"] for v in values]) in page
+    clear = [d for d in ablation["differences"]["clip_clap"] if np.prod(d["scores"]["seg_type"]["interval"]) > 0]
+    assert f"Segment-level Type: {len(clear)} of 7 intervals exclude zero" in page
+    assert "the paper's</em>" not in page  # the features are invented
+
+
+def test_time_of_a_stage_is_that_of_the_runs_that_made_something(page):
+    assert "110 s in 2 goes" in page and "abc1234" in page
+
+
+def test_page_says_what_comes_out_the_same_again_and_what_on_a_gpu_does_not(page):
+    assert "to the last bit" in page and "On a GPU not quite: the backward pass of attention" in page
+
+
+def test_every_picture_is_written_as_svg_for_both_colour_schemes_and_as_png(finished, page):
+    folder = finished / "pictures"
+    names = set(re.findall(r'<figure id="(\w+)"', page))
+    assert names == {path.stem for path in folder.glob("*.png")}
+    for path in folder.glob("*.svg"):
+        text = path.read_text()
+        ElementTree.fromstring(text)
+        assert "prefers-color-scheme:dark" in text and "href=\"http" not in text
+        shapes = text[text.index("</style>"):]
+        assert not set(figures.DARK) & set(re.findall(r"#[0-9a-f]{6}", shapes)), "every colour follows the scheme"
+
+
+def test_the_same_run_gives_the_same_page(finished, page):
+    assert text_of(finished) == page
+
+
+def test_another_seed_can_be_shown(finished, page, tmp_path):
+    run = copied(finished, tmp_path)
+    other = text_of(run, "--seed", "1")
+    assert other != page and 'class="missing"' not in other
+
+
+def test_paper_rows_stand_beside_llp_only(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    run = copied(finished, tmp_path)
+    index = json.loads((run / "data/index.json").read_text())
+    write_json(run / "data/index.json", index | {"source": "pack"})
+    page = text_of(run)
+    assert "<em>68.9</em>" in page and "<em>78.4</em>" in page and "notice\">" not in page
+    index["llp"]["classes"][0] = "Talking"  # somebody's own classes
+    write_json(run / "data/index.json", index | {"source": "pack"})
+    assert "<em>the paper's</em>" not in text_of(run)
+
+
+def test_packed_data_may_lie_elsewhere(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    run = copied(finished, tmp_path)
+    (run / "data").rename(tmp_path / "elsewhere")
+    assert 'class="missing"' not in text_of(run, "--data", str(tmp_path / "elsewhere"))
+
+
+# ---- runs that lack something ----
+
+
+@pytest.mark.parametrize("without, sentence, figures_left", [
+    (["ablation.json"], "ablation.json: no such file; the ablation has not run", 12),
+    (["stages.tsv"], "stages.tsv: no such file", 14),
+    (["labels_segment.npz"], "labels_segment.npz: no such file", 13),
+    (["seed0/teacher.jsonl"], "seed0/teacher.jsonl: no such file; that training has not run", 12),
+    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with <code>python uwav.py evaluate</code>", 11),
+    (["seed0/clip_clap/valor"], "Missing in this run: VALOR", 14),
+    (["seed0/clip_clap"], "no trained parser", 7),
+    (["seed0", "seed1"], "seed0/labels_teacher.npz: no such file", 1),
+    (["data"], "data/index.json: no such file", 5),
+])
+def test_a_missing_stage_is_named_in_its_place_and_the_rest_is_written(finished, tmp_path, monkeypatch, without, sentence, figures_left):
+    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    page = text_of(copied(finished, tmp_path, *without))
+    assert sentence in page and str(tmp_path) not in page
+    assert page.count("<h2>") == 8 and page.count("<figure") == figures_left
+
+
+def test_a_run_without_test_truth_says_so_and_still_judges_labels_on_val(finished, tmp_path):
+    page = text_of(copied(finished, tmp_path, "data/llp/test/audio.npy", "data/llp/test/visual.npy"))
+    assert page.count("the test split has no dense truth (data/llp/test/audio.npy)") >= 4
+    reliability = page[page.index('<figure id="reliability"'):]
+    assert reliability[: reliability.index("</figure>")].count("<img") == 2
+    assert '<figure id="thresholds"' in page and '<figure id="mixup"' in page and '<figure id="timelines"' not in page
+
+
+def test_timelines_without_soft_labels_are_drawn_without_them(finished, tmp_path):
+    page = text_of(copied(finished, tmp_path, "seed0/labels_teacher.npz"))
+    assert '<figure id="timelines"' in page and "Soft labels are missing: seed0/labels_teacher.npz" in page
+
+
+def test_a_run_with_one_seed_and_no_sweep_says_that_no_spread_is_known(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    run = copied(finished, tmp_path, "seed1")
+    cli.main(["ablate", str(run / "data"), str(run), *SMALL])
+    page = text_of(run)
+    assert "One seed, so no spread is known" in page and "--seeds 3 would show it" in page and "±" not in page
+    assert "the sweep of alpha and W, which is off by default" in page
+
+
+def test_a_run_with_one_class(finished, tmp_path):
+    """Speech alone, in half of the videos."""
+    run = tmp_path / "run"
+    shutil.copytree(finished / "data", run / "data")
+    for path in (run / "data/llp").rglob("*.npy"):
+        array = np.load(path)
+        if path.stem in ("weak", "audio", "visual"):
+            write_array(path, array[..., :1])
+        elif path.stem.startswith("text_"):
+            write_array(path, array[:1])
+    index = json.loads((run / "data/index.json").read_text())
+    index["llp"]["classes"] = ["Speech"]
+    write_json(run / "data/index.json", index)
+    cli.main(["ablate", str(run / "data"), str(run), *SMALL])
+    page = text_of(run)
+    assert "no two segments of the training set are labelled differently" in page  # so there is no example of mixup
+    assert page.count("<figure") >= 11 and "nan" not in re.sub(r"<img[^>]*>", "", page)
+
+
+def test_an_empty_folder_is_refused_in_one_sentence(tmp_path):
+    with pytest.raises(SystemExit, match="holds neither data nor seed0; run `bash run_all.sh` first"):
+        report.main([str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- in a browser ----
+
+
+@pytest.mark.parametrize("width", [390, 1100])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_reads_in_a_browser(browser, finished, page, width, scheme):
+    """No error, no request, nothing sticks out, every picture is there, and colours follow the scheme."""
+    tab = browser.new_page(viewport=dict(width=width, height=844), color_scheme=scheme)
+    problems, requests = [], []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("console", lambda message: problems.append(message.text))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto((finished / "report.html").as_uri())
+    assert problems == [] and [r for r in requests if not r.startswith("data:")] == [(finished / "report.html").as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.images].every((i) => i.complete && i.naturalWidth > 100)")
+    scrolls = tab.evaluate("[...document.querySelectorAll('.scroll')].some((box) => box.scrollWidth > box.clientWidth)")
+    assert scrolls == (width == 390), "a wide table scrolls in its own box, on a phone only"
+    shade = tab.evaluate("""async () => {  // of a picture's corner
+        const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
+        context.drawImage(document.images[0], 0, 0);
+        return context.getImageData(2, 2, 1, 1).data[0];
+    }""")
+    assert (shade < 60) == (scheme == "dark")
+    if PICTURES:
+        tab.screenshot(path=Path(PICTURES) / f"report-{scheme}-{width}.png", full_page=True)
+    tab.close()

@@ -1,0 +1,295 @@
+"""One parser.onnx in every runtime: the same probabilities and events; and the page in a browser."""
+
+import functools
+import http.server
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import need, unavailable
+
+need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
+
+import export_onnx
+import parse
+from train import checkpoints
+from video import decode
+
+ROOT = Path(__file__).resolve().parents[2]
+WEB = ROOT / "web"
+SHAPES = [(1, 10), (2, 7), (3, 1), (7, 60), (5, 13)]  # (B, T)
+PICTURES = os.environ.get("UWAV_SCREENSHOTS")  # a folder
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> list[Path]:
+    folder, rng = tmp_path_factory.mktemp("inputs"), np.random.default_rng(0)
+    for n, (B, T) in enumerate(SHAPES):
+        arrays = {k: rng.standard_normal((B, T, D)).astype(np.float32) for k, D in (("audio", 512), ("visual_2d", 768))}
+        np.savez_compressed(folder / f"{n}.npz", **arrays)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def server(bundle, inputs):
+    """Serves the page at /, a bundle at /bundle/, inputs at /inputs/."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
+            ".mjs": "text/javascript", ".js": "text/javascript", ".wasm": "application/wasm"}
+
+        def translate_path(self, path: str) -> str:
+            path = path.split("?")[0]
+            for prefix, folder in (("/bundle/", bundle), ("/inputs/", inputs[0].parent)):
+                if path.startswith(prefix):
+                    return str(folder / path.removeprefix(prefix))
+            return super().translate_path(path)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=WEB))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def browser(browser):
+    if not (WEB / "node_modules/onnxruntime-web").is_dir():
+        unavailable("onnxruntime-web: npm ci in web/")
+    return browser
+
+
+# ---- the same file, the same answer ----
+
+
+def by_torch(bundle, finished, inputs, server, request) -> list[dict]:
+    module = export_onnx.Parser(checkpoints.load_model(finished / "seed0/clip_clap/full/han.pt")).eval()
+    results = []
+    for path in inputs:
+        arrays = np.load(path)
+        with torch.inference_mode():
+            outputs = module(torch.from_numpy(arrays["audio"]), torch.from_numpy(arrays["visual_2d"]))
+        results.append({k: x.numpy().ravel() for k, x in zip(module.outputs, outputs)})
+    return results
+
+
+def by_onnxruntime(bundle, finished, inputs, server, request) -> list[dict]:
+    session = export_onnx.session(bundle / "parser.onnx")
+    names = [o.name for o in session.get_outputs()]
+    return [dict(zip(names, session.run(None, dict(np.load(path))))) for path in inputs]
+
+
+def by_node(bundle, finished, inputs, server, request) -> list[dict]:
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    shutil.copy(ROOT / "tests/parity.mjs", WEB / ".parity.mjs")  # Node looks for packages beside the script
+    try:
+        script = (WEB / ".parity.mjs").read_text().replace("../web/parser.js", "./parser.js")
+        (WEB / ".parity.mjs").write_text(script)
+        result = subprocess.run(["node", ".parity.mjs", bundle / "parser.onnx", *inputs], cwd=WEB, capture_output=True, text=True, timeout=300)
+    finally:
+        (WEB / ".parity.mjs").unlink()
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def by_browser(bundle, finished, inputs, server, request) -> list[dict]:
+    page = request.getfixturevalue("browser").new_page()
+    page.goto(f"{server}/index.html")
+    return page.evaluate("""async (count) => {
+        const ort = await import("onnxruntime-web"), {readNpz} = await import("./parser.js"), results = [];
+        ort.env.wasm.numThreads = 1;
+        const read = async (url) => new Uint8Array(await (await fetch(url)).arrayBuffer());
+        const session = await ort.InferenceSession.create(await read("/bundle/parser.onnx"));
+        for (let n = 0; n < count; n++) {
+            const arrays = await readNpz(await read(`/inputs/${n}.npz`));
+            const feeds = Object.fromEntries(Object.entries(arrays).map(([k, x]) => [k, new ort.Tensor("float32", x.data, x.shape)]));
+            const outputs = await session.run(feeds);
+            results.push(Object.fromEntries(Object.entries(outputs).map(([k, x]) => [k, [...x.data].map(Number)])));
+        }
+        return results;
+    }""", len(SHAPES))
+
+
+def by_openvino(bundle, finished, inputs, server, request) -> list[dict]:
+    if not importlib.util.find_spec("openvino"):
+        unavailable("OpenVINO: pip install openvino")
+    import openvino
+
+    compiled = openvino.Core().compile_model(bundle / "parser.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # bf16 by default
+    results = []
+    for path in inputs:
+        outputs = compiled(dict(np.load(path)))
+        results.append({o.get_any_name(): outputs[o] for o in compiled.outputs})
+    return results
+
+
+def by_tract(bundle, finished, inputs, server, request) -> list[dict]:
+    if not importlib.util.find_spec("tract"):
+        unavailable("tract: pip install tract")
+    import tract
+
+    model = tract.onnx().load(bundle / "parser.onnx").into_model().into_runnable()
+    return [dict(zip(export_onnx.Parser.outputs, (x.to_numpy() for x in model.run(list(dict(np.load(path)).values()))))) for path in inputs]
+
+
+RUNTIMES = {"onnxruntime": by_onnxruntime, "onnxruntime-node": by_node, "onnxruntime-web in Chromium": by_browser,
+            "OpenVINO": by_openvino, "tract": by_tract}
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_runtime_agrees_with_torch_at_five_shapes(runtime, bundle, finished, inputs, server, request):
+    expected = by_torch(bundle, finished, inputs, server, request)
+    got = RUNTIMES[runtime](bundle, finished, inputs, server, request)
+    assert len(got) == len(expected) == len(SHAPES)
+    worst = 0.0
+    for a, b in zip(expected, got):
+        for name in ("audio_prob", "visual_prob", "video_prob"):
+            worst = max(worst, float(np.abs(a[name] - np.ravel(b[name])).max()))
+        for name in ("audio_event", "visual_event", "av_event"):
+            assert np.array_equal(a[name], np.ravel(b[name]).astype(bool)), f"{runtime}: {name}"
+    print(f"{runtime}: probabilities within {worst:.1e}")
+    assert worst < 1e-4
+    assert any(a["audio_event"].any() for a in expected) and not all(a["audio_event"].all() for a in expected)
+
+
+@pytest.mark.parametrize("segments", [10, 3])
+def test_node_script_parses_a_features_file_like_parse_py(bundle, tmp_path, segments):
+    """Also with a parser that was trained on clips of another length, whose windows are as long."""
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    rng = np.random.default_rng(1)
+    arrays = dict(audio=rng.standard_normal((23, 512)).astype(np.float32), visual_2d=rng.standard_normal((23, 768)).astype(np.float32))
+    np.savez(tmp_path / "x.npz", **arrays)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle/parser.onnx").symlink_to(bundle / "parser.onnx")
+    (tmp_path / "bundle/bundle.json").write_text(json.dumps(json.loads((bundle / "bundle.json").read_text()) | dict(segments=segments)))
+    result = subprocess.run(["node", WEB / "parse.mjs", tmp_path / "bundle", tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    theirs, ours = json.loads(result.stdout), parse.parse(arrays, parse.Bundle(tmp_path / "bundle"))
+    assert parse.Bundle(tmp_path / "bundle").window == segments
+    np.testing.assert_allclose(np.reshape(theirs["audio"], (23, 25)), ours.audio_prob, atol=1e-5)
+    without = [{k: e[k] for k in ("label", "modality", "onset", "offset")} for e in theirs["events"]]
+    assert without == [{k: e[k] for k in ("label", "modality", "onset", "offset")} for e in ours.events()] and without
+    result = subprocess.run(["node", WEB / "parse.mjs", tmp_path, tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and result.stderr.startswith("error: bundle.json") and result.stderr.count("\n") == 1
+
+
+# ---- the page ----
+
+
+def picture(page, name: str) -> None:
+    """Screenshots for people to look at, where UWAV_SCREENSHOTS names a folder."""
+    if PICTURES:
+        page.screenshot(path=Path(PICTURES) / f"{name}.png", full_page=True)
+
+
+def test_picture_of_a_frame_is_pillows_to_the_last_bit(browser, server):
+    page, rng = browser.new_page(), np.random.default_rng(0)
+    page.goto(f"{server}/index.html")
+    for h, w in ((240, 320), (320, 240), (224, 224), (101, 373), (225, 224), (361, 640), (30, 40)):
+        pixels = rng.integers(0, 256, (h, w, 3), np.uint8)
+        rgba = np.concatenate([pixels, np.full((h, w, 1), 255, np.uint8)], 2)
+        got = page.evaluate("""async ([data, width, height]) => {
+            const {squareImage} = await import("./parser.js");
+            return [...squareImage({data: Uint8ClampedArray.from(data), width, height})];
+        }""", [rgba.ravel().tolist(), w, h])
+        assert np.array_equal(np.reshape(got, (224, 224, 3)), decode.square_image(pixels)), (h, w)
+
+
+def test_page_parses_the_real_clip_like_python_and_shows_it(browser, server, bundle, shared, tmp_path):
+    """A person's way: open the page, choose the folder, choose the video, look, move, hover."""
+    page = browser.new_page(viewport=dict(width=1000, height=900))
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{server}/index.html")
+    picture(page, "empty")
+    page.set_input_files("#bundle", bundle)
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of 25 classes')")
+    page.set_input_files("#source", shared / "data/media/BjCEufrlXm4.mp4")
+    page.wait_for_function("window.parsed || document.getElementById('status').className == 'alarm'", timeout=240_000)
+    assert page.locator("#status").get_attribute("class") != "alarm", page.locator("#status").text_content()
+    shown = page.evaluate("({T: parsed.T, events: parsed.events, audio: [...parsed.probability.audio], visual: [...parsed.probability.visual]})")
+    python = parse.Bundle(bundle)
+    expected = parse.parse(parse.features_of_video(shared / "data/media/BjCEufrlXm4.mp4", python), python)
+    assert shown["T"] == 10
+    # The browser decodes colours and resamples sound in its own way, so embeddings differ a little.
+    np.testing.assert_allclose(np.reshape(shown["audio"], (10, 25)), expected.audio_prob, atol=0.02)
+    np.testing.assert_allclose(np.reshape(shown["visual"], (10, 25)), expected.visual_prob, atol=0.02)
+    spans = [(e["label"], e["modality"], e["onset"], e["offset"]) for e in shown["events"]]
+    assert spans == [(e["label"], e["modality"], e["onset"], e["offset"]) for e in expected.events()]
+    assert "RANDOM WEIGHTS" in page.locator("#notes").text_content()
+    picture(page, "result")
+    if spans:
+        page.locator("#strips").focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.getElementById('video').currentTime") == pytest.approx(2.0, abs=0.1)
+        page.locator(".strip i").nth(3).hover()
+        assert "probability" in page.locator("#tip").text_content() and page.locator("#tip").is_visible()
+    assert problems == []
+    page.close()
+
+
+def test_page_parses_features_of_a_long_video_and_reads_well_in_the_dark_and_on_a_phone(browser, server, bundle, tmp_path):
+    rng = np.random.default_rng(1)
+    arrays = dict(audio=rng.standard_normal((23, 512)).astype(np.float32), visual_2d=rng.standard_normal((23, 768)).astype(np.float32))
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    expected = parse.parse(arrays, parse.Bundle(bundle)).events()
+    for name, options in {"features": dict(viewport=dict(width=1000, height=800)),
+                          "dark": dict(viewport=dict(width=1000, height=800), color_scheme="dark"),
+                          "phone": dict(viewport=dict(width=390, height=800))}.items():
+        page = browser.new_page(**options)
+        page.goto(f"{server}/index.html?bundle=/bundle")
+        page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
+        page.set_input_files("#source", tmp_path / "x.npz")
+        page.wait_for_function("window.parsed")
+        events = page.evaluate("parsed.events.map(({label, modality, onset, offset}) => [label, modality, onset, offset])")
+        assert events == [[e["label"], e["modality"], e["onset"], e["offset"]] for e in expected] and events
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+        picture(page, name)
+        page.close()
+
+
+@pytest.mark.parametrize("files, message", [
+    (["x.npz"], "the parser needs audio of shape (T, 512), not (3, 5)"),
+    (["text.npz"], "not an .npz file"),
+    (["text.mp4"], "text.mp4: the browser cannot read this video"),
+])
+def test_page_shows_a_sentence_when_something_is_wrong(browser, server, tmp_path, files, message):
+    np.savez(tmp_path / "x.npz", audio=np.ones((3, 5), np.float32))
+    for name in ("text.npz", "text.mp4"):
+        (tmp_path / name).write_text("hello")
+    page = browser.new_page(viewport=dict(width=1000, height=500))
+    page.goto(f"{server}/index.html?bundle=/bundle")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
+    page.set_input_files("#source", [tmp_path / f for f in files])
+    page.wait_for_selector("#status.alarm")
+    assert message in page.locator("#status").text_content()
+    picture(page, "error")
+    page.close()
+
+
+def test_page_without_a_bundle_says_what_is_missing(browser, server, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/notes.txt").write_text("hello")
+    page = browser.new_page()
+    page.goto(f"{server}/index.html")
+    page.set_input_files("#bundle", tmp_path / "folder")
+    page.wait_for_selector("#status.alarm")
+    assert "bundle.json is not in that folder" in page.locator("#status").text_content()
+    page.goto(f"{server}/index.html?bundle=/nowhere")
+    page.wait_for_selector("#status.alarm")
+    assert "the server says 404" in page.locator("#status").text_content()
+    page.close()

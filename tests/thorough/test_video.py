@@ -1,0 +1,212 @@
+"""Decoding: the frame that is shown in the middle of each second, the waveform of each second, and damaged files."""
+
+import importlib.util
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import need, unavailable
+
+need("av")
+
+import clips
+from video import decode
+
+
+def shown(times: list[float], T: int) -> list[int]:
+    """The number of the last frame at or before the middle of every second; the first where there is none."""
+    return [max([n for n, x in enumerate(times) if x <= t + 0.5], default=0) for t in range(T)]
+
+
+# ---- pictures ----
+
+
+@pytest.mark.parametrize("fps", [10, 24, 25, 30, Fraction(30000, 1001), 50])
+def test_picture_of_a_segment_is_the_frame_shown_in_its_middle(tmp_path, fps):
+    clip = decode.read_clip(clips.make(tmp_path / "a.mp4", 10, fps))
+    assert clip.images.shape == (10, 224, 224, 3) and clip.images.dtype == np.uint8 and clip.sounds is None
+    times = [n / fps for n in range(round(10 * fps))]
+    assert [clips.number(image) for image in clip.images] == shown(times, 10)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_variable_frame_rate(tmp_path, name):
+    rng = np.random.default_rng(0)
+    times = sorted({0.0, *np.round(rng.uniform(0, 9.9, 40), 2), 9.95})
+    times = [x for x in times if not 3.2 < x < 6.1]  # a frame that stays for three seconds
+    clip = decode.read_clip(clips.make(tmp_path / name, times=times))
+    assert [clips.number(image) for image in clip.images] == shown(times, 10)
+
+
+@pytest.mark.parametrize("seconds, T", [(7.3, 8), (12.7, 13), (1.0, 1), (10.04, 10), (0.5, 1)])
+def test_segments_are_the_seconds_rounded_up(tmp_path, seconds, T):
+    clip = decode.read_clip(clips.make(tmp_path / "a.mp4", seconds, 25, sound=clips.tone(seconds)[None]))
+    assert len(clip.images) == len(clip.sounds) == clip.segments == T
+
+
+def test_a_wanted_number_of_segments_crops_and_fills_but_does_not_invent(tmp_path):
+    path = clips.make(tmp_path / "a.mp4", 9.3, 25, sound=clips.tone(9.3)[None])
+    assert decode.read_clip(path, segments=10).segments == 10 and decode.read_clip(path, segments=4).segments == 4
+    with pytest.raises(ValueError, match="cut short: 9.3 s are less than 12 segments"):
+        decode.read_clip(path, segments=12)
+
+
+def test_time_counts_from_the_beginning_of_the_file_not_from_time_stamp_zero(tmp_path):
+    path = clips.make(tmp_path / "a.ts", 5, 25, sound=clips.tone(5, begins=2.0)[None], start=7.0)
+    clip = decode.read_clip(path)
+    priming = 1024 / 48_000  # s: the file begins with the encoder's run-up, which this format does not mark as such
+    assert [clips.number(image) for image in clip.images] == shown([n / 25 + priming for n in range(125)], 5)
+    assert first_loud(clip.sounds) == pytest.approx(2.0 + priming, abs=0.005)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotated_metadata_turns_the_picture_upright(tmp_path, degrees):
+    """The display matrix is patched into the file's track header by hand, as a phone writes it."""
+    path = clips.make(tmp_path / "a.mp4", 2, 25)
+    content = bytearray(path.read_bytes())
+    cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]  # turn the picture clockwise by `degrees`
+    matrix = [cos, sin, 0, -sin, cos, 0, 0, 0, 1]
+    header = content.index(b"tkhd") + 4
+    for i, x in enumerate(matrix):
+        one = 1 << 30 if i % 3 == 2 else 1 << 16
+        content[header + 40 + 4 * i : header + 44 + 4 * i] = (x * one).to_bytes(4, "big", signed=True)
+    path.write_bytes(content)
+    upright = np.rot90(clips.picture(37), -degrees // 90)  # what a player shows
+    expected = decode.square_image(np.ascontiguousarray(upright))
+    assert np.abs(decode.read_clip(path).images[1].astype(int) - expected).mean() < 3
+    assert np.abs(decode.read_clip(path).images[1].astype(int) - decode.square_image(clips.picture(37))).mean() > 20
+
+
+def test_square_image_is_pixel_for_pixel_the_preprocessing_of_clip():
+    from video import encoders
+
+    if not importlib.util.find_spec("torchvision"):
+        unavailable("torchvision: pip install open_clip_torch")
+    encoders.import_torchvision()
+    from PIL import Image
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
+
+    theirs = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224)])
+    rng = np.random.default_rng(0)
+    for h, w in [(240, 320), (320, 240), (224, 224), (101, 373), (480, 641), (225, 224), (1080, 1920), (30, 40)]:
+        pixels = rng.integers(0, 256, (h, w, 3), np.uint8)
+        assert np.array_equal(decode.square_image(pixels), np.asarray(theirs(Image.fromarray(pixels))))
+
+
+# ---- sound ----
+
+
+def first_loud(sounds: np.ndarray, level: float = 0.1) -> float:
+    """In s."""
+    return np.flatnonzero(np.abs(sounds.reshape(-1)) > level)[0] / 48_000
+
+
+def test_waveform_is_sample_exact(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 3 * 48_000)).astype(np.float32)
+    noise[:, :70_001] = 0
+    clip = decode.read_clip(clips.make(tmp_path / "a.mkv", 3, sound=noise, audio_codec="pcm_s16le"))
+    assert clip.sounds.shape == (3, 48_000) and clip.sounds.dtype == np.float32
+    np.testing.assert_allclose(clip.sounds.reshape(-1), noise[0], atol=1 / 32768)
+    assert np.flatnonzero(clip.sounds.reshape(-1))[0] == 70_001
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+@pytest.mark.parametrize("name, codec", [("a.mp4", "aac"), ("a.mkv", "pcm_s16le")])
+def test_tone_of_any_rate_begins_when_it_should_and_keeps_level_and_phase(tmp_path, rate, name, codec):
+    path = clips.make(tmp_path / name, 4, sound=clips.tone(4, rate, begins=1.25)[None], rate=rate, audio_codec=codec)
+    wave = decode.read_clip(path).sounds.reshape(-1)
+    assert first_loud(wave) == pytest.approx(1.25, abs=0.002)
+    expected = clips.tone(4, begins=1.25)
+    inside = slice(round(1.4 * 48_000), round(3.8 * 48_000))
+    assert np.abs(wave[inside] - expected[inside]).max() < (0.06 if codec == "aac" else 0.005)
+    assert np.abs(wave[: round(1.2 * 48_000)]).max() < 0.02
+
+
+def test_stereo_is_averaged_not_summed(tmp_path):
+    left, right = clips.tone(3, frequency=500), clips.tone(3, frequency=3000, level=0.2)
+    path = clips.make(tmp_path / "a.mkv", 3, sound=np.stack([left, right]), audio_codec="pcm_s16le")
+    np.testing.assert_allclose(decode.read_clip(path).sounds.reshape(-1), (left + right) / 2, atol=2 / 32768)
+
+
+def test_sound_that_begins_late_is_preceded_by_silence(tmp_path):
+    path = clips.make(tmp_path / "a.mkv", 6, sound=clips.tone(3)[None], audio_codec="pcm_s16le", sound_start=2.0)
+    wave = decode.read_clip(path).sounds.reshape(-1)
+    assert first_loud(wave) == pytest.approx(2.0, abs=0.002) and len(wave) == 6 * 48_000 and not wave[5 * 48_000 + 100 :].any()
+
+
+def test_milliseconds_in_time_stamps_do_not_chop_the_wave(tmp_path):
+    """Matroska rounds time stamps to 1 ms; at 44.1 kHz a piece of 1024 samples lasts 23.2 ms."""
+    path = clips.make(tmp_path / "a.mkv", 5, sound=clips.tone(5, 44_100)[None], rate=44_100, audio_codec="pcm_s16le")
+    wave = decode.read_clip(path).sounds.reshape(-1)[2000:-2000]
+    assert np.abs(np.diff(wave)).max() < 0.5 * 2 * np.pi * 1000 / 48_000 * 1.02  # no steps in a sine
+
+
+def test_missing_streams_are_none(tmp_path):
+    silent = decode.read_clip(clips.make(tmp_path / "a.mp4", 2))
+    assert silent.sounds is None and silent.images.shape[0] == 2
+    for name in ("b.mp4", "b.m4a", "b.wav"):
+        codec = "pcm_s16le" if name.endswith("wav") else "aac"
+        heard = decode.read_clip(clips.make(tmp_path / name, sound=clips.tone(2)[None], pictures=False, audio_codec=codec))
+        assert heard.images is None and heard.sounds.shape == (2, 48_000)
+
+
+def test_real_clip_has_ten_segments(shared):
+    clip = decode.read_clip(shared / "data/media/BjCEufrlXm4.mp4")  # the container says 10.03 s
+    assert clip.images.shape == (10, 224, 224, 3) and clip.sounds.shape == (10, 48_000)
+    assert clip.images.std() > 20 and 0.01 < clip.sounds.std() < 1
+
+
+# ---- damaged files ----
+
+
+def test_causes_of_unusable_files(tmp_path):
+    whole = clips.make(tmp_path / "whole.mp4", 8, sound=clips.tone(8)[None], options={"movflags": "faststart"}).read_bytes()
+    files = {"empty.mp4": b"", "text.mp4": b"this is not a video" * 100, "half.mp4": whole[: len(whole) // 2],
+             "zeros.mp4": bytes(5000)}
+    causes = {}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError) as error:
+            decode.read_clip(tmp_path / name)
+        causes[name] = str(error.value)
+    assert causes["half.mp4"].startswith("cut short: ") and "of 8.0 s" in causes["half.mp4"]
+    assert all(causes[n].startswith("cannot be read: ") for n in ("empty.mp4", "text.mp4", "zeros.mp4")), causes
+    with pytest.raises(ValueError, match="too long: 8 s, the limit is 5 s"):
+        decode.read_clip(tmp_path / "whole.mp4", longest=5)
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        decode.read_clip(tmp_path / "nowhere.mp4")
+
+
+def test_a_thousand_damaged_copies_give_a_clip_or_a_cause_in_10_s_and_1_gb(tmp_path):
+    sources, cases = [], 1000
+    for name, codec, options in (("a.mp4", "aac", {}), ("b.mp4", "aac", {"movflags": "faststart"}), ("c.mkv", "pcm_s16le", {}), ("d.ts", "aac", {})):
+        sources.append(clips.make(tmp_path / name, 1, sound=clips.tone(1)[None], audio_codec=codec, options=options).read_bytes())
+    for n in range(cases):
+        (tmp_path / f"{n}").write_bytes(clips.damaged(sources[n // 5 % 4], n)[1])
+    results = list(decode.read_clips([tmp_path / f"{n}" for n in range(cases)], workers=2, stuck=20.0, read=clips.read_in_bounds))
+    read = [x for x in results if isinstance(x, decode.Clip)]
+    for clip in read:
+        assert clip.images is None or clip.images.shape == (clip.segments, 224, 224, 3)
+        assert clip.sounds is None or (clip.sounds.shape == (clip.segments, 48_000) and np.isfinite(clip.sounds).all())
+        assert clip.segments >= 1
+    causes = [x for x in results if isinstance(x, str)]
+    assert len(results) == cases == len(read) + len(causes) and 200 < len(read) < 800
+    assert not [x for x in causes if not x or "\n" in x or "exit status 99" in x or x.startswith("hangs")]
+
+
+# ---- many files ----
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_decoder_that_crashes_or_hangs_costs_its_video_only(workers):
+    names = ["0", "1", "crash", "3", "hang", "5", "crash", "surprise", "8", *map(str, range(9, 20))]
+    results = list(decode.read_clips([Path(n) for n in names], workers, stuck=8.0, read=clips.kills_itself))
+    assert len(results) == len(names)
+    for name, result in zip(names, results):
+        if name.isdecimal():
+            assert result.images[0, 0, 0, 0] == int(name)
+        else:
+            assert result.startswith({"crash": "crashed: the decoder ended with SIGSEGV", "hang": "hangs: ",
+                                      "surprise": "cannot be read: KeyError"}[name])

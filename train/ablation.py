@@ -1,0 +1,280 @@
+"""The ablation: every stage for every row and seed, two tables, and what separates the rows.
+
+Seeds S, scores K, videos N of the test split.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+import uwav
+from common.files import atomic, is_number, read_json, write_json
+from data.layout import FEATURE_SETS, RANDOM_SOURCE, read_index
+from data.splits import load_truth
+from train.presets import PRESETS
+from train.stages import Context, alone, evaluate, label, need_source, pretrain, read_predictions, train
+from uwav import SCORES
+
+# What the paper reports for LLP, for orientation beside our numbers.
+PAPER_LABELS = {  # Table 2
+    "segment": dict(seg_a=80.5, seg_v=61.7, seg_av=55.7, seg_type=66.0, seg_event=74.6),
+    "teacher": dict(seg_a=78.4, seg_v=74.5, seg_av=65.5, seg_type=72.8, seg_event=78.4),
+}
+PAPER_TYPE = {  # its ablation, segment-level Type, features `base`
+    "video_only": 54.0, "valor": 62.0, "binary": 64.2, "soft": 64.4,
+    "soft_reweight": 65.4, "soft_mixup": 65.2, "full": 65.9,
+}
+PAPER_FULL = {  # the ten scores of UWAV: Table 1, and the supplement's table with CLIP and CLAP features
+    "base": (64.2, 70.0, 63.4, 65.9, 63.9, 58.6, 66.7, 57.5, 60.9, 57.4),
+    "clip_clap": (68.9, 72.3, 65.6, 68.9, 68.3, 63.5, 68.7, 59.6, 63.9, 62.4),
+}
+# Rows of the ablation: (title, setting in uwav.ABLATION, whose labels).
+ROWS = {
+    "video_only": ("L_video only (HAN)", "video_only", None),
+    "valor": ("hard labels, per segment (VALOR)", "binary", "segment"),
+    "binary": ("hard labels of the teacher", "binary", "teacher"),
+    "soft": ("soft labels", "soft", "teacher"),
+    "soft_reweight": ("soft + class balance", "soft_reweight", "teacher"),
+    "soft_mixup": ("soft + mixup", "soft_mixup", "teacher"),
+    "full": ("all (UWAV)", "full", "teacher"),
+}
+# Which rows are compared: the paper's claims, one step at a time, then all of it.
+COMPARISONS = (("valor", "binary"), ("binary", "soft"), ("soft", "soft_reweight"), ("soft", "soft_mixup"),
+               ("soft", "full"), ("valor", "full"), ("video_only", "full"))
+# `--sweep`: "full" with one field varied at a time. The grid is ours; it holds the published values, 1.7 and 0.5.
+SWEEP = {"alpha": (0.5, 1.0, 1.7, 3.0), "W": (0.25, 0.5, 1.0, 2.0)}
+
+
+@alone
+def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, sweep: bool = False) -> None:
+    """All stages for every seed, feature set and row -> run/seed*/..., run/ablation.json, run/tables.txt.
+
+    Layout: labels_segment.npz, seedK/{teacher.pt, labels_teacher.npz}, seedK/FEATURES/ROW/{han.pt, scores_test.json}.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: at least one seed is needed")
+    index = read_index(context.data)
+    need_source(context.data, index)
+    packed = {*index["llp"]["features"], None}
+    features = features or [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
+    label_scores, scores, swept = {"segment": [], "teacher": []}, {}, {}
+    label(context, run, None)
+    for k in range(seeds):
+        seeded, folder = replace(context, seed=context.seed + k), run / f"seed{context.seed + k}"
+        pretrain(seeded, folder)
+        label(seeded, folder, folder / "teacher.pt")
+        for name, where in (("segment", run), ("teacher", folder)):
+            label_scores[name].append(read_label_quality(where / f"labels_{name}.json"))
+        for feature_set in features:
+            for row, (_, setting, source) in ROWS.items():
+                out = folder / feature_set / row
+                labels = source and (run if source == "segment" else folder) / f"labels_{source}.npz"
+                train(seeded, out, labels, setting, feature_set)
+                result = evaluate(seeded, out / "han.pt", "test", out)
+                scores.setdefault(feature_set, {}).setdefault(row, []).append(result)
+            for name, values in SWEEP.items() if sweep else ():
+                for value in values:
+                    result = sweep_one(seeded, folder / feature_set, name, value, feature_set)
+                    swept.setdefault(feature_set, {}).setdefault(name, {}).setdefault(str(value), []).append(result)
+    seed_numbers = [context.seed + k for k in range(seeds)]
+    differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
+    write_json(run / "ablation.json", dict(
+        seeds=seed_numbers, source=index["source"], preset=context.preset, overrides=context.overrides,
+        labels=label_scores, scores=scores, differences=differences, sweep=swept))
+    text = tables(label_scores, scores, index["source"]) + "".join(
+        [difference_table(f, d, seeds) for f, d in differences.items()] + [sweep_table(f, x) for f, x in swept.items()])
+    with atomic(run / "tables.txt") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"\n{text}")
+
+
+def sweep_one(context: Context, folder: Path, name: str, value: float, features: str) -> dict[str, float]:
+    """Scores of row "full" with one field of TrainConfig set; the row itself where that changes nothing."""
+    out = folder / f"full_{name}_{value:g}"
+    if getattr(context.config(PRESETS[context.preset].train), name) == value:
+        out = folder / "full"
+    changed = replace(context, overrides=(*context.overrides, f"{name}={value}"))
+    train(changed, out, folder.parent / "labels_teacher.npz", "full", features)
+    return evaluate(changed, out / "han.pt", "test", out)
+
+
+def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> list[dict]:
+    """paired_differences between the rows of a finished ablation, from its saved predictions."""
+    truth, scores = load_truth(data, "test"), {}
+    for row in ROWS:
+        paths = [run / f"seed{k}" / features / row / "predictions_test.npz" for k in seeds]
+        scores[row] = [uwav.video_scores(*read_predictions(path, truth[0].shape), *truth) for path in paths]
+    return paired_differences(scores, COMPARISONS)
+
+
+def read_label_quality(path: Path) -> dict[str, float]:
+    """The scores on test that `label` wrote."""
+    content = read_json(path)
+    if not isinstance(content, dict) or not _is_scores(content.get("test")):
+        raise ValueError(f"{path}: holds no scores of the test split; delete it, and they are made again")
+    return content["test"]
+
+
+def read_ablation(path: Path) -> dict:
+    """What `ablate` wrote. Raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; the ablation has not run (`python uwav.py ablate`)")
+    content = read_json(path)
+    try:
+        S, rows = len(content["seeds"]), list(content["scores"].values())
+        swept = [values for fields in content["sweep"].values() for values in fields.values()]
+        lists = [x for group in (content["labels"], *rows, *swept) for x in group.values()]
+        whole = (S > 0 and all(type(seed) is int for seed in content["seeds"])
+                 and all(isinstance(x, str) for x in (content["preset"], *content["overrides"]))
+                 and set(content["labels"]) == set(PAPER_LABELS) and set(content["scores"]) <= set(FEATURE_SETS)
+                 and all(set(x) <= set(ROWS) for x in rows)
+                 and all(set(fields) <= set(SWEEP) for fields in content["sweep"].values())
+                 and all(values and all(is_number(float(value)) for value in values) for values in swept)
+                 and all(len(x) == S and all(map(_is_scores, x)) for x in lists)
+                 and set(content["differences"]) == set(content["scores"])
+                 and all(x and all(_is_difference(d, S) for d in x) for x in content["differences"].values()))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: damaged, or of another version; run `python uwav.py ablate` again")
+    return content
+
+
+def _is_scores(x: object) -> bool:
+    """Whether these are the ten scores, in percent."""
+    return isinstance(x, dict) and all(is_number(x.get(score)) and 0 <= x[score] < 100.01 for score in SCORES)
+
+
+def _is_difference(x: dict, seeds: int) -> bool:
+    """Whether this is one of paired_differences."""
+    found = [x["scores"][score] for score in SCORES]
+    return {x["first"], x["second"]} <= set(ROWS) and all(
+        len(d["interval"]) == 2 and len(d["by_seed"]) == seeds
+        and all(is_number(v) and abs(v) < 100.01 for v in (d["mean"], *d["interval"], *d["by_seed"])) for d in found)
+
+
+def tables(label_scores: dict, scores: dict, source: object) -> str:
+    """Label quality and parsing scores as text; each of our rows above the paper's."""
+    if source == "pack":
+        note = "Paper's rows: LLP, the published numbers."
+    elif source == RANDOM_SOURCE:
+        note = "OUR FEATURES COME FROM ENCODERS WITH RANDOM WEIGHTS: a dry run. Do not compare the numbers."
+    else:
+        note = ("Rows and columns named `paper`: the published numbers, on LLP with real features, for orientation.\n"
+                "OURS IS ANOTHER DATASET: its features are invented. Do not compare the numbers.")
+    seeds = len(next(iter(label_scores.values())))
+    spread = f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    segment_level = SCORES[:5]
+    lines = [f"Label quality: segment-level F-scores of the hard labels on the test split ({spread})",
+             table_row("", [s[4:] for s in segment_level])]
+    for name, title in (("segment", "per segment, no teacher"), ("teacher", "teacher")):
+        lines.append(table_row(title, [cell([s[c] for s in label_scores[name]]) for c in segment_level]))
+        lines.append(table_row("  paper", [f"{PAPER_LABELS[name][c]:.1f}" for c in segment_level]))
+    for feature_set, rows in scores.items():
+        header = [s.replace("event_", "ev_") for s in SCORES]
+        header += ["  | paper: seg_type"] if paper_column(feature_set, source) else []
+        lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
+        for row, values in rows.items():
+            paper_type = f"{PAPER_TYPE[row]:.1f}" if paper_column(feature_set, source) else ""
+            lines.append(table_row(ROWS[row][0], [cell([v[c] for v in values]) for c in SCORES] + [paper_type]))
+        lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
+    return "\n".join([*lines, "", note, ""])
+
+
+def difference_table(features: str, differences: list[dict], seeds: int) -> str:
+    """Paired differences as text, segment- and event-level Type."""
+    shown = ("seg_type", "event_type")
+    kind = "points [95% interval over videos]" + (", ± over seeds" if seeds > 1 else "")
+    lines = ["", f"Paired differences on the test split, features {features}: {kind}",
+             f"{'':68s}" + "".join(f"{s:>30s}" for s in shown)]
+    for d in differences:
+        cells = []
+        for score in shown:
+            x = d["scores"][score]
+            low, high = x["interval"]
+            spread = f" ±{statistics.stdev(x['by_seed']):.1f}" if seeds > 1 else ""
+            cells.append(f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]{spread}")
+        title = f"{ROWS[d['first']][0]} -> {ROWS[d['second']][0]}"
+        lines.append(f"{title:68s}" + "".join(f"{c:>30s}" for c in cells))
+    note = ("The interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
+            "they are; it does not cover the training seed.")
+    return "\n".join([*lines, "", note, ""])
+
+
+def sweep_table(features: str, swept: dict[str, dict[str, list[dict]]]) -> str:
+    """The sweep as text; the grid is ours."""
+    lines = ["", f"All (UWAV) with one setting varied at a time, features {features} (the grid is ours)",
+             table_row("", ["seg_type", "ev_type"])]
+    for name, values in swept.items():
+        for value, scores in values.items():
+            cells = [cell([s[c] for s in scores]) for c in ("seg_type", "event_type")]
+            lines.append(table_row(f"{name} = {value}", cells))
+    return "\n".join([*lines, ""])
+
+
+def paper_column(feature_set: str, source: object) -> bool:
+    """The paper's ablation is on features `base`; beside real `clip_clap` features it would mislead."""
+    return feature_set == "base" or source != "pack"
+
+
+def cell(values: list[float]) -> str:
+    return f"{values[0]:.1f}" if len(values) == 1 else f"{statistics.mean(values):.1f}±{statistics.stdev(values):.1f}"
+
+
+def table_row(title: str, cells: list[str]) -> str:
+    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
+
+
+# ---------------------------------------------------------------------------------------------
+# Differences between two trained parsers, and how much of them the choice of test videos explains
+# ---------------------------------------------------------------------------------------------
+
+RESAMPLES = 10_000  # of the bootstrap
+COVERAGE = 0.95  # of its interval
+CHUNK = 500  # resamples at a time: keeps memory small
+
+
+def bootstrap_intervals(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Percentile bootstrap: between which bounds the mean over videos stays if the videos are drawn again.
+
+    values (N, K), one row a video -> (K, 2), the middle 95% of the means of N rows drawn with replacement.
+    Every column sees the same draws.
+    """
+    rng, N = np.random.default_rng(seed), len(values)
+    means = []
+    for start in range(0, resamples, CHUNK):
+        size = min(CHUNK, resamples - start)
+        drawn = rng.integers(N, size=(size, N)) + N * np.arange(size)[:, None]  # (size, N), numbered across resamples
+        times = np.bincount(drawn.ravel(), minlength=size * N).reshape(size, N)  # how often each video was drawn
+        means.append(times @ values / N)  # (size, K)
+    tail = (1 - COVERAGE) / 2
+    return np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0).T  # (K, 2)
+
+
+def paired_differences(scores: dict[str, list[dict[str, Tensor]]],
+                       comparisons: tuple[tuple[str, str], ...]) -> list[dict]:
+    """Second row minus first, in points of each score, on the same test videos and with the same seeds.
+
+    scores: row -> one entry a seed, as uwav.video_scores gives it. For each comparison whose two rows are there:
+    the mean; `interval`, over the choice of test videos (of the differences averaged over seeds); `by_seed`, the
+    spread over training seeds, which the interval does not cover.
+    """
+    result = []
+    for first, second in comparisons:
+        if not scores.get(first) or not scores.get(second):
+            continue
+        names = list(scores[first][0])
+        arrays = [np.array([[100 * x.numpy() for x in seed.values()] for seed in scores[row]])
+                  for row in (second, first)]  # (S, K, N) each
+        difference = arrays[0] - arrays[1]
+        intervals = bootstrap_intervals(difference.mean(0).T)  # (K, 2)
+        by_seed = difference.mean(2)  # (S, K)
+        result.append(dict(first=first, second=second, scores={
+            name: dict(mean=float(by_seed[:, k].mean()), interval=intervals[k].tolist(), by_seed=by_seed[:, k].tolist())
+            for k, name in enumerate(names)}))
+    return result

@@ -1,0 +1,197 @@
+"""The files of a training run, and models from files: checkpoints of ours and of the authors' released code."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import uwav
+from common import devices
+from common.files import atomic, reason, temporary_of
+from train.released import load_released_han, load_released_teacher, with_weights
+
+SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
+RANK_STRIDE = 1 << 40  # no two ranks share their dropout
+
+
+class Run(uwav.Run):
+    """A training run with files: X.pt (the best epoch), X.jsonl (history), X.state.pt (to resume; gone at the end).
+
+    Every epoch seeds its own random numbers, so weights and optimiser are all that resuming needs, and
+    a run that was killed ends with the very numbers of one that was not.
+    """
+
+    def __init__(self, path: Path, name: str, settings: dict):
+        self.path, self.name, self.settings, self.state_path = path, name, settings, path.with_suffix(".state.pt")
+
+    def begin(self, model: nn.Module, config: uwav.PretrainConfig | uwav.TrainConfig,
+              videos: int) -> torch.optim.Optimizer:
+        optimizer = super().begin(model, config, videos)
+        self.saved_at, self.saving_took = time.monotonic(), 0.0  # s
+        if self.state_path.exists():
+            state = load_file(self.state_path, next(model.parameters()).device)
+            if state.get("settings") != self.settings:
+                raise ValueError(f"{self.state_path}: an unfinished run with other settings or other data; "
+                                 "delete it or choose another folder")
+            try:
+                self._restore(**state)
+            except Exception as error:  # PyTorch raises a dozen kinds
+                raise ValueError(f"{self.state_path}: not the state of this run ({reason(error)}); delete it to begin "
+                                 "again") from None
+        return optimizer
+
+    def _restore(self, settings: dict, weights: dict, optimizer: dict, history: list[dict], best_score: float,
+                 best_weights: dict | None) -> None:
+        if best_weights is not None:
+            self.model.load_state_dict(best_weights)  # that they fit is known now, not after the last epoch
+        self.model.load_state_dict(weights)
+        options = self.optimizer.state_dict()["param_groups"]  # those of the settings, not of the file
+        self.optimizer.load_state_dict(dict(optimizer, param_groups=options))
+        for weight, moments in self.optimizer.state.items():
+            x = [moments[k] for k in ("exp_avg", "exp_avg_sq")]
+            wrong = any(m.shape != weight.shape or m.type() != weight.type() or not m.is_contiguous() for m in x)
+            if wrong or not 0 < float(moments["step"]) < math.inf:
+                raise ValueError("its optimizer is of another model")
+        if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
+            raise ValueError("its history has gaps")
+        self.history, self.best_score, self.best_weights = history, float(best_score), best_weights
+
+    def forward_of(self, model: nn.Module, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
+        return devices.forward_of(model, self.config.fast, one_shape, whole)
+
+    def compiled(self, function: Callable) -> Callable:
+        return devices.accelerate(function, self.config.fast, next(self.model.parameters()).device, one_shape=True)
+
+    def epochs(self) -> Iterator[tuple[int, float]]:
+        total = self.config.epochs * self.steps
+        with tqdm(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step", dynamic_ncols=True,
+                  mininterval=0.2 if sys.stderr.isatty() else 30, disable=devices.RANK > 0) as self.bar:
+            for epoch, lr in super().epochs():
+                self.started = time.monotonic()
+                if devices.RANK > 0:
+                    torch.manual_seed(torch.initial_seed() + devices.RANK * RANK_STRIDE)
+                yield epoch, lr
+
+    def mean(self, losses: Iterator[Tensor]) -> list[float]:
+        def watched() -> Iterator[Tensor]:
+            for loss in losses:
+                yield loss
+                self.bar.update()
+
+        return super().mean(watched())
+
+    def end_epoch(self, record: dict, score: float) -> None:
+        """Note the epoch and keep the best; save the state now and then."""
+        if not math.isfinite(record["loss"]):
+            raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
+                             "lower the learning rate (--set peak_lr=...)")
+        super().end_epoch(record | dict(seconds=time.monotonic() - self.started), score)
+        validated = record.get("val", record.get("val_av")) is not None
+        self.bar.set_postfix_str(f"epoch {record['epoch']}/{self.config.epochs}, loss {record['loss']:.4f}"
+                                 + (f", validation {score:.1f}" if validated else ""))
+        if devices.RANK > 0:
+            return
+        with atomic(self.path.with_suffix(".jsonl")) as temporary:
+            temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
+        started = time.monotonic()
+        if self.saving_took <= SAVING_SHARE * (started - self.saved_at):
+            state = dict(settings=self.settings, weights=self.model.state_dict(), optimizer=self.optimizer.state_dict(),
+                         history=self.history, best_score=self.best_score, best_weights=self.best_weights)
+            save_file(self.state_path, state)
+            self.saved_at = time.monotonic()
+            self.saving_took = self.saved_at - started
+
+    def finish(self) -> nn.Module:
+        """Write the checkpoint of the best epoch and return that model, ready for inference."""
+        if self.best_weights is None:
+            raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
+        model = super().finish()
+        if devices.RANK == 0:
+            checkpoint = dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
+                              score=self.best_score, weights=self.best_weights)
+            save_file(self.path, checkpoint)
+            for path in (self.state_path, temporary_of(self.state_path)):  # the latter if a run was killed writing it
+                path.unlink(missing_ok=True)
+        return model
+
+
+def save_file(path: Path, content: dict) -> None:
+    with atomic(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # of its zip writer
+            raise OSError(reason(error)) from None
+
+
+def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
+    """A file written by torch.save; nothing in it is executed, and its checksums must agree, at which PyTorch does not
+    look. Raises FileNotFoundError or ValueError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        if zipfile.is_zipfile(path):  # PyTorch's older format has no checksums
+            with zipfile.ZipFile(path) as archive:
+                if (broken := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {broken} differs")
+        content = torch.load(path, map_location=device, weights_only=True)
+        if isinstance(content, dict):
+            json.dumps(content.get("settings"))  # they are written into what is made from it
+    except Exception as error:  # pickle, zip and torch raise a dozen kinds
+        raise ValueError(f"{path}: not a readable checkpoint ({reason(error)})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
+    return content
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int = 16,
+               visual_3d_dim: int | None = None) -> uwav.Teacher | uwav.HAN:
+    """A trained model from its checkpoint alone: one of ours, or a state dict of the authors' released code, of which
+    the last two arguments may tell what it does not. Raises FileNotFoundError or ValueError naming the file."""
+    content = load_file(path, device)
+    kinds = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.HANConfig)}
+    try:
+        weights = content["weights"] if "kind" in content else content
+        _check_tensors(weights)
+        if "kind" in content:
+            model_class, config_class = kinds[content["kind"]]
+            config = config_class(**content["config"])
+            check_fields(config)
+            if config.layers > len(weights):
+                raise ValueError(f"layers = {config.layers}")
+            model = with_weights(lambda: model_class(config), weights)
+        elif "fc_prob.weight" in content:
+            model = load_released_han(content, heads, visual_3d_dim)
+        else:
+            model = load_released_teacher(content, heads)
+    except Exception as error:  # a damaged or hostile file raises a dozen kinds
+        raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({reason(error)})") from None
+    return model.to(device).eval()
+
+
+def _check_tensors(weights: dict[str, Tensor]) -> None:
+    """Finite floats that take the memory they seem to take, or ValueError."""
+    for name, x in weights.items():
+        if not x.is_floating_point() or x.untyped_storage().nbytes() < x.numel() * x.element_size():
+            raise ValueError(f"{name} is of {x.dtype}, or repeats its numbers")
+        if not math.isfinite(x.sum(dtype=torch.float64)):
+            raise ValueError(f"{name} holds NaN or infinite values")
+
+
+def check_fields(config: object) -> None:
+    """ValueError if a field of a config from a file is of another type than its default, below 0, or infinite."""
+    for field in fields(config):
+        value, kind = getattr(config, field.name), type(field.default)
+        if not isinstance(value, (int, float) if kind is float else kind):
+            raise ValueError(f"{field.name} = {value!r}")
+        if kind is not str and not 0 <= value < math.inf:
+            raise ValueError(f"{field.name} = {value!r}")

@@ -1,0 +1,95 @@
+"""The command line of uwav.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import uwav
+from common import devices
+from common.command import one_sentence_errors
+from data.layout import FEATURE_SETS
+from train.ablation import SWEEP, ablate
+from train.presets import PRESETS
+from train.stages import THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, train
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="uwav.py",
+        description="UWAV: learn from video-level labels which events are audible and visible in every second.",
+        epilog="Stages in order: pretrain, label, train, evaluate; ablate runs them all for every row of the ablation. "
+               "DATA is a packed folder made by `python features.py pack` or `python features.py demo`.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, *, trains: bool) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
+                                  formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.add_argument("data", type=Path, metavar="DATA", help="packed folder")
+        sub.add_argument("--device", help="cpu, cuda or cuda:1; None: cuda where there is a GPU")
+        if trains:
+            sub.add_argument("--preset", choices=PRESETS, default="paper",
+                             help="paper: the published run; demo: small models for a CPU")
+            sub.add_argument("--seed", type=int, default=0, help="added to the published seeds; 0 is the published run")
+            sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
+                             help="change a field of the configurations at the top of uwav.py, "
+                                  "e.g. --set temperature=1 (repeatable)")
+            sub.add_argument("--fast", action="append_const", const="fast=true", dest="overrides",
+                             help="train in bf16 and, on a GPU, with compiled kernels; the same as --set fast=true")
+        return sub
+
+    sub = command("pretrain", "pre-train the teacher on UnAV", trains=True)
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for teacher.pt and its history")
+    sub = command("label", "write pseudo-labels for LLP: logits, and thresholds fitted on validation", trains=False)
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for labels_teacher.npz or labels_segment.npz")
+    who = sub.add_mutually_exclusive_group(required=True)
+    who.add_argument("--teacher", type=Path, help="teacher.pt, or a teacher checkpoint of the released code")
+    who.add_argument("--per-segment", action="store_true",
+                     help="no teacher: similarity of each segment's own CLIP / CLAP embedding with the text (VALOR)")
+    sub.add_argument("--thresholds", choices=THRESHOLDS, default="val",
+                     help="; ".join(f"{rule}: {text}" for rule, text in THRESHOLDS.items()))
+    sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels", trains=True)
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
+    sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
+    sub.add_argument("--setting", choices=uwav.ABLATION, default="full", help="row of the ablation; full is UWAV")
+    sub.add_argument("--features", choices=FEATURE_SETS, default="base",
+                     help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP")
+    sub = command("evaluate", "the ten parsing scores of a trained HAN", trains=False)
+    sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="han.pt, or one of the released code")
+    sub.add_argument("--split", choices=("val", "test"), default="test")
+    sub.add_argument("--out", type=Path,
+                     help="folder for scores_SPLIT.json and predictions_SPLIT.npz; None: that of the checkpoint")
+    sub = command("ablate", "every stage, every row of the ablation, every seed; prints the tables", trains=True)
+    sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
+    sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
+    sub.add_argument("--features", choices=FEATURE_SETS, nargs="+", help="None: all that were packed")
+    grid = "; ".join(f"{field}: {', '.join(map(str, values))}" for field, values in SWEEP.items())
+    sub.add_argument("--sweep", action="store_true", help=f"also train UWAV with one setting varied at a time ({grid})")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = build_parser().parse_args(arguments)
+    with one_sentence_errors():
+        if devices.WORLD > 1 and options.command not in ("pretrain", "train"):
+            raise ValueError(f"{options.command} runs in one process; torchrun is for pretrain and train")
+        trains = {k: getattr(options, k) for k in ("preset", "seed") if hasattr(options, k)}
+        overrides = tuple(getattr(options, "overrides", ()))
+        parse_overrides(overrides)
+        device = devices.connect(devices.choose_device(options.device))
+        context = Context(options.data, device=device, overrides=overrides, **trains)
+        if options.command == "pretrain":
+            pretrain(context, options.out)
+        elif options.command == "label":
+            label(context, options.out, options.teacher, options.thresholds)
+        elif options.command == "train":
+            train(context, options.out, options.labels, options.setting, options.features)
+        elif options.command == "evaluate":
+            evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent)
+        else:
+            ablate(context, options.out, options.seeds, options.features, options.sweep)
+        devices.disconnect()
+
+
+if __name__ == "__main__":
+    main()

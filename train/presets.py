@@ -1,0 +1,26 @@
+"""Sets of configurations: the published run, and one small enough for two CPU cores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from uwav import CLIP_CLAP, HANConfig, PretrainConfig, TeacherConfig, TrainConfig
+
+
+class Preset(NamedTuple):
+    teacher: TeacherConfig
+    pretrain: PretrainConfig
+    han: dict[str, HANConfig]  # by feature set
+    train: TrainConfig
+
+
+_SMALL = dict(hidden=128, heads=4, feedforward=256, layers=2)
+PRESETS = {
+    "paper": Preset(TeacherConfig(), PretrainConfig(), {"base": HANConfig(), "clip_clap": CLIP_CLAP}, TrainConfig()),
+    # The same method and losses, narrower and shallower models, fewer epochs and a learning rate to match.
+    "demo": Preset(
+        TeacherConfig(**_SMALL), PretrainConfig(epochs=8, batch=16, warmup=2, peak_lr=1e-3, min_lr=1e-4),
+        {"base": HANConfig(**_SMALL), "clip_clap": replace(CLIP_CLAP, **_SMALL, project_visual=True)},
+        TrainConfig(epochs=6, batch=32, warmup=2, peak_lr=1e-3, min_lr=5e-5)),
+}

@@ -1,0 +1,337 @@
+"""The stages of the method: which files go into each and which come out.
+
+    packed data --pretrain--> teacher.pt --label--> labels_teacher.npz --train--> han.pt --evaluate--> scores.json
+
+A stage whose result is there already, made with the same settings from the same inputs, is not run again; one that was
+interrupted continues.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import uwav
+from common import devices
+from common.files import read_history, read_npz, shaped, write_arrays, write_json
+from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
+from data.layout import read_index
+from data.splits import load_source, load_target, load_text
+from train.checkpoints import Run, load_file, load_model
+from train.presets import PRESETS
+from uwav import TargetSplit
+
+@dataclass(frozen=True)
+class Context:
+    """The options that all stages share."""
+
+    data: Path  # packed folder
+    preset: str = "paper"
+    seed: int = 0  # added to the published seeds
+    device: str = "cpu"
+    overrides: tuple[str, ...] = ()  # FIELD=VALUE
+    loaded: dict = field(default_factory=dict, repr=False)  # what `target` has read; shared by all rows and seeds
+
+    def config(self, config):
+        """A config of the preset with the overrides that concern it."""
+        return replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+
+    def target(self, split: str, features: str) -> TargetSplit:
+        """A split of LLP, read once and kept on the device."""
+        if (split, features) not in self.loaded:
+            self.loaded[split, features] = load_target(self.data, split, features, self.device)
+        return self.loaded[split, features]
+
+    @property
+    def identity(self) -> str:
+        """Changes when the packed data do."""
+        return hashlib.sha256((self.data / "index.json").read_bytes()).hexdigest()[:16]
+
+
+CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig)
+
+
+def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float | str]:
+    """("epochs=3", ...) -> {"epochs": 3, ...}; ValueError for an unknown field or a value of the wrong type."""
+    types = {f.name: f.type for config in CONFIGS for f in fields(config)}
+    read = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
+    values = {}
+    for text in overrides:
+        name, _, value = text.partition("=")
+        if name not in types:
+            raise ValueError(f"--set {text}: no such field; there are {', '.join(types)}")
+        try:
+            values[name] = read[types[name]](value.lower() if types[name] == "bool" else value)
+        except (ValueError, KeyError):
+            raise ValueError(f"--set {text}: {name} takes a value of type {types[name]}") from None
+    return values
+
+
+def check_finished(path: Path, made_with: dict, settings: dict) -> None:
+    if made_with != settings:
+        raise ValueError(f"{path}: made with other settings or other data; delete it or choose another folder")
+    path.with_suffix(".state.pt").unlink(missing_ok=True)  # of a run that was killed at its very end
+    say(f"{path}: finished before, kept")
+
+
+def say(line: str) -> None:
+    """Under torchrun, one rank speaks for all."""
+    if devices.RANK == 0:
+        print(line, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# pretrain, label, train, evaluate
+# ---------------------------------------------------------------------------------------------
+
+
+def alone(stage: Callable) -> Callable:
+    """One run at a time in the folder that a stage writes to, its second argument."""
+
+    @functools.wraps(stage)
+    def run(context: Context, out: Path, *options, **named) -> None:
+        with devices.alone_in(out):
+            return stage(context, out, *options, **named)
+
+    return run
+
+
+@alone
+def pretrain(context: Context, out: Path) -> None:
+    """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history), teacher.json (AV F-score on validation and test)."""
+    need_source(context.data, read_index(context.data))
+    preset = PRESETS[context.preset]
+    model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
+    config = replace(config, seed=config.seed + context.seed)
+    settings = dict(data=context.identity, model=asdict(model_config), training=asdict(config))
+    path = out / "teacher.pt"
+    if path.exists():
+        check_finished(path, load_file(path).get("settings"), settings)
+        if (out / "teacher.json").exists():
+            return
+    train, validation, test = (load_source(context.data, s, context.device) for s in UNAV_SPLITS)
+    text = load_text(context.data, "unav", context.device)
+    if path.exists():  # but it was not scored
+        model = load_model(path, context.device)
+    else:
+        model = uwav.train_teacher(train, validation, text, model_config, config, Run(path, "teacher", settings))
+    scores = {s: uwav.teacher_score(model, split, text) for s, split in (("validation", validation), ("test", test))}
+    if devices.RANK == 0:
+        write_json(out / "teacher.json", scores)
+    say(f"{path}: AV F-score on UnAV validation {scores['validation']:.1f}, test {scores['test']:.1f}")
+
+
+def need_source(data: Path, index: dict) -> None:
+    if "unav" not in index:
+        raise ValueError(f"{data}: your own data have no UnAV part to pre-train on; bring a teacher from elsewhere, "
+                         "`python uwav.py label --teacher FILE`, or do without, `--per-segment`")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What `label` writes: logits of every split and the thresholds; hard and soft labels follow from them."""
+
+    settings: dict
+    logits: dict[str, tuple[Tensor, Tensor]]  # split -> audio, visual (N, T, C)
+    thresholds: tuple[Tensor, Tensor]  # audio, visual (C,)
+
+
+@alone
+def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") -> None:
+    """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz.
+
+    Beside it, as .json: the segment- and event-level scores of the hard labels on val and test and, for each modality,
+    the classes with a threshold from weak labels. rule: a key of THRESHOLDS.
+    """
+    index = read_index(context.data)
+    model = teacher and load_model(teacher, context.device)
+    if model and not isinstance(model, uwav.Teacher):
+        raise ValueError(f"{teacher}: holds a {type(model).__name__}, expected a teacher")
+    settings = dict(data=context.identity, teacher=identity_of_checkpoint(teacher) if teacher else None)
+    settings |= {} if rule == "val" else dict(thresholds=rule)
+    path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
+    if path.exists() and path.with_suffix(".json").exists():
+        return check_finished(path, read_labels(path, "cpu").settings, settings)
+    text = load_text(context.data, "llp", context.device)
+    splits = {s: context.target(s, "clip_clap") for s in index["llp"]["videos"]}
+    arrays, quality, logits, weakly = {}, {}, {}, {}
+    for s, x in splits.items():
+        audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
+        logits[s] = uwav.teacher_logits(model, x, text) if model else segment_logits(audio, visual, *text)
+    thresholds = []
+    for m, modality in enumerate(("audio", "visual")):
+        logit = {s: x[m] for s, x in logits.items()}
+        threshold, f1, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
+        weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
+        arrays |= {f"threshold_{modality}": threshold, f"f1_{modality}": f1}
+        arrays |= {f"{s}_{modality}": logits[s][m] for s in splits}
+        thresholds.append(threshold)
+    for s in [s for s, x in splits.items() if x.audio_truth is not None]:
+        hard = [uwav.hard_labels(z, theta, splits[s].weak) for z, theta in zip(logits[s], thresholds)]
+        quality[s] = uwav.parsing_scores(*hard, splits[s].audio_truth, splits[s].visual_truth)
+    write_arrays(path, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
+    if any(weakly.values()):
+        quality["weak_thresholds"] = weakly
+        print(f"{path}: thresholds from weak labels alone: "
+              + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
+    write_json(path.with_suffix(".json"), quality)
+    for s in [s for s in ("test", "val") if s in quality][:1]:
+        print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
+
+
+def segment_logits(audio: Tensor, visual: Tensor, audio_text: Tensor, visual_text: Tensor) -> tuple[Tensor, Tensor]:
+    """Without a teacher, as in VALOR: cosine similarity of each segment's own CLAP / CLIP embedding with the text.
+
+    audio (N, T, 512), visual (N, T, 768), text (C, 512) and (C, 768) -> two (N, T, C).
+    """
+    return F.normalize(audio, dim=-1) @ audio_text.T, F.normalize(visual, dim=-1) @ visual_text.T
+
+
+THRESHOLDS = {
+    "val": "from the annotated seconds of val; for a class of your own data that has none, weak",
+    "weak": "from the weak labels of train alone: a video has the class if any of its seconds passes",
+    "all": "none: every second of a video that has the class",
+}
+
+
+def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], modality: str, rule: str,
+                      own: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Threshold, F1, and whether it comes from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
+    threshold, f1 = weak_thresholds(logit["train"], splits["train"].weak)
+    from_train = torch.ones_like(threshold, dtype=torch.bool)
+    if rule == "all":
+        return torch.full_like(threshold, -torch.inf), torch.full_like(f1, torch.nan), ~from_train
+    if rule == "weak" or "val" not in splits:
+        return threshold, f1, from_train
+    truth = getattr(splits["val"], f"{modality}_truth")  # (N, T, C)
+    fitted, fitted_f1 = uwav.fit_thresholds(logit["val"], truth, splits["val"].weak)
+    from_train = ~truth.bool().flatten(0, 1).any(0) & own  # (C,); on LLP such a class keeps the published -inf
+    return torch.where(from_train, threshold, fitted), torch.where(from_train, f1, fitted_f1), from_train
+
+
+def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
+    """Thresholds without any annotated second: by their highest logit, the best F1 of telling the videos that have the
+    class in their weak label from those that have not. What it is biased to: README, "Your own data".
+
+    logit (N, T, C), weak (N, C), both of the training split -> threshold, f1 (C,); f1 counts videos.
+    """
+    highest = logit.amax(1, keepdim=True)  # (N, 1, C)
+    return uwav.fit_thresholds(highest, weak[:, None, :], torch.ones_like(weak))
+
+
+def read_labels(path: Path, device: str) -> Labels:
+    """Raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; make it with `python uwav.py label`")
+    arrays, sizes = read_npz(path), set()
+    try:
+        settings = dict(json.loads(str(arrays.pop("settings"))))
+        logits, thresholds = {}, tuple(arrays[f"threshold_{m}"] for m in ("audio", "visual"))
+        for s in LLP_WEAK_FILES:
+            if s == "train" or f"{s}_audio" in arrays:
+                logits[s] = arrays[f"{s}_audio"], arrays[f"{s}_visual"]
+                N, T, C = logits[s][0].shape
+                sizes |= {(T, C), logits[s][1].shape[1:], (T, *thresholds[0].shape), (T, *thresholds[1].shape)}
+                if logits[s][1].shape[0] != N or not all(np.isfinite(x).all() for x in logits[s]):
+                    raise ValueError(f"its logits of {s} hold NaN or are of different numbers of videos")
+        every = [*thresholds, *(x for pair in logits.values() for x in pair)]
+        if len(sizes) > 1 or any(x.dtype != np.float32 or np.isnan(x).any() for x in every):
+            raise ValueError("its arrays do not fit together")
+    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a label file ({error!r:.200})") from None
+    audio, visual = (torch.from_numpy(x).to(device) for x in thresholds)
+    return Labels(settings, {s: tuple(torch.from_numpy(x).to(device) for x in pair) for s, pair in logits.items()},
+                  (audio, visual))
+
+
+def identity_of_checkpoint(path: Path) -> dict | str:
+    """The settings that our checkpoints carry (the same after an interruption), the hash of any other file."""
+    return load_file(path).get("settings") or hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+@alone
+def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str) -> None:
+    """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none."""
+    index = read_index(context.data)
+    preset = PRESETS[context.preset]
+    model_config = context.config(replace(preset.han[features], classes=len(index["llp"]["classes"])))
+    config = context.config(replace(preset.train, **uwav.ABLATION[setting]))
+    config = replace(config, seed=config.seed + context.seed)
+    if config.pseudo_label == "none":
+        labels = None
+    elif labels_path is None:
+        raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
+    else:
+        labels = read_labels(labels_path, context.device)
+    settings = dict(data=context.identity, features=features, labels=labels and labels.settings,
+                    model=asdict(model_config), training=asdict(config))
+    path = out / "han.pt"
+    if path.exists():
+        return check_finished(path, load_file(path).get("settings"), settings)
+    data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
+    if labels and labels.logits["train"][0].shape != (*data.audio.shape[:2], data.weak.shape[1]):
+        raise ValueError(f"{labels_path}: holds labels (N, T, C) of {tuple(labels.logits['train'][0].shape)}, but "
+                         f"{context.data} has {(*data.audio.shape[:2], data.weak.shape[1])}")
+    pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
+    uwav.train_han(data, validation, pseudo, model_config, config, Run(path, out.name, settings))
+    if devices.RANK == 0:
+        history = read_history(path.with_suffix(".jsonl"))
+        if validation:
+            best = max(history, key=lambda record: record["val"]["seg_type"])
+            say(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
+        else:
+            say(f"{path}: no annotated video to choose an epoch by, the last one is kept")
+
+
+def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[str, float]:
+    """The ten scores of a HAN -> out/scores_SPLIT.json, its probabilities -> out/predictions_SPLIT.npz."""
+    index = read_index(context.data)
+    if split not in index["llp"]["videos"]:
+        raise ValueError(f"{context.data}: has no annotated split {split} to score, only "
+                         + (", ".join(s for s in index["llp"]["videos"] if s != "train") or "training videos"))
+    model = load_model(checkpoint, context.device)
+    if not isinstance(model, uwav.HAN):
+        raise ValueError(f"{checkpoint}: holds a {type(model).__name__}, expected a HAN")
+    if model.config.classes != len(index["llp"]["classes"]):
+        raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
+                         f"those of {context.data} {len(index['llp']['classes'])}")
+    features = "base" if model.config.audio_dim == uwav.HANConfig().audio_dim else "clip_clap"
+    data = context.target(split, features)
+    probabilities = uwav.han_probabilities(model, data)
+    scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), data.audio_truth, data.visual_truth)
+    with devices.alone_in(out):
+        named = zip(("video", "audio", "visual"), probabilities)
+        write_arrays(out / f"predictions_{split}.npz", **{k: p.cpu().numpy() for k, p in named})
+        write_json(out / f"scores_{split}.json", scores)
+    print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
+    return scores
+
+
+def read_predictions(path: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """What `evaluate` wrote, gated: audio and visual, bool of `shape`, (N, T, C).
+
+    Raises FileNotFoundError or ValueError naming the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; make it with `python uwav.py evaluate`")
+    arrays, (N, T, C) = read_npz(path), shape
+    for name, expected in dict(video=(N, C), audio=(N, T, C), visual=(N, T, C)).items():
+        if name not in arrays:
+            raise ValueError(f"{path}: holds no probabilities named {name}")
+        x = shaped(arrays[name], expected, f"{path}, {name}")
+        highest = 2 if name == "video" else 1  # HAN.pool
+        if x.dtype != np.float32 or not ((x >= 0) & (x <= 1.001 * highest)).all():
+            raise ValueError(f"{path}: {name} holds something else than probabilities (float32)")
+    return uwav.gated_predictions(*(torch.from_numpy(arrays[name]) for name in ("video", "audio", "visual")))
+
+
+def one_line(scores: dict[str, float]) -> str:
+    return "  ".join(f"{name} {scores[name]:.1f}" for name in uwav.SCORES if name in scores)

@@ -1,0 +1,1 @@
+"""From videos to CLIP and CLAP embeddings. Imports common and data."""

@@ -1,0 +1,305 @@
+"""CLIP and CLAP, the frozen encoders: pictures, sounds and class names -> vectors of unit length.
+
+CLIP ViT-L/14 with OpenAI's weights comes from open_clip, CLAP (an HTSAT audio encoder, RoBERTa for text) from
+laion_clap. Neither is needed by the method itself; `python features.py extract` and `text` use them. Which file
+of weights is read, weights.py decides; without a file the weights are random, for dry runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import pickle
+import sys
+import types
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.devices import LOCAL_WORLD
+from common.files import reason
+
+CLIP_MODEL = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
+ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenizer's files cannot be had
+
+# ---------------------------------------------------------------------------------------------
+# Reading files of weights
+# ---------------------------------------------------------------------------------------------
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Unpickles tensors, numbers and containers; anything else in the file is refused, nothing is executed."""
+
+    allowed = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+               "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode",
+               "torch.Size", "torch.device"}
+
+    def find_class(self, module: str, name: str) -> object:
+        if f"{module}.{name}" not in self.allowed and not (module == "torch" and name.endswith("Storage")):
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _refuse_code(path: Path) -> None:
+    """Reading a TorchScript archive runs its methods `__setstate__`, which may write files; OpenAI's has none."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if b"__setstate__" in archive.read(member):
+                raise ValueError(f"{member.filename} in it would be executed")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint), OpenAI's TorchScript.
+
+    Raises ValueError naming the file.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except RuntimeError as error:
+            if "TorchScript" not in str(error):
+                raise
+            _refuse_code(path)
+            content = torch.jit.load(path, map_location="cpu").state_dict()
+            for setting in ("input_resolution", "context_length", "vocab_size"):
+                content.pop(setting, None)
+        except pickle.UnpicklingError:  # CLAP's: a pickle protocol and NumPy numbers that weights_only does not read
+            reader = types.SimpleNamespace(
+                __name__="tensors_only", Unpickler=_TensorsOnly, load=lambda f, **k: _TensorsOnly(f, **k).load())
+            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
+        state = content.get("state_dict", content)
+        return {name.removeprefix("module."): x for name, x in state.items() if isinstance(x, Tensor)}
+    except Exception as error:  # pickle, zip, safetensors and torch raise a dozen kinds
+        raise ValueError(f"{path}: not a file of weights ({reason(error)})") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# CLIP
+# ---------------------------------------------------------------------------------------------
+
+
+def import_torchvision() -> None:
+    """open_clip and laion_clap import torchvision, whose registry build cannot load beside a CPU build of PyTorch."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "operator torchvision::nms does not exist" not in str(error):
+            raise
+        # Nobody here calls these two operators: it is enough that they are declared. The library must stay alive.
+        import_torchvision.operators = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            import_torchvision.operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision  # noqa: F401
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Both libraries log and warn of their own affairs while they are imported and built."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+class Clip:
+    """CLIP of open_clip: images and texts -> (N, 768), unit length."""
+
+    @quiet()
+    def __init__(self, weights: Path | None, device: str | torch.device = "cpu", model: str | None = None):
+        import_torchvision()
+        import open_clip
+        from open_clip.transformer import QuickGELU
+
+        self.device, self.name = torch.device(device), model or CLIP_MODEL
+        torch.manual_seed(0)  # random weights are the same each time
+        self.model = open_clip.create_model(self.name, pretrained=None)
+        if weights is not None:
+            _load(self.model, read_state_dict(weights), weights, f"CLIP {self.name}")
+        activation = self.model.visual.transformer.resblocks[0].mlp.gelu
+        assert isinstance(activation, QuickGELU), f"OpenAI's CLIP needs QuickGELU, this model has {activation}"
+        self.model = self.model.to(self.device).eval()
+        constants = torch.tensor([open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD], device=self.device)
+        self.mean, self.std = constants.view(2, 1, 3, 1, 1)  # (1, 3, 1, 1) each
+        self.tokenizer = open_clip.get_tokenizer(self.name)
+
+    @torch.inference_mode()
+    def images(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, 224, 224, 3) uint8, as `decode.square_image` makes them -> (N, 768)."""
+        return self.embed(torch.from_numpy(pixels).to(self.device)).cpu().numpy()
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """The same on tensors; what export_onnx.py traces."""
+        x = pixels.permute(0, 3, 1, 2).float() / 255  # (N, 3, 224, 224) in [0, 1]
+        with half_precision(self.device):
+            y = self.model.encode_image((x - self.mean) / self.std)
+        return F.normalize(y.float(), dim=-1)  # (N, 768)
+
+    @torch.inference_mode()
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """C texts -> (C, 768); single precision also on a GPU."""
+        return _unit(self.model.encode_text(self.tokenizer(texts).to(self.device)))
+
+
+def cpu_threads() -> int:
+    """How many batches to encode at a time, each by one thread: so the numbers do not depend on the cores' number."""
+    torch.set_num_threads(1)
+    return max(1, (os.cpu_count() or 1) // LOCAL_WORLD)
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
+
+
+def _unit(x: Tensor) -> np.ndarray:
+    return F.normalize(x.float(), dim=-1).cpu().numpy()
+
+
+def _load(model: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: not weights of {what} ({' '.join(str(error).split())[:200]} ...)") from None
+
+
+# ---------------------------------------------------------------------------------------------
+# CLAP
+# ---------------------------------------------------------------------------------------------
+
+SAMPLE_RATE = 48_000  # Hz
+CLAP_SAMPLES = 480_000  # what the audio encoder reads: 10 s at 48 kHz; a second is repeated ten times
+FFT, HOP = 1024, 480  # samples
+MEL_BINS, MEL_LOW, MEL_HIGH = 64, 50, 14_000  # Hz
+QUIETEST = 1e-10  # power below it counts as this: -100 dB
+
+
+def clap_package() -> None:
+    """Make laion_clap's `clap_module` importable without running laion_clap itself, which asks a hub for tokenizers."""
+    import_torchvision()
+    folder = importlib.util.find_spec("laion_clap").submodule_search_locations[0]
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+class ClapAudio(nn.Module):
+    """The audio half of CLAP: sounds -> (N, 512), unit length. Fusion or not, HTSAT-tiny or -base: the weights tell."""
+
+    @quiet()
+    def __init__(self, weights: Path | None, device: str | torch.device = "cpu"):
+        super().__init__()
+        clap_package()
+        from clap_module.htsat import create_htsat_model
+
+        state = None if weights is None else {
+            k: v for k, v in read_state_dict(weights).items() if k.startswith(("audio_branch.", "audio_projection."))}
+        self.fusion, size, width = clap_architecture(state, weights)
+        config = types.SimpleNamespace(
+            audio_length=1024, clip_samples=CLAP_SAMPLES, mel_bins=MEL_BINS, sample_rate=SAMPLE_RATE, window_size=FFT,
+            hop_size=HOP, fmin=MEL_LOW, fmax=MEL_HIGH, class_num=527, model_type="HTSAT", model_name=size)
+        torch.manual_seed(0)  # random weights are the same each time
+        self.audio_branch = create_htsat_model(config, self.fusion, "aff_2d" if self.fusion else "None")
+        self.audio_projection = nn.Sequential(nn.Linear(width, 512), nn.ReLU(), nn.Linear(512, 512))
+        if state is not None:
+            _load(self, state, weights, f"CLAP with HTSAT-{size}")
+        self.mel = FusionMel() if self.fusion else None
+        for part in (self.audio_branch.spectrogram_extractor, self.audio_branch.logmel_extractor):
+            # Powers of a spectrum exceed the range of half precision, and quiet bands drown in its rounding.
+            for kind in ("cuda", "cpu"):
+                part.forward = torch.autocast(kind, enabled=False)(part.forward)
+        self.to(device).eval()
+
+    @torch.inference_mode()
+    def sounds(self, wave: np.ndarray) -> np.ndarray:
+        """(N, samples) float32 at 48 kHz, at most 10 s -> (N, 512)."""
+        return self(torch.from_numpy(wave).to(self.audio_projection[0].weight.device)).cpu().numpy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, samples) -> (N, 512), as the library goes about it: 16-bit samples, repeated to 10 s, the rest silent."""
+        x = (x.clamp(-1, 1) * 32767).to(torch.int16).float() / 32767  # (N, samples)
+        x = x.repeat(1, CLAP_SAMPLES // x.shape[1])
+        x = F.pad(x, (0, CLAP_SAMPLES - x.shape[1]))  # (N, 480000)
+        with half_precision(x.device):
+            if self.fusion:  # of four views of a long clip, clips of 10 s or less have the first only
+                branch, mel = self.audio_branch, self.mel(x)[:, None].expand(-1, 4, -1, -1)  # (N, 4, 1001, 64)
+                mel = branch.bn0(mel.transpose(1, 3)).transpose(1, 3)  # normalises each mel band
+                y = branch.forward_features(branch.reshape_wav2img(mel), longer_idx=[])["embedding"]
+            else:
+                y = self.audio_branch({"waveform": x}, device=x.device)["embedding"]  # (N, 768 or 1024)
+            y = self.audio_projection(y)
+        return F.normalize(y.float(), dim=-1)  # (N, 512)
+
+
+def clap_architecture(state: dict[str, Tensor] | None, weights: Path | None) -> tuple[bool, str, int]:
+    """(fusion, size of HTSAT, its output width) as the weights have them; the default checkpoint's without weights."""
+    if state is None:
+        return False, "tiny", 768
+    sizes = {96: ("tiny", 768), 128: ("base", 1024)}
+    patch = state.get("audio_branch.patch_embed.proj.weight")
+    if patch is None or len(patch) not in sizes:
+        raise ValueError(f"{weights}: not weights of CLAP with HTSAT-tiny or HTSAT-base")
+    return "audio_branch.patch_embed.mel_conv2d.weight" in state, *sizes[len(patch)]
+
+
+class FusionMel(nn.Module):
+    """The log-mel spectrogram of fusion checkpoints: HTK scale, filters not normalised. (N, L) -> (N, L / 480 + 1, 64).
+
+    laion_clap makes it with torchaudio; the same arithmetic here spares that package.
+    """
+
+    def __init__(self):
+        super().__init__()
+        import librosa
+
+        filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=MEL_BINS, fmin=MEL_LOW, fmax=MEL_HIGH,
+                                      htk=True, norm=None)
+        self.register_buffer("filters", torch.from_numpy(filters))  # (64, 513)
+        self.register_buffer("window", torch.hann_window(FFT))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            spectrum = torch.view_as_real(torch.stft(x, FFT, HOP, window=self.window, return_complex=True))
+            mel = self.filters @ spectrum.square().sum(-1)  # (N, 64, frames)
+        return 10 * mel.clamp(min=QUIETEST).log10().transpose(1, 2)  # (N, frames, 64), in dB
+
+
+@quiet()
+def clap_texts(texts: list[str], weights: Path | None, device: str | torch.device = "cpu") -> np.ndarray:
+    """C texts -> (C, 512), unit length, through laion_clap as it documents itself.
+
+    Needs roberta-base (configuration and tokenizer) from the hub or its cache. Without weights: random vectors.
+    """
+    if weights is None:
+        return _unit(torch.randn(len(texts), 512, generator=torch.Generator().manual_seed(0)))
+    state = read_state_dict(weights)
+    fusion, size, _ = clap_architecture(state, weights)
+    import_torchvision()
+    try:
+        import laion_clap
+
+        model = laion_clap.CLAP_Module(enable_fusion=fusion, amodel=f"HTSAT-{size}", device=str(device))
+        tokens = len(model.tokenize)
+        cause = f"its tokenizer has {tokens} tokens instead of {ROBERTA_VOCABULARY}"
+    except OSError as error:  # also of a torchaudio that does not fit this PyTorch
+        tokens, cause = 0, reason(error)
+    if tokens != ROBERTA_VOCABULARY:
+        raise FileNotFoundError(
+            f"CLAP's text encoder needs roberta-base, which is not in the hub's cache and cannot be downloaded "
+            f"({cause}): run this command on a machine with a network, or bring its folder ~/.cache/huggingface")
+    state.pop("text_branch.embeddings.position_ids", None)  # newer transformers make it themselves
+    _load(model.model, state, weights, f"CLAP with HTSAT-{size}")
+    with torch.inference_mode():
+        return _unit(torch.from_numpy(model.get_text_embedding(texts)))

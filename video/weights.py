@@ -1,0 +1,109 @@
+"""Where the weights of CLIP and CLAP are: a file, the hub's cache, the hub; or random ones, for dry runs."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from common.files import reason
+
+HUB = "https://huggingface.co"
+BLOCK = 1 << 20  # bytes
+RANDOM = "random"
+CLIP_NAMES = ("openai",)
+CLIP_REPOSITORY = "timm/vit_large_patch14_clip_224.openai"  # where open_clip takes them from
+CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+CLAP_NAMES = ("630k-audioset-best", "630k-best", "630k-audioset-fusion-best", "630k-fusion-best",
+              "music_audioset_epoch_15_esc_90.14", "music_speech_audioset_epoch_15_esc_89.98",
+              "music_speech_epoch_15_esc_89.25")
+CLAP_REPOSITORY = "lukewys/laion_clap"
+NETWORK_WAIT = 2.0  # s
+
+
+def clip_weights(choice: str) -> Path | None:
+    """The file behind --clip-weights (a name or a file); None for `random`. FileNotFoundError tells the way out."""
+    return _find_weights("clip", choice, CLIP_NAMES, CLIP_REPOSITORY, CLIP_FILES)
+
+
+def clap_weights(choice: str) -> Path | None:
+    """The file behind --clap-weights (a name or a file); None for `random`. FileNotFoundError tells the way out."""
+    return _find_weights("clap", choice, CLAP_NAMES, CLAP_REPOSITORY, (f"{choice}.pt",))
+
+
+def _find_weights(encoder: str, choice: str, names: tuple[str, ...], repository: str,
+                  files: tuple[str, ...]) -> Path | None:
+    """A name is looked for in the hub's cache, then downloaded."""
+    if choice == RANDOM:
+        return None
+    if choice not in names:
+        if not Path(choice).is_file():
+            raise FileNotFoundError(f"--{encoder}-weights {choice}: no such file, and not one of "
+                                    f"{', '.join(names)}, {RANDOM}")
+        return Path(choice)
+    network = online()
+    import huggingface_hub
+
+    for file in files:
+        cached = huggingface_hub.try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    cause = "no network"
+    for file in files if network else ():
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, file))
+        except Exception as error:  # the hub's own, those of its HTTP library, and OSError
+            cause = reason(error)
+    raise FileNotFoundError(
+        f"the {encoder.upper()} weights {choice!r} are not on this machine and cannot be downloaded ({cause}): bring "
+        f"{HUB}/{repository}/resolve/main/{files[-1]} and name that file with --{encoder}-weights FILE "
+        f"(or --{encoder}-weights {RANDOM} for a dry run)")
+
+
+def online() -> bool:
+    """Whether the hub answers within 2 s. `HF_HUB_OFFLINE=1` says no without asking.
+
+    Called before anything imports the hub's library: that would try for minutes, unless the variable is set, as it is
+    here if the answer is no.
+    """
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
+            urllib.request.urlopen(request, timeout=NETWORK_WAIT).close()
+        except urllib.error.HTTPError:  # it answers, if only that it does not like the question
+            pass
+        except (OSError, ValueError, http.client.HTTPException):
+            return
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()  # looking up a host's name heeds no time limit, so we do
+    if not answered.wait(NETWORK_WAIT):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return answered.is_set()
+
+
+def warn_of_random(files: dict[str, Path | None]) -> None:
+    for name, file in files.items():
+        if file is None:
+            print(f"WARNING: {name.upper()} has RANDOM WEIGHTS. This is a dry run, its embeddings mean nothing.",
+                  file=sys.stderr, flush=True)
+
+
+def identity_of_weights(choice: str, file: Path | None) -> dict[str, str]:
+    """What a folder of features remembers of an encoder."""
+    if file is None:
+        return {"weights": RANDOM}
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(BLOCK):
+            digest.update(block)
+    return {"weights": Path(choice).name, "sha256": digest.hexdigest()}
