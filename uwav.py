@@ -737,20 +737,25 @@ def train_han(data: TargetSplit, validation: TargetSplit | None, labels: PseudoL
 def han_epoch(model: HAN, forward: Callable, losses_of: Callable, optimizer: torch.optim.Optimizer, data: TargetSplit,
               labels: PseudoLabels | None, config: TrainConfig, epoch: int) -> Iterator[Tensor]:
     """One epoch of training, step by step; yields the terms of the loss, (5,), of each and never waits for a GPU."""
-    order = torch.randperm(len(data.weak)).to(data.weak.device)
-    batches = order.split(config.batch)
-    lam = torch.distributions.Beta(config.alpha, config.alpha).sample((len(batches), 2))
+    rng, device, T = np.random.default_rng((config.seed, epoch)), data.weak.device, data.audio.shape[1]
+    order = torch.from_numpy(rng.permutation(len(data.weak))).to(device)  # (N,)
     model.train()
-    for step, index in enumerate(batches):
-        batch_labels = labels and labels.of(index)  # (B, T, C) each
-        mixup = config.mixup and list(zip(lam[step], [torch.randperm(len(index) * data.audio.shape[1]) for _ in range(2)])) or None
-        output = forward(*data.inputs(index))  # of the whole batch
-        losses = losses_of(model, output, data.weak[index], batch_labels, mixup)  # (5,)
+    for index in order.split(config.batch):
+        mixup = draw_mixup(len(index) * T, config.alpha, rng, device) if config.mixup else None
+        output = forward(*data.inputs(index))  # logits (B, T, C), features (B, T, h)
+        losses = losses_of(model, output, data.weak[index], labels and labels.of(index), mixup)  # (5,)
         losses.sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()
         yield losses.detach()
+
+
+def draw_mixup(segments: int, alpha: float, rng: np.random.Generator,
+               device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """lambda ~ Beta(alpha, alpha) and a permutation of the batch's B * T segments, for audio and for visual."""
+    return [(torch.tensor(rng.beta(alpha, alpha), dtype=torch.float32, device=device),
+             torch.from_numpy(rng.permutation(segments)).to(device)) for _ in range(2)]
 
 
 @torch.no_grad()
