@@ -13,13 +13,14 @@ from uwav import HAN, HANConfig, Teacher, TeacherConfig
 RELEASED_NAMES = (  # of weights, released code -> here: regular expressions, applied in this order
     (r"^proj_([av])\.", r"\1.mlp_in."), (r"^final_proj_([av])\.", r"\1.mlp_out."),
     (r"^([av])_transformer\.encoder", r"\1"), (r"^a\.", "audio."), (r"^v\.", "visual."),
-    (r"^hat_encoder\.", ""), (r"^fc_a\.", "audio_proj."), (r"^fc_fusion\.(0\.)?", "visual_proj."),
-    (r"^fc_prob\.", "classifier."), (r"^fc_frame_att\.(0\.)?", "time_pool."), (r"^fc_av_att\.(0\.)?", "modal_pool."),
+    (r"^hat_encoder\.", ""), (r"^fc_a\.", "audio_proj."), (r"^fc_fusion\.layers\.0", "visual_proj"),
+    (r"^fc_prob\.", "classifier."), (r"^fc_frame_att\.layers\.0", "time_pool"),
+    (r"^fc_av_att\.layers\.0", "modal_pool"),
     (r"(mlp_in|mlp_out|audio_proj)\.layers\.", r"\1."),
     (r"(mlp_in|mlp_out|audio_proj)\.1\.", r"\1.2."),  # an MLP's layers, numbered without and with the ReLU
     (r"in_proj_", "in_proj."), (r"\.cm_attn", ".cross_attn"), (r"\.norm1", ".norm"), (r"\.norm2", ".feedforward.norm"),
     (r"\.(linear[12])", r".feedforward.\1"))
-RELEASED_UNUSED = re.compile("final_norm_|[av]_logit_scale")  # norms that nothing there uses either; two numbers
+RELEASED_UNUSED = re.compile(r"hat_encoder\.final_norm_|[av]_logit_scale")  # norms that nothing there uses either; two numbers
 
 
 def with_weights(model: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module:
