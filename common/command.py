@@ -1,4 +1,4 @@
-"""Commands that can be relied on: one run at a time works in a folder, and whatever a user can bring about ends one with
+"""Commands that can be relied on: one run at a time works in a folder, and what a user can bring about ends one with
 a sentence and an exit status other than 0."""
 
 from __future__ import annotations

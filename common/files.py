@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,26 @@ def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     np.savez(content, **arrays)
     with atomic(path) as temporary:
         temporary.write_bytes(content.getbuffer())
+
+
+def write_rows(path: str | Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+    """An .npy file of `shape` in half precision, written block by block, in order."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:  # a memory map would crash on a full disk
+        np.lib.format.write_array_header_1_0(file, dict(descr="<f2", fortran_order=False, shape=shape))
+        for block in blocks:
+            file.write(block.astype("<f2", order="C"))
+
+
+@contextlib.contextmanager
+def made_by(command: str, path: str | Path) -> Iterator[None]:
+    """Around the reading of a file that `command` wrote: whatever is wrong with it is one sentence with the way out."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; make it with `{command}`") from None
+    except Exception as error:
+        cause = reason(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: damaged, or of another version ({cause}); make it again with `{command}`") from None
 
 
 def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,12 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import follow_the_parent
-from common.files import atomic, finite, naming, no_links, read_array, read_json, shaped, write_array, write_json
+from common.files import finite, made_by, read_array, read_json, shaped, write_array, write_json, write_rows
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from data.layout import (LLP_FEATURES, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, UNAV_FEATURES, is_list_of_names,
                          make_index, read_index, start_or_continue, write_annotations)
 
-CHUNK = 32  # videos a worker takes at a time
+CHUNK, AHEAD = 32, 64  # videos a worker takes at a time; such chunks that are read before they are written
 START = "fork" if sys.platform == "linux" else "spawn"  # how workers start: at once, or as new Python processes
 
 
@@ -47,27 +48,18 @@ class _Job:
     target: Path  # the .npy to write
     folder: Path  # holds <id>.npy
     ids: list[str]  # (N)
-    lengths: np.ndarray  # (N,) segments of each video
+    lengths: list[int]  # (N) segments of each video
     shape: tuple[int, ...]  # of the packed array
     vectors: int | None  # vectors per second in the file; None: any number, pooled
-    size: int  # D
-
-    @property
-    def part(self) -> Path:
-        return self.target.with_suffix(".npy.part")
-
-    @property
-    def done(self) -> Path:  # one byte a video: its rows are in `part`
-        return self.target.with_suffix(".npy.done")
 
 
 def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop") -> dict:
     """Pack the layout of the authors' download, or your own folder with labels.csv, into `out`; returns the index.
 
     Packs UnAV and every LLP feature whose folder exists. missing = "skip" leaves out videos that lack a feature file.
-    Stopped at any moment, it continues where it was; `index.json` is written last. Raises FileNotFoundError (missing
-    files) or ValueError (files of a wrong shape, with NaN, cut short, ...) with one sentence that lists them; what was
-    packed stays and is not done again.
+    Stopped at any moment, it continues with the array that it was at; `index.json` is written last. Raises
+    FileNotFoundError (missing files) or ValueError (files of a wrong shape, with NaN, cut short, ...) with one sentence
+    that lists them; arrays that were packed stay and are not done again.
     """
     source, out = Path(source), Path(out)
     if (source / "labels.csv").exists():
@@ -105,7 +97,14 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     try:
         with tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar:
             for job in jobs:
-                unusable += _fill(job, pool, bar)
+                bar.set_postfix_str("/".join(job.target.with_suffix("").parts[-3:]))
+                if job.target.exists():
+                    bar.update(len(job.ids))
+                    continue
+                try:
+                    write_rows(job.target, job.shape, _blocks(job, pool, bar))
+                except _Unusable as error:
+                    unusable += error.args
     except BrokenProcessPool:
         raise ValueError(f"{out}: a worker process was killed (is memory short?); the same command goes on from here, "
                          "fewer --workers need less") from None
@@ -130,15 +129,11 @@ def _read_published(source: Path, missing: str) -> tuple[LLP, UnAV, list[str]]:
 
 def _read_own_folder(source: Path, missing: str) -> LLP:
     """Your labels, of the classes that `text` embedded and the videos that `extract` embedded."""
-    path, way_out = source / "text.json", f"`python features.py text CLASSES {source}` makes it"
-    try:
+    path = source / "text.json"
+    with made_by(f"python features.py text CLASSES {source}", path):
         classes = read_json(path)["classes"]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; {way_out}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: damaged; {way_out}") from None
-    if not is_list_of_names(classes):
-        raise ValueError(f"{path}: damaged; {way_out}")
+        if not is_list_of_names(classes):
+            raise ValueError("its classes are no names")
     folders = [source / folder for folder in SEGMENT_FILES.values()]
     there = set.intersection(*({f.stem for f in folder.glob("[!.]*.npy")} for folder in folders))
     paths, size = {video: folders[0] / f"{video}.npy" for video in there}, TEXT_FILES["clap"][1]
@@ -186,15 +181,14 @@ def _jobs(roots: dict[str, Path], out: Path, found: list[str], llp: LLP, unav: U
         folder = roots["llp"] / Path(place).relative_to("LLP")
         for split, data in llp.splits.items():
             N, T = len(data.ids), llp.segments
-            jobs.append(_Job(out / "llp" / split / f"{name}.npy", folder, data.ids, np.full(N, T), (N, T, size),
-                             per_second, size))
+            jobs.append(_Job(out / "llp" / split / f"{name}.npy", folder, data.ids, [T] * N, (N, T, size), per_second))
     for name, (place, size) in UNAV_FEATURES.items() if unav else ():
         folder = roots["unav"] / Path(place).relative_to("UnAV")
         for split in UNAV_SPLITS:
             data = getattr(unav, split)
-            lengths = np.array([len(x) for x in data.labels], np.int64)
-            jobs.append(_Job(out / "unav" / split / f"{name}.npy", folder, data.ids, lengths,
-                             (int(lengths.sum()), size), None, size))
+            lengths = [len(x) for x in data.labels]
+            shape = sum(lengths), size
+            jobs.append(_Job(out / "unav" / split / f"{name}.npy", folder, data.ids, lengths, shape, None))
     return jobs
 
 
@@ -203,68 +197,37 @@ def _missing_files(job: _Job) -> list[str]:
     return [str(job.folder / f"{i}.npy") for i in job.ids if f"{i}.npy" not in present]
 
 
-def _fill(job: _Job, pool: ProcessPoolExecutor, bar: tqdm) -> list[str]:
-    """Fill one packed array in parallel, skipping what an earlier run finished; returns what is wrong with files."""
-    if job.target.exists():
-        job.done.unlink(missing_ok=True)
-        bar.update(len(job.ids))
-        return []
-    if not _was_begun(job):
-        job.done.unlink(missing_ok=True)
-        with atomic(job.part) as temporary:
-            np.lib.format.open_memmap(temporary, "w+", np.float16, job.shape).flush()
-        with atomic(job.done) as temporary:
-            temporary.write_bytes(bytes(len(job.ids)))
-    todo = np.flatnonzero(np.frombuffer(job.done.read_bytes(), np.uint8) == 0)
-    chunks = [(job, todo[i : i + CHUNK]) for i in range(0, len(todo), CHUNK)]
-    bar.update(len(job.ids) - len(todo))
-    bar.set_postfix_str("/".join(job.target.with_suffix("").parts[-3:]))
-    unusable = []
-    for count, errors in pool.map(_fill_chunk, chunks):
-        bar.update(count)
-        unusable += errors
-    if not unusable:
-        os.replace(job.part, job.target)
-        job.done.unlink()
-    return unusable
+class _Unusable(Exception):
+    """Its arguments say what is wrong with which files."""
 
 
-def _was_begun(job: _Job) -> bool:
-    """Whether an interrupted run left both its files whole; links are not ours."""
-    if not (job.part.is_file() and job.done.is_file()) or job.part.is_symlink() or job.done.is_symlink():
-        return False
-    try:
-        part = read_array(job.part, mmap=True)
-    except ValueError:
-        return False
-    return (part.shape == job.shape and part.dtype == np.float16 and part.flags.c_contiguous
-            and job.done.stat().st_size == len(job.ids))
+def _blocks(job: _Job, pool: ProcessPoolExecutor, bar: tqdm) -> Iterator[np.ndarray]:
+    """The rows of an array in order, read by the workers; raises _Unusable at the end if any file cannot be used."""
+    unusable, chunks = [], [slice(i, i + CHUNK) for i in range(0, len(job.ids), CHUNK)]
+    for i in range(0, len(chunks), AHEAD):
+        ahead = chunks[i : i + AHEAD]
+        for videos, (block, errors) in zip(ahead, pool.map(_read_chunk, [job] * len(ahead), ahead)):
+            yield block
+            unusable += errors
+            bar.update(len(job.ids[videos]))
+    if unusable:
+        raise _Unusable(*unusable)
 
 
-def _fill_chunk(task: tuple[_Job, np.ndarray]) -> tuple[int, list[str]]:
-    """Worker: read, check, average and store some videos; returns how many it saw, what is wrong with their files."""
-    job, rows = task
-    errors, stored = [], []
-    segment = 2 * job.size  # bytes
-    header = job.part.stat().st_size - segment * int(job.lengths.sum())
-    first = np.cumsum(job.lengths) - job.lengths  # (N,): where each video begins when segments lie end to end
-    with (naming(job.part), open(job.part, "r+b", opener=no_links) as packed,
-          np.errstate(over="ignore", invalid="ignore")):  # `finite` refuses these
-        for n in rows:
-            path, T = job.folder / f"{job.ids[n]}.npy", int(job.lengths[n])
+def _read_chunk(job: _Job, videos: slice) -> tuple[np.ndarray, list[str]]:
+    """Worker: some videos, read, checked, averaged, end to end, (segments, D); and what is wrong with their files."""
+    size, errors = job.shape[-1], []
+    rows = [np.zeros((0, size), np.float16)]
+    with np.errstate(over="ignore", invalid="ignore"):  # `finite` refuses these
+        for video, T in zip(job.ids[videos], job.lengths[videos]):
+            path = job.folder / f"{video}.npy"
             try:
                 x = read_array(path)
                 if job.vectors is None:
-                    x = pool_to(shaped(x, (None, job.size), path), T)  # (T, D)
+                    x = pool_to(shaped(x, (None, size), path), T)  # (T, D)
                 else:
-                    x = average_groups(shaped(x, (T * job.vectors, job.size), path), job.vectors)  # (T, D)
-                packed.seek(header + segment * int(first[n]))
-                packed.write(finite(x.astype(np.float16, order="C"), path))
-                stored.append(n)
+                    x = average_groups(shaped(x, (T * job.vectors, size), path), job.vectors)  # (T, D)
+                rows.append(finite(x.astype(np.float16), path))
             except (ValueError, FileNotFoundError) as error:
                 errors.append(str(error))
-    with naming(job.done), open(job.done, "r+b", opener=no_links) as done:
-        for n in stored:
-            done.seek(n)
-            done.write(b"\1")
-    return len(rows), errors
+    return np.concatenate(rows), errors
