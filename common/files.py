@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -83,6 +84,20 @@ def json_text(content: object) -> str:
 def write_json(path: str | Path, content: object) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json_text(content), encoding="utf-8")
+
+
+def write_sealed(path: str | Path, content: dict) -> None:
+    """A JSON file with a checksum of itself, for `read_sealed`."""
+    write_json(path, dict(content, sha256=hashlib.sha256(json_text(content).encode()).hexdigest()))
+
+
+def read_sealed(path: str | Path, command: str) -> dict:
+    """What `command` wrote with `write_sealed`. Raises FileNotFoundError or ValueError naming file and way out."""
+    with made_by(command, path):
+        content = dict(read_json(path))
+        if content.pop("sha256") != hashlib.sha256(json_text(content).encode()).hexdigest():
+            raise ValueError("its checksum differs")
+    return content
 
 
 def write_array(path: str | Path, array: np.ndarray) -> None:
@@ -187,29 +202,3 @@ def _once(pairs: list[tuple[str, object]]) -> dict:
         key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"{key!r:.200} stands there twice")
     return content
-
-
-def read_history(path: str | Path, *fields: str) -> list[dict]:
-    """The records of a .jsonl file, one an epoch, in which `fields` are numbers.
-
-    Raises FileNotFoundError or ValueError naming file and line."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; that training has not run") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a history ({reason(error)})") from None
-    records = []
-    if not lines:
-        raise ValueError(f"{path}: holds no epoch")
-    for n, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict) or record.get("epoch") != n:
-            raise ValueError(f"{path}, line {n}: not the record of epoch {n}")
-        if not all(is_number(record.get(field)) for field in fields):
-            raise ValueError(f"{path}, line {n}: its {' and '.join(fields)} should be numbers")
-        records.append(record)
-    return records

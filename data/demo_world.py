@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.files import atomic, write_array, write_json
+from common.files import atomic, write_array, write_sealed
 from data.annotations import (LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit)
 from data.layout import make_index, read_index, start_or_continue, write_annotations
 from uwav import fit_thresholds, hard_labels, parsing_scores
@@ -380,7 +380,7 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
                 np.lib.format.write_array_header_1_0(file, header)
                 for x in render_split(truths, present, g, noise_of(config, feature), seed):
                     file.write(x.astype("<f2"))
-    write_json(out / "index.json", index)
+    write_sealed(out / "index.json", index)
     (out / "plan.json").unlink()
     return index
 

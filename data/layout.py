@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import CONTROL, is_plain_name, json_text, read_json, write_array, write_json
-from data.annotations import LLP, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, UnAV
+from common.files import CONTROL, json_text, read_sealed, write_array, write_json
+from data.annotations import LLP, UNAV_SPLITS, UnAV
 
 # feature name -> (folder inside the source, vectors per second, vector size)
 LLP_FEATURES = {
@@ -44,6 +44,14 @@ FORMAT = 1  # of the packed folder; raised when its layout changes
 RANDOM_SOURCE = "pack, encoders with random weights"
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays.
 FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
+
+
+def feature_set_of(audio_dim: int) -> str:
+    """The feature set whose audio vectors have this size."""
+    sizes = {LLP_FEATURES[audio][2]: name for name, (audio, _, _) in FEATURE_SETS.items()}
+    if audio_dim not in sizes:
+        raise ValueError(f"no feature set has audio vectors of {audio_dim} numbers")
+    return sizes[audio_dim]
 
 
 def make_index(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
@@ -83,31 +91,11 @@ def read_index(folder: str | Path) -> dict:
     path = Path(folder) / "index.json"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, so {folder} is not a (complete) packed folder; "
-                                "make one with `python features.py pack` or `python demo_world.py make`")
-    try:
-        index = read_json(path)
-        version = index["format"]
-        complete = version != FORMAT or _is_index(index)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not an index of a packed folder ({error!r:.200})") from None
-    if version != FORMAT:
-        raise ValueError(f"{path}: packed in format {version!r:.20}, this code reads {FORMAT}; pack again")
-    if not complete:
-        raise ValueError(f"{path}: damaged: it does not list classes, features and videos as it should; pack again")
+                                "make one with `python features.py pack` or `python features.py demo`")
+    index = read_sealed(path, "python features.py pack")
+    if index["format"] != FORMAT:
+        raise ValueError(f"{path}: packed in format {index['format']!r:.20}, this code reads {FORMAT}; pack again")
     return index
-
-
-def _is_index(index: dict) -> bool:
-    """Whether it lists classes, features, and the videos of every split, whose ids are plain names."""
-    splits = {"llp": set(index["llp"]["videos"]) | {"train"}}
-    if "unav" in index:
-        splits["unav"] = set(UNAV_SPLITS)
-    lists = [x for d in splits for x in (index[d]["classes"], index[d]["features"], *index[d]["videos"].values())]
-    segments = index["llp"].get("segments", LLP_SEGMENTS)
-    return (all(map(is_list_of_names, lists)) and isinstance(index["source"], str | dict)
-            and splits["llp"] <= set(LLP_WEAK_FILES) and type(segments) is int and segments > 0
-            and all(set(index[d]["videos"]) == names for d, names in splits.items())
-            and all(is_plain_name(i) for d in splits for ids in index[d]["videos"].values() for i in ids))
 
 
 def is_list_of_names(names: object) -> bool:

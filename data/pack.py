@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import follow_the_parent
-from common.files import finite, made_by, read_array, read_json, shaped, write_array, write_json, write_rows
+from common.files import finite, made_by, read_array, read_json, shaped, write_array, write_rows, write_sealed
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from data.layout import (LLP_FEATURES, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, UNAV_FEATURES, is_list_of_names,
                          make_index, read_index, start_or_continue, write_annotations)
@@ -112,7 +112,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         pool.shutdown(cancel_futures=True)
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
-    write_json(out / "index.json", index)
+    write_sealed(out / "index.json", index)
     (out / "plan.json").unlink()
     return index
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 import uwav
-from common.files import atomic, is_number, read_json, write_json
+from common.files import atomic, read_sealed, write_sealed
 from data.layout import FEATURE_SETS, RANDOM_SOURCE, read_index
 from data.splits import load_truth
 from train.presets import PRESETS
-from train.stages import Context, alone, evaluate, label, need_source, pretrain, read_predictions, train
+from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_label_quality, read_predictions,
+                          train)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -25,23 +27,28 @@ PAPER_LABELS = {  # Table 2
     "segment": dict(seg_a=80.5, seg_v=61.7, seg_av=55.7, seg_type=66.0, seg_event=74.6),
     "teacher": dict(seg_a=78.4, seg_v=74.5, seg_av=65.5, seg_type=72.8, seg_event=78.4),
 }
-PAPER_TYPE = {  # its ablation, segment-level Type, features `base`
-    "video_only": 54.0, "valor": 62.0, "binary": 64.2, "soft": 64.4,
-    "soft_reweight": 65.4, "soft_mixup": 65.2, "full": 65.9,
-}
 PAPER_FULL = {  # the ten scores of UWAV: Table 1, and the supplement's table with CLIP and CLAP features
     "base": (64.2, 70.0, 63.4, 65.9, 63.9, 58.6, 66.7, 57.5, 60.9, 57.4),
     "clip_clap": (68.9, 72.3, 65.6, 68.9, 68.3, 63.5, 68.7, 59.6, 63.9, 62.4),
 }
-# Rows of the ablation: (title, setting in uwav.ABLATION, whose labels).
+
+
+class Row(NamedTuple):
+    title: str
+    short: str  # in pictures
+    setting: str  # key of uwav.ABLATION
+    labels: str | None  # whose: segment | teacher
+    paper_type: float  # the paper's ablation: segment-level Type, features `base`
+
+
 ROWS = {
-    "video_only": ("L_video only (HAN)", "video_only", None),
-    "valor": ("hard labels, per segment (VALOR)", "binary", "segment"),
-    "binary": ("hard labels of the teacher", "binary", "teacher"),
-    "soft": ("soft labels", "soft", "teacher"),
-    "soft_reweight": ("soft + class balance", "soft_reweight", "teacher"),
-    "soft_mixup": ("soft + mixup", "soft_mixup", "teacher"),
-    "full": ("all (UWAV)", "full", "teacher"),
+    "video_only": Row("L_video only (HAN)", "video loss only", "video_only", None, 54.0),
+    "valor": Row("hard labels, per segment (VALOR)", "VALOR", "binary", "segment", 62.0),
+    "binary": Row("hard labels of the teacher", "hard", "binary", "teacher", 64.2),
+    "soft": Row("soft labels", "soft", "soft", "teacher", 64.4),
+    "soft_reweight": Row("soft + class balance", "soft + balance", "soft_reweight", "teacher", 65.4),
+    "soft_mixup": Row("soft + mixup", "soft + mixup", "soft_mixup", "teacher", 65.2),
+    "full": Row("all (UWAV)", "UWAV", "full", "teacher", 65.9),
 }
 # Which rows are compared: the paper's claims, one step at a time, then all of it.
 COMPARISONS = (("valor", "binary"), ("binary", "soft"), ("soft", "soft_reweight"), ("soft", "soft_mixup"),
@@ -69,21 +76,21 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
         pretrain(seeded, folder)
         label(seeded, folder, folder / "teacher.pt")
         for name, where in (("segment", run), ("teacher", folder)):
-            label_scores[name].append(read_label_quality(where / f"labels_{name}.json"))
+            label_scores[name].append(read_label_quality(where / f"labels_{name}.json")["test"])
         for feature_set in features:
-            for row, (_, setting, source) in ROWS.items():
-                out = folder / feature_set / row
-                labels = source and (run if source == "segment" else folder) / f"labels_{source}.npz"
-                train(seeded, out, labels, setting, feature_set)
+            for name, row in ROWS.items():
+                out = folder / feature_set / name
+                labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
+                train(seeded, out, labels, row.setting, feature_set)
                 result = evaluate(seeded, out / "han.pt", "test", out)
-                scores.setdefault(feature_set, {}).setdefault(row, []).append(result)
+                scores.setdefault(feature_set, {}).setdefault(name, []).append(result)
             for name, values in SWEEP.items() if sweep else ():
                 for value in values:
                     result = sweep_one(seeded, folder / feature_set, name, value, feature_set)
                     swept.setdefault(feature_set, {}).setdefault(name, {}).setdefault(str(value), []).append(result)
     seed_numbers = [context.seed + k for k in range(seeds)]
     differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
-    write_json(run / "ablation.json", dict(
+    write_sealed(run / "ablation.json", dict(
         seeds=seed_numbers, source=index["source"], preset=context.preset, overrides=context.overrides,
         labels=label_scores, scores=scores, differences=differences, sweep=swept))
     text = tables(label_scores, scores, index["source"]) + "".join(
@@ -112,50 +119,9 @@ def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> li
     return paired_differences(scores, COMPARISONS)
 
 
-def read_label_quality(path: Path) -> dict[str, float]:
-    """The scores on test that `label` wrote."""
-    content = read_json(path)
-    if not isinstance(content, dict) or not _is_scores(content.get("test")):
-        raise ValueError(f"{path}: holds no scores of the test split; delete it, and they are made again")
-    return content["test"]
-
-
 def read_ablation(path: Path) -> dict:
     """What `ablate` wrote. Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; the ablation has not run (`python uwav.py ablate`)")
-    content = read_json(path)
-    try:
-        S, rows = len(content["seeds"]), list(content["scores"].values())
-        swept = [values for fields in content["sweep"].values() for values in fields.values()]
-        lists = [x for group in (content["labels"], *rows, *swept) for x in group.values()]
-        whole = (S > 0 and all(type(seed) is int for seed in content["seeds"])
-                 and all(isinstance(x, str) for x in (content["preset"], *content["overrides"]))
-                 and set(content["labels"]) == set(PAPER_LABELS) and set(content["scores"]) <= set(FEATURE_SETS)
-                 and all(set(x) <= set(ROWS) for x in rows)
-                 and all(set(fields) <= set(SWEEP) for fields in content["sweep"].values())
-                 and all(values and all(is_number(float(value)) for value in values) for values in swept)
-                 and all(len(x) == S and all(map(_is_scores, x)) for x in lists)
-                 and set(content["differences"]) == set(content["scores"])
-                 and all(x and all(_is_difference(d, S) for d in x) for x in content["differences"].values()))
-    except (KeyError, TypeError, AttributeError, ValueError):
-        whole = False
-    if not whole:
-        raise ValueError(f"{path}: damaged, or of another version; run `python uwav.py ablate` again")
-    return content
-
-
-def _is_scores(x: object) -> bool:
-    """Whether these are the ten scores, in percent."""
-    return isinstance(x, dict) and all(is_number(x.get(score)) and 0 <= x[score] < 100.01 for score in SCORES)
-
-
-def _is_difference(x: dict, seeds: int) -> bool:
-    """Whether this is one of paired_differences."""
-    found = [x["scores"][score] for score in SCORES]
-    return {x["first"], x["second"]} <= set(ROWS) and all(
-        len(d["interval"]) == 2 and len(d["by_seed"]) == seeds
-        and all(is_number(v) and abs(v) < 100.01 for v in (d["mean"], *d["interval"], *d["by_seed"])) for d in found)
+    return read_sealed(path, "python uwav.py ablate")
 
 
 def tables(label_scores: dict, scores: dict, source: object) -> str:
@@ -180,8 +146,8 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
         header += ["  | paper: seg_type"] if paper_column(feature_set, source) else []
         lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
         for row, values in rows.items():
-            paper_type = f"{PAPER_TYPE[row]:.1f}" if paper_column(feature_set, source) else ""
-            lines.append(table_row(ROWS[row][0], [cell([v[c] for v in values]) for c in SCORES] + [paper_type]))
+            paper_type = f"{ROWS[row].paper_type:.1f}" if paper_column(feature_set, source) else ""
+            lines.append(table_row(ROWS[row].title, [cell([v[c] for v in values]) for c in SCORES] + [paper_type]))
         lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
     return "\n".join([*lines, "", note, ""])
 
@@ -199,7 +165,7 @@ def difference_table(features: str, differences: list[dict], seeds: int) -> str:
             low, high = x["interval"]
             spread = f" ±{statistics.stdev(x['by_seed']):.1f}" if seeds > 1 else ""
             cells.append(f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]{spread}")
-        title = f"{ROWS[d['first']][0]} -> {ROWS[d['second']][0]}"
+        title = f"{ROWS[d['first']].title} -> {ROWS[d['second']].title}"
         lines.append(f"{title:68s}" + "".join(f"{c:>30s}" for c in cells))
     note = ("The interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
             "they are; it does not cover the training seed.")

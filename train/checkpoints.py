@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import uwav
 from common import devices
-from common.files import atomic, reason, temporary_of
+from common.files import atomic, made_by, reason, temporary_of
 from train.released import load_released_han, load_released_teacher, with_weights
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
@@ -117,8 +117,10 @@ class Run(uwav.Run):
             raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         model = super().finish()
         if devices.RANK == 0:
+            # without times, so that the bytes are those of any other run
+            history = [{k: v for k, v in record.items() if k != "seconds"} for record in self.history]
             checkpoint = dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
-                              score=self.best_score, weights=self.best_weights)
+                              history=history, score=self.best_score, weights=self.best_weights)
             save_file(self.path, checkpoint)
             for path in (self.state_path, temporary_of(self.state_path)):  # the latter if a run was killed writing it
                 path.unlink(missing_ok=True)
@@ -153,10 +155,17 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
     return content
 
 
+def read_history(path: Path) -> list[dict]:
+    """The records of every epoch, from the checkpoint that training ended with."""
+    with made_by("python uwav.py", path):
+        return load_file(path)["history"]
+
+
 def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int = 16,
-               visual_3d_dim: int | None = None) -> uwav.Teacher | uwav.HAN:
-    """A trained model from its checkpoint alone: one of ours, or a state dict of the authors' released code, of which
-    the last two arguments may tell what it does not. Raises FileNotFoundError or ValueError naming the file."""
+               visual_3d_dim: int | None = None, kind: type = nn.Module) -> uwav.Teacher | uwav.HAN:
+    """A trained model, of `kind`, from its checkpoint alone: one of ours, or a state dict of the authors' released
+    code, of which `heads` and `visual_3d_dim` tell what it does not. Raises FileNotFoundError or ValueError naming it.
+    """
     content = load_file(path, device)
     kinds = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.HANConfig)}
     try:
@@ -175,6 +184,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
             model = load_released_teacher(content, heads)
     except Exception as error:  # a damaged or hostile file raises a dozen kinds
         raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({reason(error)})") from None
+    if not isinstance(model, kind):
+        raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {kind.__name__}")
     return model.to(device).eval()
 
 

@@ -20,7 +20,7 @@ RELEASED_NAMES = (  # of weights, released code -> here: regular expressions, ap
     (r"(mlp_in|mlp_out|audio_proj)\.1\.", r"\1.2."),  # an MLP's layers, numbered without and with the ReLU
     (r"in_proj_", "in_proj."), (r"\.cm_attn", ".cross_attn"), (r"\.norm1", ".norm"), (r"\.norm2", ".feedforward.norm"),
     (r"\.(linear[12])", r".feedforward.\1"))
-RELEASED_UNUSED = re.compile(r"hat_encoder\.final_norm_|[av]_logit_scale")  # norms that nothing there uses either; two numbers
+RELEASED_UNUSED = re.compile(r"hat_encoder\.final_norm_|[av]_logit_scale")  # two norms, two numbers
 
 
 def with_weights(model: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module:

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import uwav
 from common import devices
-from common.files import read_history, read_npz, shaped, write_arrays, write_json
+from common.files import made_by, read_npz, read_sealed, shaped, write_arrays, write_json, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
-from data.layout import read_index
+from data.layout import feature_set_of, read_index
 from data.splits import load_source, load_target, load_text
 from train.checkpoints import Run, load_file, load_model
 from train.presets import PRESETS
@@ -153,9 +153,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") 
     the classes with a threshold from weak labels. rule: a key of THRESHOLDS.
     """
     index = read_index(context.data)
-    model = teacher and load_model(teacher, context.device)
-    if model and not isinstance(model, uwav.Teacher):
-        raise ValueError(f"{teacher}: holds a {type(model).__name__}, expected a teacher")
+    model = teacher and load_model(teacher, context.device, kind=uwav.Teacher)
     settings = dict(data=context.identity, teacher=identity_of_checkpoint(teacher) if teacher else None)
     settings |= {} if rule == "val" else dict(thresholds=rule)
     path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
@@ -183,7 +181,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") 
         quality["weak_thresholds"] = weakly
         print(f"{path}: thresholds from weak labels alone: "
               + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
-    write_json(path.with_suffix(".json"), quality)
+    write_sealed(path.with_suffix(".json"), quality)
     for s in [s for s in ("test", "val") if s in quality][:1]:
         print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
 
@@ -229,28 +227,26 @@ def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_labels(path: Path, device: str) -> Labels:
-    """Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; make it with `python uwav.py label`")
-    arrays, sizes = read_npz(path), set()
-    try:
+    """What `label` wrote. Raises FileNotFoundError or ValueError naming the file."""
+    with made_by("python uwav.py label", path):
+        arrays = read_npz(path)
         settings = dict(json.loads(str(arrays.pop("settings"))))
-        logits, thresholds = {}, tuple(arrays[f"threshold_{m}"] for m in ("audio", "visual"))
-        for s in LLP_WEAK_FILES:
-            if s == "train" or f"{s}_audio" in arrays:
-                logits[s] = arrays[f"{s}_audio"], arrays[f"{s}_visual"]
-                N, T, C = logits[s][0].shape
-                sizes |= {(T, C), logits[s][1].shape[1:], (T, *thresholds[0].shape), (T, *thresholds[1].shape)}
-                if logits[s][1].shape[0] != N or not all(np.isfinite(x).all() for x in logits[s]):
-                    raise ValueError(f"its logits of {s} hold NaN or are of different numbers of videos")
-        every = [*thresholds, *(x for pair in logits.values() for x in pair)]
-        if len(sizes) > 1 or any(x.dtype != np.float32 or np.isnan(x).any() for x in every):
-            raise ValueError("its arrays do not fit together")
-    except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a label file ({error!r:.200})") from None
-    audio, visual = (torch.from_numpy(x).to(device) for x in thresholds)
-    return Labels(settings, {s: tuple(torch.from_numpy(x).to(device) for x in pair) for s, pair in logits.items()},
-                  (audio, visual))
+        x = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        splits = [s for s in LLP_WEAK_FILES if s == "train" or f"{s}_audio" in x]
+        labels = Labels(settings, {s: (x[f"{s}_audio"], x[f"{s}_visual"]) for s in splits},
+                        (x["threshold_audio"], x["threshold_visual"]))
+        _, T, C = labels.logits["train"][0].shape
+        whole = all(z.shape == (len(pair[0]), T, C) and z.dtype == torch.float32 and z.isfinite().all()
+                    for pair in labels.logits.values() for z in pair)
+        if not whole or any(theta.shape != (C,) or theta.dtype != torch.float32 or theta.isnan().any()
+                            for theta in labels.thresholds):
+            raise ValueError("its arrays do not fit together, or hold NaN")
+    return labels
+
+
+def read_label_quality(path: Path) -> dict[str, dict[str, float]]:
+    """The scores by split that `label` wrote beside the labels."""
+    return read_sealed(path, "python uwav.py label")
 
 
 def identity_of_checkpoint(path: Path) -> dict | str:
@@ -282,14 +278,13 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
         raise ValueError(f"{labels_path}: holds labels (N, T, C) of {tuple(labels.logits['train'][0].shape)}, but "
                          f"{context.data} has {(*data.audio.shape[:2], data.weak.shape[1])}")
     pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
-    uwav.train_han(data, validation, pseudo, model_config, config, Run(path, out.name, settings))
-    if devices.RANK == 0:
-        history = read_history(path.with_suffix(".jsonl"))
-        if validation:
-            best = max(history, key=lambda record: record["val"]["seg_type"])
-            say(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
-        else:
-            say(f"{path}: no annotated video to choose an epoch by, the last one is kept")
+    run = Run(path, out.name, settings)
+    uwav.train_han(data, validation, pseudo, model_config, config, run)
+    if validation:
+        best = max(run.history, key=lambda record: record["val"]["seg_type"])
+        say(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
+    else:
+        say(f"{path}: no annotated video to choose an epoch by, the last one is kept")
 
 
 def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[str, float]:
@@ -298,14 +293,11 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     if split not in index["llp"]["videos"]:
         raise ValueError(f"{context.data}: has no annotated split {split} to score, only "
                          + (", ".join(s for s in index["llp"]["videos"] if s != "train") or "training videos"))
-    model = load_model(checkpoint, context.device)
-    if not isinstance(model, uwav.HAN):
-        raise ValueError(f"{checkpoint}: holds a {type(model).__name__}, expected a HAN")
+    model = load_model(checkpoint, context.device, kind=uwav.HAN)
     if model.config.classes != len(index["llp"]["classes"]):
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
                          f"those of {context.data} {len(index['llp']['classes'])}")
-    features = "base" if model.config.audio_dim == uwav.HANConfig().audio_dim else "clip_clap"
-    data = context.target(split, features)
+    data = context.target(split, feature_set_of(model.config.audio_dim))
     probabilities = uwav.han_probabilities(model, data)
     scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), data.audio_truth, data.visual_truth)
     with devices.alone_in(out):
@@ -320,17 +312,15 @@ def read_predictions(path: Path, shape: tuple[int, int, int]) -> tuple[Tensor, T
     """What `evaluate` wrote, gated: audio and visual, bool of `shape`, (N, T, C).
 
     Raises FileNotFoundError or ValueError naming the file."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; make it with `python uwav.py evaluate`")
-    arrays, (N, T, C) = read_npz(path), shape
-    for name, expected in dict(video=(N, C), audio=(N, T, C), visual=(N, T, C)).items():
-        if name not in arrays:
-            raise ValueError(f"{path}: holds no probabilities named {name}")
-        x = shaped(arrays[name], expected, f"{path}, {name}")
-        highest = 2 if name == "video" else 1  # HAN.pool
-        if x.dtype != np.float32 or not ((x >= 0) & (x <= 1.001 * highest)).all():
-            raise ValueError(f"{path}: {name} holds something else than probabilities (float32)")
-    return uwav.gated_predictions(*(torch.from_numpy(arrays[name]) for name in ("video", "audio", "visual")))
+    N, T, C = shape
+    with made_by("python uwav.py evaluate", path):
+        arrays, found = read_npz(path), []
+        for name, expected, highest in (("video", (N, C), 2), ("audio", shape, 1), ("visual", shape, 1)):  # HAN.pool
+            x = torch.from_numpy(shaped(arrays[name], expected, name))
+            if x.dtype != torch.float32 or not 0 <= x.min() <= x.max() <= 1.001 * highest:
+                raise ValueError(f"{name} holds something else than probabilities (float32)")
+            found.append(x)
+    return uwav.gated_predictions(*found)
 
 
 def one_line(scores: dict[str, float]) -> str:
