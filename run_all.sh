@@ -144,14 +144,7 @@ else
 fi
 stage "Pre-train the teacher on UnAV (Eq. 2-3)" \
     "$python" uwav.py pretrain "$packed" "$seed" "${train_options[@]}"
-stage "Pseudo-labels of the teacher for LLP: thresholds, hard and soft labels (Eq. 4)" \
-    "$python" uwav.py label "$packed" "$seed" --teacher "$seed/teacher.pt" ${device:+--device "$device"}
-stage "Train the HAN with soft labels, class balance and mixup (Eq. 5-9)" \
-    "$python" uwav.py train "$packed" "$seed/$first/full" --labels "$seed/labels_teacher.npz" \
-    --features "$first" "${train_options[@]}"
-stage "Score it on the test split" \
-    "$python" uwav.py evaluate "$packed" "$seed/$first/full/han.pt" ${device:+--device "$device"}
-stage "Ablation: every row of the paper's table, seeds: $seeds" \
+stage "Pseudo-labels (Eq. 4), then the HAN (Eq. 5-9): every row of the paper's ablation, seeds: $seeds" \
     "$python" uwav.py ablate "$packed" "$out" --seeds "$seeds" ${features:+--features "$features"} \
     ${sweep:+--sweep} "${train_options[@]}"
 stage "Export the parser to ONNX, every file checked against PyTorch" \
