@@ -13,6 +13,7 @@ The method, in the order of this file (equation numbers are the paper's):
     6  Losses         Eq. 5-9  uncertainty-weighted, class-balanced, feature mixup
     7  Inference               the gate, and the ten scores
     8  Training                the two loops
+    9  Released checkpoints    weights that were trained with the authors' code
 
 Shapes: B videos in a batch, T segments, C classes, D feature size, N videos in a split.
 `released code:` marks a choice that the published numbers were made with and the paper does not state,
@@ -23,7 +24,6 @@ or states otherwise; docs/method.md lists them all.
 
 from __future__ import annotations
 
-import importlib
 import math
 import runpy
 import sys
@@ -111,17 +111,6 @@ class TrainConfig:
     mixup: bool = True  # uncertainty-weighted feature mixup
     alpha: float = 1.7  # lambda ~ Beta(alpha, alpha)
     fast: bool = False  # bf16, and compiled on a GPU: common/devices.py
-
-
-# The rows of the paper's ablation: what each of them sets in TrainConfig.
-ABLATION = {
-    "video_only": dict(pseudo_label="none", reweight=False, mixup=False),
-    "binary": dict(pseudo_label="hard", reweight=False, mixup=False),
-    "soft": dict(pseudo_label="soft", reweight=False, mixup=False),
-    "soft_reweight": dict(pseudo_label="soft", reweight=True, mixup=False),
-    "soft_mixup": dict(pseudo_label="soft", reweight=False, mixup=True),
-    "full": dict(pseudo_label="soft", reweight=True, mixup=True),
-}
 
 
 # The HAN of feature set `clip_clap`; released code: its visual input, CLIP, enters the encoder unprojected.
@@ -595,13 +584,9 @@ class Run:
         self.optimizer = adamw(model, config)
         return self.optimizer
 
-    def forward_of(self, model: nn.Module, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
-        """What computes the outputs of a batch: here the model. one_shape: all batches but the last have the same;
-        whole: positions of inputs that belong to every video."""
-        return model
-
-    def compiled(self, function: Callable) -> Callable:
-        """The same function of a batch, faster; here as it is."""
+    def fast(self, function: Callable, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
+        """The same model, or function of a batch, faster; here as it is. one_shape: all batches but the last have the
+        same; whole: positions of inputs that belong to every video."""
         return function
 
     def epochs(self) -> Iterator[tuple[int, float]]:
@@ -644,7 +629,7 @@ def train_teacher(data: SourceSplit, validation: SourceSplit, text: tuple[Tensor
     torch.manual_seed(config.seed)
     model = Teacher(model_config).to(data.audio.device)
     optimizer = run.begin(model, config, videos=len(data.length))
-    forward = run.forward_of(model, one_shape=False, whole=(2, 3))  # the texts belong to every video
+    forward = run.fast(model, one_shape=False, whole=(2, 3))  # the texts belong to every video
     for epoch, lr in run.epochs():
         (loss,) = run.mean(teacher_epoch(model, forward, optimizer, data, text, config, epoch))
         score = teacher_score(model, validation, text)
@@ -725,7 +710,7 @@ def train_han(data: TargetSplit, validation: TargetSplit | None, labels: PseudoL
     torch.manual_seed(config.seed)
     model = HAN(model_config).to(data.weak.device)
     optimizer = run.begin(model, config, videos=len(data.weak))
-    forward, losses_of = run.forward_of(model, one_shape=True), run.compiled(han_losses)
+    forward, losses_of = run.fast(model, one_shape=True), run.fast(han_losses, one_shape=True)
     for epoch, lr in run.epochs():
         terms = run.mean(han_epoch(model, forward, losses_of, optimizer, data, labels, config, epoch))  # (5,)
         scores = validation and han_scores(model, validation)
@@ -773,15 +758,29 @@ def han_scores(model: HAN, data: TargetSplit) -> dict[str, float]:
 
 
 # ---------------------------------------------------------------------------------------------
-# What this file hands over to others when it is asked for: the released checkpoints, the command line
+# 9  Released checkpoints: weights that were trained with the authors' code
 # ---------------------------------------------------------------------------------------------
 
 
-def __getattr__(name: str) -> Callable:
-    """`uwav.load_released_teacher`, `uwav.load_released_han`: models from weights of the authors' code."""
-    if name in ("load_released_teacher", "load_released_han"):
-        return getattr(importlib.import_module("train.released"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def load_released_teacher(state_dict: dict[str, Tensor], heads: int = 16) -> Teacher:
+    """A teacher trained with the released code. Sizes are read off the weights; the number of heads cannot be."""
+    from common.released import teacher_of, with_weights
+
+    config, weights = teacher_of(state_dict, heads)
+    return with_weights(lambda: Teacher(TeacherConfig(**config)), weights)
+
+
+def load_released_han(state_dict: dict[str, Tensor], heads: int = 16, visual_3d_dim: int | None = None) -> HAN:
+    """A HAN trained with the released code. Which of its visual inputs are 3D features cannot be read off the weights
+    either: unless told, the published 512 where there are as many inputs as published, else none."""
+    from common.released import han_of, with_weights
+
+    if visual_3d_dim is None:
+        published, fusion = HANConfig(), state_dict.get("fc_fusion.layers.0.weight")
+        as_published = fusion is not None and fusion.shape[1] == published.visual_2d_dim + published.visual_3d_dim
+        visual_3d_dim = published.visual_3d_dim if as_published else 0
+    config, weights = han_of(state_dict, heads, visual_3d_dim)
+    return with_weights(lambda: HAN(HANConfig(**config)), weights)
 
 
 if __name__ == "__main__":

@@ -85,23 +85,28 @@ def all_of(value: object) -> list:
     return values
 
 
-def forward_of(model: nn.Module, fast: bool, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
-    """What `model` computes of a batch, on all GPUs of the run: this rank computes its share, in bf16 and compiled if
-    `fast`, and gets the outputs of the whole batch. whole: positions of inputs that are not shared out."""
-    device = next(model.parameters()).device
-    if WORLD == 1:
-        return accelerate(model, fast, device, one_shape)
-    compute = accelerate(nn.parallel.DistributedDataParallel(model), fast, device, one_shape)
+def parallel(function: Callable) -> Callable:
+    """The same; of a model, gradients are averaged over all ranks."""
+    if WORLD == 1 or not isinstance(function, nn.Module):
+        return function
+    return nn.parallel.DistributedDataParallel(function)
 
-    def forward(*inputs: Tensor | None) -> object:
+
+def shared_out(forward: Callable, whole: tuple[int, ...] = ()) -> Callable:
+    """What `forward` computes of a batch, each rank computing its share; whole: positions of inputs that all ranks use
+    as they are."""
+    if WORLD == 1:
+        return forward
+
+    def compute(*inputs: Tensor | None) -> object:
         n = len(inputs[0])
         own = _rows(n)
         if own.start == own.stop:
             own = slice(0, 1)  # computed in vain, _Gather leaves it out
-        outputs = compute(*(x if x is None or k in whole else x[own] for k, x in enumerate(inputs)))
+        outputs = forward(*(x if x is None or k in whole else x[own] for k, x in enumerate(inputs)))
         return tree_map(lambda x: _Gather.apply(x, n), outputs)
 
-    return forward
+    return compute
 
 
 def _rows(n: int) -> slice:

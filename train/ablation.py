@@ -36,7 +36,7 @@ PAPER_FULL = {  # the ten scores of UWAV: Table 1, and the supplement's table wi
 class Row(NamedTuple):
     title: str
     short: str  # in pictures
-    setting: str  # key of uwav.ABLATION
+    setting: str  # key of presets.ABLATION
     labels: str | None  # whose: segment | teacher
     paper_type: float  # the paper's ablation: segment-level Type, features `base`
 

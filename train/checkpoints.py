@@ -18,7 +18,7 @@ from tqdm import tqdm
 import uwav
 from common import devices
 from common.files import atomic, made_by, reason, temporary_of
-from train.released import load_released_han, load_released_teacher, with_weights
+from common.released import with_weights
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
 RANK_STRIDE = 1 << 40  # no two ranks share their dropout
@@ -66,11 +66,10 @@ class Run(uwav.Run):
             raise ValueError("its history has gaps")
         self.history, self.best_score, self.best_weights = history, float(best_score), best_weights
 
-    def forward_of(self, model: nn.Module, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
-        return devices.forward_of(model, self.config.fast, one_shape, whole)
-
-    def compiled(self, function: Callable) -> Callable:
-        return devices.accelerate(function, self.config.fast, next(self.model.parameters()).device, one_shape=True)
+    def fast(self, function: Callable, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
+        device = next(self.model.parameters()).device
+        fast = devices.accelerate(devices.parallel(function), self.config.fast, device, one_shape)
+        return devices.shared_out(fast, whole) if isinstance(function, nn.Module) else fast
 
     def epochs(self) -> Iterator[tuple[int, float]]:
         total = self.config.epochs * self.steps
@@ -179,9 +178,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
                 raise ValueError(f"layers = {config.layers}")
             model = with_weights(lambda: model_class(config), weights)
         elif "fc_prob.weight" in content:
-            model = load_released_han(content, heads, visual_3d_dim)
+            model = uwav.load_released_han(content, heads, visual_3d_dim)
         else:
-            model = load_released_teacher(content, heads)
+            model = uwav.load_released_teacher(content, heads)
     except Exception as error:  # a damaged or hostile file raises a dozen kinds
         raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({reason(error)})") from None
     if not isinstance(model, kind):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import uwav
 from common import devices
 from common.command import one_sentence_errors
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
-from train.presets import PRESETS
+from train.presets import ABLATION, PRESETS
 from train.stages import THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, train
 
 
@@ -51,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels", trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
     sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
-    sub.add_argument("--setting", choices=uwav.ABLATION, default="full", help="row of the ablation; full is UWAV")
+    sub.add_argument("--setting", choices=ABLATION, default="full", help="row of the ablation; full is UWAV")
     sub.add_argument("--features", choices=FEATURE_SETS, default="base",
                      help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP")
     sub = command("evaluate", "the ten parsing scores of a trained HAN", trains=False)

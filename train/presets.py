@@ -1,4 +1,4 @@
-"""Sets of configurations: the published run, and one small enough for two CPU cores."""
+"""Sets of configurations: the published run, one small enough for two CPU cores, and the rows of the ablation."""
 
 from __future__ import annotations
 
@@ -23,4 +23,14 @@ PRESETS = {
         TeacherConfig(**_SMALL), PretrainConfig(epochs=8, batch=16, warmup=2, peak_lr=1e-3, min_lr=1e-4),
         {"base": HANConfig(**_SMALL), "clip_clap": replace(CLIP_CLAP, **_SMALL, project_visual=True)},
         TrainConfig(epochs=6, batch=32, warmup=2, peak_lr=1e-3, min_lr=5e-5)),
+}
+
+# The rows of the paper's ablation: what each of them sets in TrainConfig.
+ABLATION = {
+    "video_only": dict(pseudo_label="none", reweight=False, mixup=False),
+    "binary": dict(pseudo_label="hard", reweight=False, mixup=False),
+    "soft": dict(pseudo_label="soft", reweight=False, mixup=False),
+    "soft_reweight": dict(pseudo_label="soft", reweight=True, mixup=False),
+    "soft_mixup": dict(pseudo_label="soft", reweight=False, mixup=True),
+    "full": dict(pseudo_label="soft", reweight=True, mixup=True),
 }

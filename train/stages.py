@@ -27,7 +27,7 @@ from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import feature_set_of, read_index
 from data.splits import load_source, load_target, load_text
 from train.checkpoints import Run, load_file, load_model
-from train.presets import PRESETS
+from train.presets import ABLATION, PRESETS
 from uwav import TargetSplit
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     index = read_index(context.data)
     preset = PRESETS[context.preset]
     model_config = context.config(replace(preset.han[features], classes=len(index["llp"]["classes"])))
-    config = context.config(replace(preset.train, **uwav.ABLATION[setting]))
+    config = context.config(replace(preset.train, **ABLATION[setting]))
     config = replace(config, seed=config.seed + context.seed)
     if config.pseudo_label == "none":
         labels = None
