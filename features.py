@@ -42,12 +42,12 @@ def run_demo(options: argparse.Namespace) -> None:
 
     llp, unav = options.llp and read_llp(options.llp), options.unav and read_unav(options.unav)
     with working_in(options.out):
-        demo_world.make(options.out, demo_world.WorldConfig(seed=options.seed), llp, unav)
+        demo_world.make(options.out, demo_world.WorldConfig(seed=options.seed), llp, unav, options.replace)
 
 
 def run_pack(options: argparse.Namespace) -> None:
     with working_in(options.out):
-        pack(options.source, options.out, options.workers, options.missing)
+        pack(options.source, options.out, options.workers, options.missing, options.replace)
 
 
 def run_extract(options: argparse.Namespace) -> None:
@@ -129,6 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--llp", type=Path, metavar="DIR", help="folder with the real AVVP_*.csv files")
     sub.add_argument("--unav", type=Path, metavar="FILE", help="the real unav100_annotations.json")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--replace", action="store_true",
+                     help="replace another finished pack in that folder when the new one is complete")
 
     sub = command("pack", "thousands of small .npy files -> a few memory-mapped arrays",
                   run_pack)
@@ -138,6 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
     sub.add_argument("--missing", choices=("stop", "skip"), default="stop",
                      help="a video without feature files: stop (default), or leave it out, counted")
+    sub.add_argument("--replace", action="store_true",
+                     help="replace another finished pack in that folder when the new one is complete")
 
     sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video; also under torchrun", run_extract)
     sub.add_argument("videos", type=Path, help="folder of videos; a file's name without its ending is the video's id")

@@ -106,7 +106,7 @@ class Saved:
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
-        return read_predictions(self.parser / "predictions_test.npz", target_shape(self.data, "test"))
+        return read_predictions(self.parser / "predictions_test.npz", self.data)
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:

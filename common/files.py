@@ -86,16 +86,30 @@ def write_json(path: str | Path, content: object) -> None:
         temporary.write_text(json_text(content), encoding="utf-8")
 
 
+def hash_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's content, in whatever memory."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def write_sealed(path: str | Path, content: dict) -> None:
     """A JSON file with a checksum of itself, for `read_sealed`."""
-    write_json(path, dict(content, sha256=hashlib.sha256(json_text(content).encode()).hexdigest()))
+    write_json(path, dict(content, sha256=hash_of(json_text(content).encode())))
 
 
 def read_sealed(path: str | Path, command: str) -> dict:
     """What `command` wrote with `write_sealed`. Raises FileNotFoundError or ValueError naming file and way out."""
     with made_by(command, path):
         content = dict(read_json(path))
-        if content.pop("sha256") != hashlib.sha256(json_text(content).encode()).hexdigest():
+        written = {k: v for k, v in content.items() if k != "sha256"}
+        if content["sha256"] != hash_of(json_text(written).encode()):
             raise ValueError("its checksum differs")
     return content
 

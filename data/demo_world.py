@@ -38,9 +38,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.files import atomic, write_array, write_sealed
+from common.files import write_array, write_rows
 from data.annotations import (LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit)
-from data.layout import make_index, read_index, start_or_continue, write_annotations
+from data.layout import begin_pack, finish_pack, make_plan, read_index, write_annotations
 from uwav import fit_thresholds, hard_labels, parsing_scores
 
 
@@ -348,7 +348,8 @@ def render_split(truths: list[np.ndarray], present: np.ndarray, g: Geometry, noi
         yield x[real]  # (segments, D)
 
 
-def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnAV | None = None) -> dict:
+def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnAV | None = None,
+         replace: bool = False) -> dict:
     """Write a packed folder (layout: features.py) and return its index; finished arrays of an interrupted run are kept.
 
     With `llp` / `unav` read from the real files, those videos, classes, splits and truths are dressed with
@@ -359,30 +360,23 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     data = {"llp": llp or invented_llp(config), "unav": unav or invented_unav(config)}
     splits = {"llp": tuple(LLP_WEAK_FILES), "unav": UNAV_SPLITS}
     source = {"demo_world": asdict(config), "real_annotations": real}
-    index = make_index(source, data["llp"], data["unav"], list(SIZES))
-    if (out / "index.json").exists() and read_index(out) == index:
-        print(f"{out}: already complete")
-        (out / "plan.json").unlink(missing_ok=True)
-        return index
-    start_or_continue(out, index)
-    write_annotations(out, data["llp"], data["unav"])
+    plan = make_plan(source, data["llp"], data["unav"], list(SIZES))
+    part = begin_pack(out, plan, replace)
+    if part is None:
+        return read_index(out)
+    write_annotations(part, data["llp"], data["unav"])
     geometry = build_geometry(data["llp"], data["unav"], config.seed)
     todo = [(key, g, number, split) for key, g in geometry.items() for number, split in enumerate(splits[key[0]])]
     for (dataset, feature), g, number, split in tqdm(todo, desc="demo world", unit="array"):
-        write_array(out / dataset / f"text_{feature}.npy", g.text)
-        path = out / dataset / split / f"{feature}.npy"
+        write_array(part / dataset / f"text_{feature}.npy", g.text)
+        path = part / dataset / split / f"{feature}.npy"
         if not path.exists():
             truths, present = perceived(getattr(data[dataset], split), MODALITY[feature], (config.seed, 3, number))
             shape = (len(truths), LLP_SEGMENTS) if dataset == "llp" else (sum(map(len, truths)),)
-            header = dict(descr="<f2", fortran_order=False, shape=(*shape, SIZES[feature]))
             seed = (config.seed, 4, list(geometry).index((dataset, feature)), number)
-            with atomic(path) as temporary, open(temporary, "wb") as file:  # a memory map would crash on a full disk
-                np.lib.format.write_array_header_1_0(file, header)
-                for x in render_split(truths, present, g, noise_of(config, feature), seed):
-                    file.write(x.astype("<f2"))
-    write_sealed(out / "index.json", index)
-    (out / "plan.json").unlink()
-    return index
+            blocks = render_split(truths, present, g, noise_of(config, feature), seed)
+            write_rows(path, (*shape, SIZES[feature]), blocks)
+    return finish_pack(out, plan)
 
 
 def noise_of(config: WorldConfig, feature: str) -> float:

@@ -16,13 +16,16 @@ only what you annotated. N videos in a split, T segments, C classes, D size of a
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 
-from common.files import CONTROL, json_text, read_sealed, write_array, write_json
-from data.annotations import LLP, UNAV_SPLITS, UnAV
+from common.files import (CONTROL, file_hash, json_text, read_json, read_sealed, temporary_of, write_array, write_json,
+                          write_sealed)
+from data.annotations import LLP, UNAV_SPLITS, UnAV, some
 
 # feature name -> (folder inside the source, vectors per second, vector size)
 LLP_FEATURES = {
@@ -40,7 +43,7 @@ UNAV_FEATURES = {
 SEGMENT_FILES = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name in ("clap", "clip")}
 TEXT_FILES = {"clap": ("feats_CLAP/event_feats/all_event_feats.npy", 512),
               "clip": ("feats_CLIP/event_feats/all_event_feats.npy", 768)}
-FORMAT = 1  # of the packed folder; raised when its layout changes
+FORMAT = 2  # of the packed folder; raised when its layout changes
 RANDOM_SOURCE = "pack, encoders with random weights"
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays.
 FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
@@ -54,22 +57,24 @@ def feature_set_of(audio_dim: int) -> str:
     return sizes[audio_dim]
 
 
-def make_index(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
-    """The content of index.json: where the data come from, what they hold, and a fingerprint of all labels."""
-    labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual)]
+def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
+    """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
+    labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]
     labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels] if unav else []
-    fingerprint = hashlib.sha256(b"".join(x.tobytes() for x in labels if x is not None)).hexdigest()
-    index = {
+    fingerprint = hashlib.sha256()
+    for x in labels:
+        fingerprint.update(f"{x.shape}".encode() + x.tobytes())
+    plan = {
         "format": FORMAT,
         "source": source,
-        "labels": fingerprint,
+        "labels": fingerprint.hexdigest(),
         "llp": {"classes": list(llp.classes), "features": llp_features,
                 "videos": {s: split.ids for s, split in llp.splits.items()}},
     }
     if unav:
-        index["unav"] = {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
-                         "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}}
-    return index
+        plan["unav"] = {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
+                        "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}}
+    return plan
 
 
 def write_annotations(out: Path, llp: LLP, unav: UnAV | None) -> None:
@@ -104,11 +109,61 @@ def is_list_of_names(names: object) -> bool:
             and all(isinstance(x, str) and x and not CONTROL.search(x) for x in names))
 
 
-def start_or_continue(out: Path, index: dict) -> None:
-    """Keep what an interrupted run of the *same* plan left in `out`; throw away anything else it packed."""
-    plan = out / "plan.json"
-    if not plan.exists() or plan.read_bytes() != json_text(index).encode():
-        (out / "index.json").unlink(missing_ok=True)
-        for dataset in ("llp", "unav"):
-            shutil.rmtree(out / dataset, ignore_errors=True)
-        write_json(plan, index)
+PART = ".packing"  # inside a packed folder: what is not complete yet
+
+
+def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
+    """The folder to write a pack of `plan` into, with what an interrupted run of the same plan left there; None if
+    `out` is that pack already. ValueError if `out` holds anything that no pack of ours says it wrote, or another
+    finished pack and not `replace`."""
+    part, finished = out / PART, (out / "index.json").exists()
+    index = read_index(out) if finished else {"files": {}}
+    ours = {*index["files"], "index.json"}
+    for manifest in ("index.json", "replaced.json"):  # of a swap that was interrupted
+        if (part / manifest).exists():
+            ours |= read_sealed(part / manifest, "python features.py pack")["files"].keys()
+    ours |= {f"{PART}/{name}" for name in (*ours, *_names(plan), "plan.json", "replaced.json")}
+    ours |= {str(temporary_of(Path(name))) for name in ours}
+    found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_symlink() or not file.is_dir()}
+    if foreign := sorted(found - ours):
+        raise ValueError(f"{out}: holds files that no pack wrote ({some(foreign, 3)}); choose another folder")
+    if finished and {k: index.get(k) for k in plan} == plan:
+        print(f"{out}: already complete")
+        return None
+    if finished and not replace:
+        raise ValueError(f"{out}: holds another finished pack, or one of data that changed since; --replace replaces "
+                         "it when the new one is complete")
+    if not (part / "plan.json").exists() or read_json(part / "plan.json") != json.loads(json_text(plan)):
+        shutil.rmtree(part, ignore_errors=True)
+        write_json(part / "plan.json", plan)
+    return part
+
+
+def finish_pack(out: Path, plan: dict) -> dict:
+    """A pack whose files are all in OUT/.packing takes its place; returns its index. Killed, it is begun again."""
+    part = out / PART
+    if not (part / "index.json").exists():
+        files = sorted(str(file.relative_to(part)) for file in part.rglob("*.npy"))
+        write_sealed(part / "index.json", plan | dict(files={name: file_hash(part / name) for name in files}))
+    if (out / "index.json").exists():
+        os.replace(out / "index.json", part / "replaced.json")
+    if (part / "replaced.json").exists():
+        for name in read_sealed(part / "replaced.json", "python features.py pack")["files"]:
+            (out / name).unlink(missing_ok=True)
+        (part / "replaced.json").unlink()
+    for name in read_sealed(part / "index.json", "python features.py pack")["files"]:
+        if (part / name).exists():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(part / name, out / name)
+    os.replace(part / "index.json", out / "index.json")
+    shutil.rmtree(part)
+    return read_index(out)
+
+
+def _names(plan: dict) -> set[str]:
+    """The arrays that a pack of `plan` consists of."""
+    names = {f"{d}/text_{name}.npy" for d in ("llp", "unav") for name in TEXT_FILES}
+    for dataset, more in (("llp", ("weak", "audio", "visual")), ("unav", ("length", "label"))):
+        part = plan.get(dataset, {"videos": {}, "features": []})
+        names |= {f"{dataset}/{s}/{name}.npy" for s in part["videos"] for name in (*part["features"], *more)}
+    return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import multiprocessing
 import os
 import sys
@@ -16,10 +17,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import follow_the_parent
-from common.files import finite, made_by, read_array, read_json, shaped, write_array, write_rows, write_sealed
+from common.files import finite, made_by, read_array, read_json, shaped, write_array, write_rows
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
-from data.layout import (LLP_FEATURES, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, UNAV_FEATURES, is_list_of_names,
-                         make_index, read_index, start_or_continue, write_annotations)
+from data.layout import (LLP_FEATURES, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, UNAV_FEATURES, begin_pack,
+                         finish_pack, is_list_of_names, make_plan, read_index, write_annotations)
 
 CHUNK, AHEAD = 32, 64  # videos a worker takes at a time; such chunks that are read before they are written
 START = "fork" if sys.platform == "linux" else "spawn"  # how workers start: at once, or as new Python processes
@@ -45,7 +46,7 @@ def pool_to(x: np.ndarray, segments: int) -> np.ndarray:
 class _Job:
     """One packed array to fill: where its rows come from and where they go."""
 
-    target: Path  # the .npy to write
+    target: str  # the .npy to write, in the packed folder
     folder: Path  # holds <id>.npy
     ids: list[str]  # (N)
     lengths: list[int]  # (N) segments of each video
@@ -53,11 +54,13 @@ class _Job:
     vectors: int | None  # vectors per second in the file; None: any number, pooled
 
 
-def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop") -> dict:
+def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop",
+         replace: bool = False) -> dict:
     """Pack the layout of the authors' download, or your own folder with labels.csv, into `out`; returns the index.
 
     Packs UnAV and every LLP feature whose folder exists. missing = "skip" leaves out videos that lack a feature file.
-    Stopped at any moment, it continues with the array that it was at; `index.json` is written last. Raises
+    Stopped at any moment, it continues with the array that it was at. Another finished pack is replaced only with
+    `replace`, and only when the new one is complete; a folder with files that no pack wrote is refused. Raises
     FileNotFoundError (missing files) or ValueError (files of a wrong shape, with NaN, cut short, ...) with one sentence
     that lists them; arrays that were packed stay and are not done again.
     """
@@ -65,44 +68,41 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     if (source / "labels.csv").exists():
         roots, found = {"llp": source}, list(SEGMENT_FILES)
         llp, unav = _read_own_folder(source, missing), None
-        index = make_index(_kind_of_source(source, "own data"), llp, unav, found)
-        index["llp"]["segments"] = llp.segments
-        index["made_with"] = {x: (source / x).read_text(encoding="utf-8", errors="replace")
+        plan = make_plan(_kind_of_source(source, "own data"), llp, unav, found)
+        plan["llp"]["segments"] = llp.segments
+        plan["made_with"] = {x: (source / x).read_text(encoding="utf-8", errors="replace")
                               for x in MADE_WITH if (source / x).exists()}
     elif (source / "LLP").exists():
         roots = {"llp": source / "LLP", "unav": source / "UnAV"}
         llp, unav, found = _read_published(source, missing)
-        index = make_index(_kind_of_source(source, "pack"), llp, unav, found)
+        plan = make_plan(_kind_of_source(source, "pack"), llp, unav, found)
     else:
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
-    if (out / "index.json").exists() and read_index(out) == index:
-        print(f"{out}: already complete")
-        (out / "plan.json").unlink(missing_ok=True)
-        return index
-    start_or_continue(out, index)
-
-    write_annotations(out, llp, unav)
-    for dataset, root in roots.items():
-        for name, (file, size) in TEXT_FILES.items():
-            path, C = root / file, len(index[dataset]["classes"])
-            text = finite(shaped(read_array(path), (C, size), path), path)
-            write_array(out / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
-
-    jobs = _jobs(roots, out, found, llp, unav)
+    jobs = _jobs(roots, found, llp, unav)
     missing = [path for job in jobs for path in _missing_files(job)]
     if missing:  # said before hours of work are spent on the rest
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
+    plan["read"] = _fingerprint(jobs, [root / file for root in roots.values() for file, _ in TEXT_FILES.values()])
+    part = begin_pack(out, plan, replace)
+    if part is None:
+        return read_index(out)
+    write_annotations(part, llp, unav)
+    for dataset, root in roots.items():
+        for name, (file, size) in TEXT_FILES.items():
+            path, C = root / file, len(plan[dataset]["classes"])
+            text = finite(shaped(read_array(path), (C, size), path), path)
+            write_array(part / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
     unusable, pool = [], ProcessPoolExecutor(workers, multiprocessing.get_context(START), follow_the_parent)
     pool.submit(os.getpid)  # starts the workers, before tqdm starts a thread
     try:
         with tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar:
             for job in jobs:
-                bar.set_postfix_str("/".join(job.target.with_suffix("").parts[-3:]))
-                if job.target.exists():
+                bar.set_postfix_str(job.target.removesuffix(".npy"))
+                if (part / job.target).exists():
                     bar.update(len(job.ids))
                     continue
                 try:
-                    write_rows(job.target, job.shape, _blocks(job, pool, bar))
+                    write_rows(part / job.target, job.shape, _blocks(job, pool, bar))
                 except _Unusable as error:
                     unusable += error.args
     except BrokenProcessPool:
@@ -112,9 +112,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         pool.shutdown(cancel_futures=True)
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
-    write_sealed(out / "index.json", index)
-    (out / "plan.json").unlink()
-    return index
+    return finish_pack(out, plan)
 
 
 def _read_published(source: Path, missing: str) -> tuple[LLP, UnAV, list[str]]:
@@ -174,27 +172,36 @@ def _without_missing(source: Path, found: list[str], llp: LLP, unav: UnAV) -> tu
     return LLP(llp.classes, *kept[:3]), UnAV(unav.classes, *kept[3:])
 
 
-def _jobs(roots: dict[str, Path], out: Path, found: list[str], llp: LLP, unav: UnAV | None) -> list[_Job]:
+def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None) -> list[_Job]:
     jobs = []
     for name in found:
         place, per_second, size = LLP_FEATURES[name]
         folder = roots["llp"] / Path(place).relative_to("LLP")
         for split, data in llp.splits.items():
             N, T = len(data.ids), llp.segments
-            jobs.append(_Job(out / "llp" / split / f"{name}.npy", folder, data.ids, [T] * N, (N, T, size), per_second))
+            jobs.append(_Job(f"llp/{split}/{name}.npy", folder, data.ids, [T] * N, (N, T, size), per_second))
     for name, (place, size) in UNAV_FEATURES.items() if unav else ():
         folder = roots["unav"] / Path(place).relative_to("UnAV")
         for split in UNAV_SPLITS:
             data = getattr(unav, split)
             lengths = [len(x) for x in data.labels]
             shape = sum(lengths), size
-            jobs.append(_Job(out / "unav" / split / f"{name}.npy", folder, data.ids, lengths, shape, None))
+            jobs.append(_Job(f"unav/{split}/{name}.npy", folder, data.ids, lengths, shape, None))
     return jobs
 
 
 def _missing_files(job: _Job) -> list[str]:
     present = {entry.name for entry in os.scandir(job.folder)} if job.folder.is_dir() else set()
     return [str(job.folder / f"{i}.npy") for i in job.ids if f"{i}.npy" not in present]
+
+
+def _fingerprint(jobs: list[_Job], more: list[Path]) -> str:
+    """Changes when any file that is read is replaced: of each, name, size and time of its last change."""
+    digest = hashlib.sha256()
+    for path in (*(job.folder / f"{i}.npy" for job in jobs for i in job.ids), *more):
+        status = os.stat(path) if path.exists() else None
+        digest.update(f"{path.name} {status and (status.st_size, status.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
 
 
 class _Unusable(Exception):

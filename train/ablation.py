@@ -91,8 +91,8 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     seed_numbers = [context.seed + k for k in range(seeds)]
     differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
     write_sealed(run / "ablation.json", dict(
-        seeds=seed_numbers, source=index["source"], preset=context.preset, overrides=context.overrides,
-        labels=label_scores, scores=scores, differences=differences, sweep=swept))
+        data=index["sha256"], seeds=seed_numbers, source=index["source"], preset=context.preset,
+        overrides=context.overrides, labels=label_scores, scores=scores, differences=differences, sweep=swept))
     text = tables(label_scores, scores, index["source"]) + "".join(
         [difference_table(f, d, seeds) for f, d in differences.items()] + [sweep_table(f, x) for f, x in swept.items()])
     with atomic(run / "tables.txt") as temporary:
@@ -115,7 +115,7 @@ def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> li
     truth, scores = load_truth(data, "test"), {}
     for row in ROWS:
         paths = [run / f"seed{k}" / features / row / "predictions_test.npz" for k in seeds]
-        scores[row] = [uwav.video_scores(*read_predictions(path, truth[0].shape), *truth) for path in paths]
+        scores[row] = [uwav.video_scores(*read_predictions(path, data), *truth) for path in paths]
     return paired_differences(scores, COMPARISONS)
 
 

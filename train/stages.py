@@ -9,7 +9,6 @@ interrupted continues.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,10 +21,10 @@ from torch import Tensor
 
 import uwav
 from common import devices
-from common.files import made_by, read_npz, read_sealed, shaped, write_arrays, write_json, write_sealed
+from common.files import file_hash, made_by, read_npz, read_sealed, shaped, write_arrays, write_json, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import feature_set_of, read_index
-from data.splits import load_source, load_target, load_text
+from data.splits import load_source, load_target, load_text, target_shape
 from train.checkpoints import Run, load_file, load_model
 from train.presets import ABLATION, PRESETS
 from uwav import TargetSplit
@@ -53,8 +52,8 @@ class Context:
 
     @property
     def identity(self) -> str:
-        """Changes when the packed data do."""
-        return hashlib.sha256((self.data / "index.json").read_bytes()).hexdigest()[:16]
+        """Changes when anything in the packed folder does: index.json holds the hashes of all its files."""
+        return read_index(self.data)["sha256"]
 
 
 CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig)
@@ -154,7 +153,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") 
     """
     index = read_index(context.data)
     model = teacher and load_model(teacher, context.device, kind=uwav.Teacher)
-    settings = dict(data=context.identity, teacher=identity_of_checkpoint(teacher) if teacher else None)
+    settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None)
     settings |= {} if rule == "val" else dict(thresholds=rule)
     path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
     if path.exists() and path.with_suffix(".json").exists():
@@ -249,11 +248,6 @@ def read_label_quality(path: Path) -> dict[str, dict[str, float]]:
     return read_sealed(path, "python uwav.py label")
 
 
-def identity_of_checkpoint(path: Path) -> dict | str:
-    """The settings that our checkpoints carry (the same after an interruption), the hash of any other file."""
-    return load_file(path).get("settings") or hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
 @alone
 def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str) -> None:
     """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none."""
@@ -268,15 +262,14 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
         raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
     else:
         labels = read_labels(labels_path, context.device)
-    settings = dict(data=context.identity, features=features, labels=labels and labels.settings,
+        if labels.settings["data"] != context.identity:
+            raise ValueError(f"{labels_path}: made for other data than {context.data}; make them with `uwav.py label`")
+    settings = dict(data=context.identity, features=features, labels=labels and file_hash(labels_path),
                     model=asdict(model_config), training=asdict(config))
     path = out / "han.pt"
     if path.exists():
         return check_finished(path, load_file(path).get("settings"), settings)
     data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
-    if labels and labels.logits["train"][0].shape != (*data.audio.shape[:2], data.weak.shape[1]):
-        raise ValueError(f"{labels_path}: holds labels (N, T, C) of {tuple(labels.logits['train'][0].shape)}, but "
-                         f"{context.data} has {(*data.audio.shape[:2], data.weak.shape[1])}")
     pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
     run = Run(path, out.name, settings)
     uwav.train_han(data, validation, pseudo, model_config, config, run)
@@ -294,6 +287,10 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
         raise ValueError(f"{context.data}: has no annotated split {split} to score, only "
                          + (", ".join(s for s in index["llp"]["videos"] if s != "train") or "training videos"))
     model = load_model(checkpoint, context.device, kind=uwav.HAN)
+    made_from = dict(data=context.identity, model=file_hash(checkpoint))
+    scores_path = out / f"scores_{split}.json"
+    if scores_path.exists() and read_scores(scores_path)["made_from"] != made_from:
+        raise ValueError(f"{scores_path}: scores of another model or other data; choose another folder with --out")
     if model.config.classes != len(index["llp"]["classes"]):
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
                          f"those of {context.data} {len(index['llp']['classes'])}")
@@ -302,19 +299,27 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), data.audio_truth, data.visual_truth)
     with devices.alone_in(out):
         named = zip(("video", "audio", "visual"), probabilities)
-        write_arrays(out / f"predictions_{split}.npz", **{k: p.cpu().numpy() for k, p in named})
-        write_json(out / f"scores_{split}.json", scores)
+        write_arrays(out / f"predictions_{split}.npz", made_from=np.array(json.dumps(made_from)),
+                     **{k: p.cpu().numpy() for k, p in named})
+        write_sealed(scores_path, dict(scores, made_from=made_from))
     print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
     return scores
 
 
-def read_predictions(path: Path, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """What `evaluate` wrote, gated: audio and visual, bool of `shape`, (N, T, C).
+def read_scores(path: Path) -> dict:
+    """The scores that `evaluate` wrote, and of what they are: `made_from`."""
+    return read_sealed(path, "python uwav.py evaluate")
+
+
+def read_predictions(path: Path, data: Path) -> tuple[Tensor, Tensor]:
+    """What `evaluate` wrote of the test split of `data`, gated: audio and visual, (N, T, C) bool.
 
     Raises FileNotFoundError or ValueError naming the file."""
-    N, T, C = shape
+    N, T, C = shape = target_shape(data, "test")
     with made_by("python uwav.py evaluate", path):
         arrays, found = read_npz(path), []
+        if json.loads(str(arrays["made_from"]))["data"] != read_index(data)["sha256"]:
+            raise ValueError(f"made from other data than {data}")
         for name, expected, highest in (("video", (N, C), 2), ("audio", shape, 1), ("visual", shape, 1)):  # HAN.pool
             x = torch.from_numpy(shaped(arrays[name], expected, name))
             if x.dtype != torch.float32 or not 0 <= x.min() <= x.max() <= 1.001 * highest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import sys
@@ -11,10 +10,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from common.files import reason
+from common.files import file_hash, reason
 
 HUB = "https://huggingface.co"
-BLOCK = 1 << 20  # bytes
 RANDOM = "random"
 CLIP_NAMES = ("openai",)
 CLIP_REPOSITORY = "timm/vit_large_patch14_clip_224.openai"  # where open_clip takes them from
@@ -102,8 +100,4 @@ def identity_of_weights(choice: str, file: Path | None) -> dict[str, str]:
     """What a folder of features remembers of an encoder."""
     if file is None:
         return {"weights": RANDOM}
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(BLOCK):
-            digest.update(block)
-    return {"weights": Path(choice).name, "sha256": digest.hexdigest()}
+    return {"weights": Path(choice).name, "sha256": file_hash(file)}
