@@ -18,7 +18,7 @@ bash run_all.sh test [pytest options]    set up and run the tests
   --fast           train in bf16 and, on a GPU, with compiled kernels
   --fetch          download the published annotations and CLIP/CLAP features into the folder of --data
   --sweep          also train UWAV with alpha and W varied, one at a time
-  --fresh          throw away what earlier runs left in the output folder
+  --fresh          begin anew: delete what earlier runs wrote, if the output folder holds nothing else
   -- OPTIONS       passed on to every training stage, e.g. -- --set epochs=1
 
 The first run makes a virtual environment in .venv, unless the active python has all packages already.
@@ -88,9 +88,17 @@ else
 fi
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
 setup onnx "torch, numpy, tqdm, matplotlib, onnx, onnxscript, onnxruntime"
-if [ -n "$fresh" ]; then
-    rm -rf "$out"/data "$out"/bundle "$out"/seed* "$out"/labels_segment.* "$out"/ablation.json "$out"/tables.txt \
-        "$out"/stages.tsv "$out"/report.html "$out"/pictures
+if [ -n "$fresh" ] && [ -d "$out" ]; then # only what a run writes, and nothing at all if anything else is there
+    encoders='clap|clip|vggish|res152|r2plus1d_18'
+    ours="stages\.tsv|tables\.txt|ablation\.json|report\.html|\.started|labels_segment\.(npz|json)|pictures/[a-z_]+(-[0-9]+)?\.(svg|png)"
+    ours+="|data/(\.packing/)?((index|plan|replaced)\.json|(llp|unav)/text_(clap|clip)\.npy)"
+    ours+="|data/(\.packing/)?(llp|unav)/(train|val|validation|test)/(weak|audio|visual|label|length|$encoders)\.npy"
+    ours+="|bundle/[a-z0-9_]+\.(onnx|json)|seed[0-9]+/(teacher|labels_teacher)\.(pt|state\.pt|jsonl|json|npz)"
+    ours+="|seed[0-9]+/(base|clip_clap)/[a-zA-Z_0-9.]+/(han\.(pt|state\.pt|jsonl)|(scores|predictions)_(val|test)\.(json|npz))"
+    foreign=$(cd "$out" && find . ! -type d | cut -c3- | grep -Evx "$ours" | head -n 3 || true)
+    [ -z "$foreign" ] || die "--fresh: $out holds files that no run writes (${foreign//$'\n'/, }); choose another folder"
+    find "$out" ! -type d -delete
+    find "$out" -mindepth 1 -type d -empty -delete
 fi
 
 # ---- the stages ----
