@@ -33,6 +33,15 @@ LLP_CLASSES = (
     "Telephone_bell_ringing", "Baby_cry_infant_cry", "Blender", "Clapping",
 )
 LLP_WEAK_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
+LLP_VIDEOS = (10_000, 649, 1_200)
+LLP_WARTS = {  # in which the published files disagree with themselves, and how often
+    "audio rows name videos outside val and test (ignored)": 14,
+    "visual rows name videos outside val and test (ignored)": 11,
+    "audio rows are empty, onset >= offset (ignored)": 6,
+    "visual rows are empty, onset >= offset (ignored)": 0,
+    "weak (video, class) labels have no dense row (kept as weak labels)": 38,
+    "(video, class) pairs of the dense truth are not in the weak label (kept as truth)": 65,
+}
 LLP_DENSE_FILES = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
 
 
@@ -63,9 +72,9 @@ class LLP:
 
 
 def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
-    """Read the five `AVVP_*.csv` files of LLP (columns: README, "Bringing the real data").
+    """Read the five `AVVP_*.csv` files of LLP (columns: docs/real_data.md).
 
-    The published files disagree with themselves in places; that is counted, told to `report` in one
+    The published files disagree with themselves in places (LLP_WARTS); that is counted, told to `report` in one
     line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as
     it stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant.
     """
@@ -76,7 +85,7 @@ def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
     weak: dict[str, np.ndarray] = {}
     seen: set[str] = set()
     for split, file in LLP_WEAK_FILES.items():
-        rows = _read_tsv(folder / file, ("filename", "event_labels"))
+        rows = _read_table(folder / file, ("filename", "event_labels"), published=True)
         if not rows:
             raise ValueError(f"{folder / file}: no video in it")
         ids[split] = [_youtube_id(row["filename"], folder / file, line) for line, row in rows]
@@ -93,46 +102,64 @@ def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
         split: {m: np.zeros((len(ids[split]), LLP_SEGMENTS, len(LLP_CLASSES)), np.uint8) for m in LLP_DENSE_FILES}
         for split in ("val", "test")
     }  # split -> modality -> (N, T, C)
+    whole = tuple(map(len, ids.values())) == LLP_VIDEOS
+
+    def tell(what: str, count: int) -> None:
+        usual = LLP_WARTS[what]
+        if count or (whole and usual):
+            report(f"LLP: {count} {what}" + (f"; THE PUBLISHED FILES HAVE {usual}" if whole and count != usual else ""))
+
     for modality, file in LLP_DENSE_FILES.items():
-        unknown_rows, empty_rows = 0, 0
-        for line, row in _read_tsv(folder / file, ("filename", "onset", "offset", "event_labels")):
-            onset, offset = _seconds(row["onset"], folder / file, line), _seconds(row["offset"], folder / file, line)
-            c = _class_number(row["event_labels"], class_index, folder / file, line)
+        path, unknown_rows, empty_rows = folder / file, 0, 0
+        rows = _read_table(path, ("filename", "onset", "offset", "event_labels"), published=True)
+        for line, row in rows:
+            onset, offset = _seconds(row["onset"], path, line), _seconds(row["offset"], path, line)
+            c = _class_number(row["event_labels"], class_index, path, line)
             split, n = place.get(row["filename"], ("train", -1))
             empty_rows += onset >= offset
             unknown_rows += split == "train"
             if split != "train" and onset < offset:
                 dense[split][modality][n, onset:offset, c] = 1
-        if unknown_rows:
-            report(f"LLP: {unknown_rows} {modality} rows name videos outside val and test (ignored)")
-        if empty_rows:
-            report(f"LLP: {empty_rows} {modality} rows are empty, onset >= offset (ignored)")
+        if empty_rows > len(rows) / 2:
+            raise ValueError(f"{path}: {empty_rows} of {len(rows)} events end before they begin; are onset and offset "
+                             "exchanged?")
+        tell(f"{modality} rows name videos outside val and test (ignored)", unknown_rows)
+        tell(f"{modality} rows are empty, onset >= offset (ignored)", empty_rows)
 
     occurs = {s: (d["audio"] | d["visual"]).any(1) for s, d in dense.items()}  # (N, C)
-    undated = sum(int((weak[s] & ~occurs[s]).sum()) for s in occurs)
-    unlisted = sum(int((occurs[s] & ~weak[s].astype(bool)).sum()) for s in occurs)
-    if undated:
-        report(f"LLP: {undated} weak (video, class) labels have no dense row (kept as weak labels)")
-    if unlisted:
-        report(f"LLP: {unlisted} (video, class) pairs of the dense truth are not in the weak label (kept as truth)")
+    tell("weak (video, class) labels have no dense row (kept as weak labels)",
+         sum(int((weak[s] & ~occurs[s]).sum()) for s in occurs))
+    tell("(video, class) pairs of the dense truth are not in the weak label (kept as truth)",
+         sum(int((occurs[s] & ~weak[s].astype(bool)).sum()) for s in occurs))
     return LLP(LLP_CLASSES, *(LLPSplit(ids[s], weak[s], **dense.get(s, {})) for s in LLP_WEAK_FILES))
 
 
-def _read_tsv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of a tab-separated file whose header has at least `columns`."""
+def _read_table(path: Path, columns: tuple[str, ...], published: bool = False) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of a table whose header line has each of `columns` once; empty lines do not count.
+
+    published: tab-separated, without quotation marks, every cell filled. Else as spreadsheets save it: cells separated
+    by comma, semicolon or tab, whichever the header line has most of; with or without byte order mark.
+    """
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            missing = [c for c in columns if c not in (reader.fieldnames or ())]
-            if missing:
-                raise ValueError(f"{path}: the header line lacks the tab-separated column {', '.join(missing)}")
-            rows = [(reader.line_num, row) for row in reader]
+        text = path.read_text(encoding="utf-8-sig")
+        if published and '"' in text:
+            raise ValueError(f"{path}: holds a quotation mark, which the published file does not")
+        delimiter = "\t" if published else max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a tab-separated UTF-8 text file ({error})") from None
-    for line, row in rows:
-        if any(not row[c] for c in columns):
-            raise ValueError(f"{path}, line {line}: a column is empty or missing")
-    return rows
+        raise ValueError(f"{path}: not a csv file in UTF-8 ({error})") from None
+    header = [name.lower() for name in rows[0][1]] if rows else []
+    if wrong := [name for name in columns if header.count(name) != 1]:
+        raise ValueError(f"{path}: the header line must have the column {' and the column '.join(wrong)}, once"
+                         + (", separated by tabs" if published else ""))
+    for line, cells in rows[1:]:
+        if len(cells) != len(header) or (published and "" in cells):
+            raise ValueError(f"{path}, line {line}: {len([c for c in cells if c])} cells, but the header line has "
+                             f"{len(header)}" + ("" if published else " (several labels are separated by semicolons)"))
+    return [(line, dict(zip(header, cells))) for line, cells in rows[1:]]
 
 
 def _youtube_id(filename: str, path: Path, line: int) -> str:
@@ -181,11 +208,11 @@ class UnAV:
     test: UnAVSplit
 
 
-def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> UnAV:
+def read_unav(json_path: str | Path) -> UnAV:
     """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end).
 
-    The class list is read from the file, in the order of `label_id`. Annotations that cover nothing
-    inside their video are counted and ignored. Raises FileNotFoundError, or ValueError naming the cause.
+    The class list is read from the file, in the order of `label_id`. Raises FileNotFoundError, or ValueError naming the
+    cause: an annotation that reaches out of its video is one.
     """
     content = read_json(json_path)
     try:
@@ -195,7 +222,6 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
         if len(set(classes)) < max(1, len(classes)) or any(map(CONTROL.search, classes)):
             raise ValueError("two classes of one name, or none, or control characters in it")
         splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
-        empty = 0
         for video_id, video in database.items():
             if not is_plain_name(video_id) or not 0 < video["duration"] <= UNAV_LONGEST:
                 raise ValueError(f"video {video_id!r} of {video['duration']} s")
@@ -204,17 +230,15 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
                 (start, end), c = annotation["segment"], annotation["label_id"]
                 if type(c) is not int or annotation["label"] != classes[c]:
                     raise ValueError(f"class {c!r} of video {video_id!r}")
-                covered = label[max(0, math.floor(start)) : max(0, math.ceil(end)), c]
-                covered[:] = 1
-                empty += covered.size == 0
+                if not 0 <= start < end <= video["duration"]:
+                    raise ValueError(f"an event from {start} to {end} s in video {video_id!r} of {video['duration']} s")
+                label[math.floor(start) : math.ceil(end), c] = 1
             splits[video["subset"]].ids.append(video_id)
             splits[video["subset"]].labels.append(label)
         if without := [name for name, split in splits.items() if not split.ids]:
             raise ValueError(f"no video of subset {' and '.join(without)}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r})") from None
-    if empty:
-        report(f"UnAV: {empty} annotations cover no segment of their video (ignored)")
     return UnAV(classes, **splits)
 
 
@@ -286,7 +310,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
 def _read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[str, np.ndarray]]:
     """video -> (split, "" if the file does not say; weak label (C,) uint8), in the order of the file."""
     class_index, rows = {name: c for c, name in enumerate(classes)}, {}
-    for line, row in _read_csv(path, ("video", "labels")):
+    for line, row in _read_table(path, ("video", "labels")):
         video, split = _video_id(row["video"], path, line), row.get("split", "").lower()
         if video in rows:
             raise ValueError(f"{path}, line {line}: the video {video} is listed twice")
@@ -308,7 +332,7 @@ def _read_events(path: Path, classes: tuple[str, ...], known: Container[str],
     As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset).
     """
     class_index, truth, lines, cut = {name: c for c, name in enumerate(classes)}, {}, {}, 0
-    for line, row in _read_csv(path, ("video", "modality", "onset", "offset", "label")):
+    for line, row in _read_table(path, ("video", "modality", "onset", "offset", "label")):
         video, modality = _video_id(row["video"], path, line), row["modality"].lower()
         if video not in known:
             raise ValueError(f"{path}, line {line}: the video {video} is not in labels.csv")
@@ -326,28 +350,6 @@ def _read_events(path: Path, classes: tuple[str, ...], known: Container[str],
         truth[video][MODALITIES[modality], math.floor(onset) : math.ceil(offset), c] = 1
         cut += math.ceil(offset) > T
     return truth, cut
-
-
-def _read_csv(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of a table as spreadsheets save it: cells separated by comma, semicolon or tab, whichever
-    its header line has; with or without byte order mark; empty lines do not count."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a csv file in UTF-8 ({error})") from None
-    header = [name.lower() for name in rows[0][1]] if rows else []
-    if wrong := [name for name in columns if header.count(name) != 1]:
-        raise ValueError(f"{path}: the header line must have the column {' and the column '.join(wrong)}, once")
-    for line, cells in rows[1:]:
-        if len(cells) != len(header):
-            raise ValueError(f"{path}, line {line}: {len(cells)} cells, but the header line has {len(header)} "
-                             "(several labels are separated by semicolons)")
-    return [(line, dict(zip(header, cells))) for line, cells in rows[1:]]
 
 
 def _video_id(name: str, path: Path, line: int) -> str:
