@@ -86,6 +86,7 @@ elif [ -n "$llp$unav" ]; then
 else
     out=${out:-runs/demo}
 fi
+case $out in *[$'\t\n']*) die "--out: a tab or a line break in the name of a folder" ;; esac
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
 setup onnx "torch, numpy, tqdm, matplotlib, onnx, onnxscript, onnxruntime"
 if [ -n "$fresh" ] && [ -d "$out" ]; then # only what a run writes, and nothing at all if anything else is there

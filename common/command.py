@@ -4,6 +4,7 @@ a sentence and an exit status other than 0."""
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import os
 import signal
@@ -60,6 +61,9 @@ def working_in(folder: str | Path) -> Iterator[None]:
 def one_sentence_errors() -> Iterator[None]:
     """For a whole command: what a user can bring about ends it with one sentence and exit status 1, and not with a
     traceback; Ctrl-C and SIGTERM with one sentence and 128 + the number of the signal."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone ends no command
     with _interruptible() as signals:
         try:
             yield

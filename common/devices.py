@@ -32,10 +32,11 @@ PATIENCE = timedelta(days=1)  # ranks may finish hours apart; one that dies ends
 
 
 def choose_device(name: str | None) -> str:
-    """`name`, or the GPU where there is one. Raises ValueError if it is not there."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this PyTorch sees no GPU")
+    """`name` (cpu, cuda, cuda:1), or the GPU where there is one. Raises ValueError if it is not there."""
+    name, gpus = name or ("cuda" if torch.cuda.is_available() else "cpu"), torch.cuda.device_count()
+    if name not in ("cpu", "cuda", *(f"cuda:{k}" for k in range(gpus))) or (name == "cuda" and not gpus):
+        raise ValueError(f"--device {name}: this PyTorch sees {f'{gpus} GPUs' if gpus else 'no GPU'}; "
+                         "cpu, cuda or cuda:NUMBER")
     return name
 
 

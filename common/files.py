@@ -24,7 +24,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     The temporary name is always the same, so what a killed run leaves behind the next run removes, and with it a link
     that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`.
     """
-    path = Path(path)
+    path = regular(path)
     temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,16 @@ def no_links(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # and line ends, and halves of characters
+# Characters that no name has: control characters, line ends, halves of characters, what is invisible or turns the
+# direction of what follows.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+
+
+def regular(path: str | Path) -> Path:
+    """The path, unless it is something else than a file, which might have no end: a device, a pipe, a folder."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: not a file")
+    return Path(path)
 
 
 def is_plain_name(name: object) -> bool:
@@ -93,7 +102,7 @@ def hash_of(content: bytes) -> str:
 def file_hash(path: str | Path) -> str:
     """SHA-256 of a file's content, in whatever memory."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(regular(path), "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -150,7 +159,7 @@ def made_by(command: str, path: str | Path) -> Iterator[None]:
 def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     """An .npy file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
     try:
-        array = np.load(path, allow_pickle=False, mmap_mode="r" if mmap else None)
+        array = np.load(regular(path), allow_pickle=False, mmap_mode="r" if mmap else None)
         if not isinstance(array, np.ndarray):
             array.close()
             raise ValueError("it is an .npz file")
@@ -185,7 +194,7 @@ UNPACKED = 1 << 30  # bytes: a compressed .npz file may not unpack to more
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > max(UNPACKED, os.path.getsize(path)):
             raise ValueError(f"it would unpack to {size / 1e9:.0f} GB")
@@ -203,7 +212,7 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
 def read_json(path: str | Path) -> object:
     """The content of a JSON file, in which no key stands twice. Raises FileNotFoundError or ValueError naming it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
+        return json.loads(regular(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import CONTROL, is_plain_name, read_json
+from common.files import CONTROL, is_plain_name, read_json, regular
 
 # ---------------------------------------------------------------------------------------------
 # LLP annotations
@@ -141,7 +141,7 @@ def _read_table(path: Path, columns: tuple[str, ...], published: bool = False) -
     by comma, semicolon or tab, whichever the header line has most of; with or without byte order mark.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = regular(path).read_text(encoding="utf-8-sig")
         if published and '"' in text:
             raise ValueError(f"{path}: holds a quotation mark, which the published file does not")
         delimiter = "\t" if published else max(",;\t", key=text.lstrip().split("\n", 1)[0].count)

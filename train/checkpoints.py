@@ -39,15 +39,15 @@ class Run(uwav.Run):
         optimizer = super().begin(model, config, videos)
         self.saved_at, self.saving_took = time.monotonic(), 0.0  # s
         if self.state_path.exists():
-            state = load_file(self.state_path, next(model.parameters()).device)
-            if state.get("settings") != self.settings:
-                raise ValueError(f"{self.state_path}: an unfinished run with other settings or other data; "
-                                 "delete it or choose another folder")
             try:
+                state = load_file(self.state_path, next(model.parameters()).device)
+                if state.get("settings") != self.settings:
+                    raise ValueError("an unfinished run with other settings or other data")
                 self._restore(**state)
             except Exception as error:  # PyTorch raises a dozen kinds
-                raise ValueError(f"{self.state_path}: not the state of this run ({reason(error)}); delete it to begin "
-                                 "again") from None
+                cause = reason(error).removeprefix(f"{self.state_path}: ")
+                raise ValueError(f"{self.state_path}: not the state of this run ({cause}); delete it to begin again, "
+                                 "or choose another folder") from None
         return optimizer
 
     def _restore(self, settings: dict, weights: dict, optimizer: dict, history: list[dict], best_score: float,
