@@ -46,7 +46,8 @@ export class Bundle {
     if (!file) throw new Error(`the bundle has no ${name}.onnx: it parses features, not videos`);
     if (!this.sessions[name]) {
       const bytes = await this.read(`${name}.onnx`); // not file.file: what a bundle says must not choose what is read
-      if (bytes.length !== file.bytes) throw new Error(`${name}.onnx: not the file that bundle.json describes (its size differs)`);
+      if (namesOtherFiles(bytes)) throw new Error(`${name}.onnx: keeps weights in other files, which are not read`);
+      if (await sha256(bytes) !== file.sha256) throw new Error(`${name}.onnx: not the file that bundle.json describes (its checksum differs)`);
       this.sessions[name] = await this.ort.InferenceSession.create(bytes);
     }
     const feeds = {};
@@ -56,6 +57,21 @@ export class Bundle {
     const outputs = await this.sessions[name].run(feeds);
     return Object.fromEntries(Object.entries(outputs).map(([key, x]) => [key, {data: x.data, shape: [...x.dims].map(Number)}]));
   }
+}
+
+async function sha256(bytes) {
+  if (!globalThis.crypto?.subtle) throw new Error("checksums need a page from https or from localhost");
+  return [...new Uint8Array(await crypto.subtle.digest("SHA-256", bytes))].map((b) => b.toString(16).padStart(2, "0")).join("");
+}
+
+// A tensor of an .onnx file may name another file, anywhere, to take its numbers from, under the key "location": a
+// string in protobuf, after a byte that ends its length, 8 (or 0, if that is written longer than needed).
+function namesOtherFiles(bytes) {
+  const word = new TextEncoder().encode("location");
+  for (let i = bytes.indexOf(word[0], 1); i > 0; i = bytes.indexOf(word[0], i + 1)) {
+    if ((bytes[i - 1] === 8 || bytes[i - 1] === 0) && word.every((letter, k) => bytes[i + k] === letter)) return true;
+  }
+  return false;
 }
 
 // ---- parsing ----
@@ -77,6 +93,7 @@ export async function parse(features, bundle) {
     if (!x || x.shape.length !== 2 || x.shape[0] !== T || x.shape[1] !== size || !T) {
       throw new Error(`the parser needs ${name} of shape (T, ${size}), not ${x ? `(${x.shape.join(", ")})` : "nothing"}`);
     }
+    if (!x.data.every(Number.isFinite)) throw new Error(`${name} holds NaN or infinite values`);
   }
   const starts = windowStarts(T, bundle.window), length = Math.min(T, bundle.window), C = bundle.classes.length;
   const batch = {};
@@ -86,6 +103,9 @@ export async function parse(features, bundle) {
     batch[name] = {data, shape: [starts.length, length, D]};
   }
   const out = await bundle.run("parser", batch);
+  for (const name of ["audio_prob", "visual_prob", "video_prob"]) {
+    if (!out[name]?.data.every(Number.isFinite)) throw new Error("the parser's probabilities are not finite: its features are out of range");
+  }
   const result = {T, C, classes: bundle.classes, probability: {}, event: {}};
   result.videoProbability = Array.from({length: C}, (_, c) => Math.max(...starts.map((_, w) => out.video_prob.data[w * C + c])));
   const single = starts.length === 1, gate = bundle.info.gate;
@@ -131,13 +151,21 @@ function events({T, C, classes, probability, event}) {
 
 // The float arrays of an .npz file (np.savez or np.savez_compressed), by name.
 export async function readNpz(bytes) {
+  try {
+    return await arraysOf(bytes);
+  } catch (error) {
+    throw new Error(`not an .npz file of features (${error.message})`);
+  }
+}
+
+async function arraysOf(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength), arrays = {};
   let end = bytes.length - 22; // of the central directory
   while (end >= 0 && view.getUint32(end, true) !== 0x06054b50) end--;
-  if (end < 0) throw new Error("not an .npz file");
+  if (end < 0) throw new Error("it is no archive");
   let entry = view.getUint32(end + 16, true);
   for (let n = view.getUint16(end + 10, true); n > 0; n--) {
-    if (entry + 46 > bytes.length || view.getUint32(entry, true) !== 0x02014b50) throw new Error("a damaged .npz file");
+    if (entry + 46 > bytes.length || view.getUint32(entry, true) !== 0x02014b50) throw new Error("it is damaged");
     const method = view.getUint16(entry + 10, true), packed = view.getUint32(entry + 20, true);
     const nameLength = view.getUint16(entry + 28, true), local = view.getUint32(entry + 42, true);
     const name = new TextDecoder().decode(bytes.subarray(entry + 46, entry + 46 + nameLength));
@@ -147,10 +175,22 @@ export async function readNpz(bytes) {
       const stream = new Blob([content]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
       content = new Uint8Array(await new Response(stream).arrayBuffer());
     }
+    if (crc32(content) !== view.getUint32(entry + 16, true)) throw new Error("it is damaged");
     arrays[name.replace(/\.npy$/, "")] = readNpy(content);
     entry += 46 + nameLength + view.getUint16(entry + 30, true) + view.getUint16(entry + 32, true);
   }
   return arrays;
+}
+
+const CRC = Uint32Array.from({length: 256}, (_, n) => {
+  for (let k = 0; k < 8; k++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
+  return n;
+});
+
+function crc32(bytes) {
+  let crc = 0xffffffff;
+  for (const byte of bytes) crc = CRC[(crc ^ byte) & 255] ^ (crc >>> 8);
+  return (crc ^ 0xffffffff) >>> 0;
 }
 
 function readNpy(bytes) {
