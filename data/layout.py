@@ -129,6 +129,7 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
         raise ValueError(f"{out}: holds files that no pack wrote ({some(foreign, 3)}); choose another folder")
     if finished and {k: index.get(k) for k in plan} == plan:
         print(f"{out}: already complete")
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed at its very end
         return None
     if finished and not replace:
         raise ValueError(f"{out}: holds another finished pack, or one of data that changed since; --replace replaces "
