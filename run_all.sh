@@ -86,6 +86,9 @@ elif [ -n "$llp$unav" ]; then
 else
     out=${out:-runs/demo}
 fi
+[[ $seeds =~ ^[1-9][0-9]*$ ]] || die "--seeds $seeds: a number from 1 on"
+case ${preset:-demo} in demo | paper) ;; *) die "--preset $preset: demo or paper" ;; esac
+case $features in '' | base | clip_clap) ;; *) die "--features $features: base or clip_clap" ;; esac
 case $out in *[$'\t\n']*) die "--out: a tab or a line break in the name of a folder" ;; esac
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
 setup onnx "torch, numpy, tqdm, matplotlib, onnx, onnxscript, onnxruntime"

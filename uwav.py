@@ -88,6 +88,9 @@ class HANConfig:
     audio_first: bool = True  # released code: visual attends to the already updated audio; False: symmetric
 
 
+PSEUDO_LABELS = ("none", "hard", "soft")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Training of the HAN on LLP. The last block switches the parts of L_total (Eq. 9)."""
@@ -103,7 +106,7 @@ class TrainConfig:
     beta2: float = 0.999
     clip: float = 1.0  # gradient norm
 
-    pseudo_label: str = "soft"  # none | hard | soft
+    pseudo_label: str = "soft"  # one of PSEUDO_LABELS
     temperature: float = 2.0  # of the soft labels; released code: the paper's Eq. 4 has 1
     reweight: bool = True  # class-balanced weights (Eq. 7-8)
     W: float = 0.5  # of Eq. 8

@@ -57,6 +57,12 @@ def feature_set_of(audio_dim: int) -> str:
     return sizes[audio_dim]
 
 
+def packed_feature_sets(index: dict) -> list[str]:
+    """The feature sets all of whose arrays were packed, base first."""
+    packed = {*index["llp"]["features"], None}
+    return [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
+
+
 def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
     """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
     labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,10 +12,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import uwav
 from common import devices
+from common.command import progress
 from common.files import atomic, made_by, reason, temporary_of
 from common.released import with_weights
 
@@ -38,6 +37,9 @@ class Run(uwav.Run):
               videos: int) -> torch.optim.Optimizer:
         optimizer = super().begin(model, config, videos)
         self.saved_at, self.saving_took = time.monotonic(), 0.0  # s
+        if devices.RANK == 0:
+            numbers = sum(x.numel() for x in model.parameters())
+            print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
         if self.state_path.exists():
             try:
                 state = load_file(self.state_path, next(model.parameters()).device)
@@ -73,8 +75,8 @@ class Run(uwav.Run):
 
     def epochs(self) -> Iterator[tuple[int, float]]:
         total = self.config.epochs * self.steps
-        with tqdm(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step", dynamic_ncols=True,
-                  mininterval=0.2 if sys.stderr.isatty() else 30, disable=devices.RANK > 0) as self.bar:
+        with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step",
+                      disable=devices.RANK > 0) as self.bar:
             for epoch, lr in super().epochs():
                 self.started = time.monotonic()
                 if devices.RANK > 0:
@@ -203,5 +205,7 @@ def check_fields(config: object) -> None:
         value, kind = getattr(config, field.name), type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise ValueError(f"{field.name} = {value!r}")
+        if field.name == "pseudo_label" and value not in uwav.PSEUDO_LABELS:
+            raise ValueError(f"pseudo_label = {value!r}: one of {', '.join(uwav.PSEUDO_LABELS)}")
         if kind is not str and not 0 <= value < math.inf:
             raise ValueError(f"{field.name} = {value!r}")
