@@ -18,6 +18,7 @@ from common import devices
 from common.command import progress
 from common.files import atomic, made_by, reason, temporary_of
 from common.released import with_weights
+from train.presets import PSEUDO_LABELS
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
 RANK_STRIDE = 1 << 40  # no two ranks share their dropout
@@ -97,9 +98,11 @@ class Run(uwav.Run):
             raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
                              "lower the learning rate (--set peak_lr=...)")
         super().end_epoch(record | dict(seconds=time.monotonic() - self.started), score)
-        validated = record.get("val", record.get("val_av")) is not None
-        self.bar.set_postfix_str(f"epoch {record['epoch']}/{self.config.epochs}, loss {record['loss']:.4f}"
-                                 + (f", validation {score:.1f}" if validated else ""))
+        told = {"av": "AV {:.1f}", "spread_audio": "spread of audible {:.2f}", "spread_visual": "of visible {:.2f}",
+                "seg_type": "Type {:.1f}"}
+        scores = [told[k].format(x) for k, x in (record["val"] or {}).items() if k in told]
+        self.bar.set_postfix_str(", ".join([f"epoch {record['epoch']}/{self.config.epochs}",
+                                            f"loss {record['loss']:.4f}", *scores]))
         if devices.RANK > 0:
             return
         with atomic(self.path.with_suffix(".jsonl")) as temporary:
@@ -205,7 +208,7 @@ def check_fields(config: object) -> None:
         value, kind = getattr(config, field.name), type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise ValueError(f"{field.name} = {value!r}")
-        if field.name == "pseudo_label" and value not in uwav.PSEUDO_LABELS:
-            raise ValueError(f"pseudo_label = {value!r}: one of {', '.join(uwav.PSEUDO_LABELS)}")
+        if field.name == "pseudo_label" and value not in PSEUDO_LABELS:
+            raise ValueError(f"pseudo_label = {value!r}: one of {', '.join(PSEUDO_LABELS)}")
         if kind is not str and not 0 <= value < math.inf:
             raise ValueError(f"{field.name} = {value!r}")

@@ -22,7 +22,7 @@ from torch import Tensor
 import uwav
 from common import devices
 from common.command import did_you_mean
-from common.files import file_hash, made_by, read_npz, read_sealed, shaped, write_arrays, write_json, write_sealed
+from common.files import file_hash, made_by, read_npz, read_sealed, shaped, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import feature_set_of, packed_feature_sets, read_index
 from data.splits import load_source, load_target, load_text, target_shape
@@ -127,10 +127,22 @@ def pretrain(context: Context, out: Path) -> None:
         model = load_model(path, context.device)
     else:
         model = uwav.train_teacher(train, validation, text, model_config, config, Run(path, "teacher", settings))
-    scores = {s: uwav.teacher_score(model, split, text) for s, split in (("validation", validation), ("test", test))}
+    scores = {s: uwav.teacher_scores(model, split, text) for s, split in (("validation", validation), ("test", test))}
     if devices.RANK == 0:
-        write_json(out / "teacher.json", scores)
-    say(f"{path}: AV F-score on UnAV validation {scores['validation']:.1f}, test {scores['test']:.1f}")
+        write_sealed(out / "teacher.json", scores)
+    say(f"{path}: AV F-score on UnAV validation {scores['validation']['av']:.1f}, test {scores['test']['av']:.1f}")
+    if warning := dead_branch(scores["validation"]):
+        say(f"WARNING: {warning}")
+
+
+def dead_branch(scores: dict[str, float]) -> str:
+    """A sentence, with what helps, if a branch of the teacher has fallen asleep; empty if both are awake."""
+    dead = {m: x for m in ("audio", "visual") if (x := scores[f"spread_{m}"]) < uwav.DEAD_BRANCH}
+    if not dead:
+        return ""
+    return (f"the teacher's {' and '.join(dead)} branch is dead: its logits hardly move within a video (spread "
+            f"{min(dead.values()):.2f}), so it labels every second alike; a lower rate or a longer warm-up helps "
+            "(--set peak_lr=..., --set warmup=...)")
 
 
 def need_source(data: Path, index: dict) -> None:
