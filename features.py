@@ -1,6 +1,7 @@
 """The data command: from annotations, feature files and videos to the arrays that `uwav.py` trains on.
 
     python features.py demo OUT            # an invented LLP and UnAV-100                      (data/demo_world.py)
+    python features.py calibrate TRIALS    # how its constants were fitted                     (docs/demo_world.md)
     python features.py fetch DIR           # the published annotations and features            (data/fetch.py)
     python features.py extract VIDEOS OUT  # videos -> CLIP and CLAP embeddings                (video/)
     python features.py text CLASSES OUT    # class names -> text embeddings                    (video/encoders.py)
@@ -48,6 +49,16 @@ def run_demo(options: argparse.Namespace) -> None:
 def run_pack(options: argparse.Namespace) -> None:
     with working_in(options.out):
         pack(options.source, options.out, options.workers, options.missing, options.replace)
+
+
+def run_calibrate(options: argparse.Namespace) -> None:
+    from data import demo_world
+    from train.presets import PRESETS
+
+    preset = PRESETS["demo"]
+    world = demo_world.calibrate(options.trials, options.seeds, preset.teacher, preset.pretrain)
+    for name in ("audio_noise", "visual_noise", "audio_alignment", "visual_alignment"):
+        print(f"    {name}: float = {getattr(world, name):.3g}")
 
 
 def run_extract(options: argparse.Namespace) -> None:
@@ -132,10 +143,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--replace", action="store_true",
                      help="replace another finished pack in that folder when the new one is complete")
 
+    sub = command("calibrate", "fit the demo world to the scores of published labels, which takes half an hour",
+                  run_calibrate)
+    sub.add_argument("trials", type=Path, help="JSON file for finished trials; the same command goes on from there")
+    sub.add_argument("--seeds", type=int, default=3, help="worlds and teachers (default: 3)")
+
     sub = command("pack", "thousands of small .npy files -> a few memory-mapped arrays",
                   run_pack)
     sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them, or "
-                                                    "your own with labels.csv (README, \"Your own data\")")
+                                                    "your own with labels.csv (docs/own_videos.md)")
     sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
     sub.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
     sub.add_argument("--missing", choices=("stop", "skip"), default="stop",

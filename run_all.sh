@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 bash run_all.sh [options]          every stage on the demo world (invented features, about 3 minutes on 2 CPU cores)
-bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: README); with --fetch
+bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: docs/real_data.md); with --fetch
                                    they are downloaded first, as far as they can be: add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
 bash run_all.sh test [pytest options]    set up and run the tests
@@ -39,7 +39,7 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
     local installed
     installed=.venv/installed-$1-$(cksum <pyproject.toml | cut -d' ' -f1)
     if [ -e "$installed" ]; then return; fi
-    # The newest PyTorch where there is a GPU; elsewhere the version that the README's CPU figures were made with.
+    # The newest PyTorch where there is a GPU; elsewhere the version that the published CPU figures were made with.
     local torch=torch==2.13.0
     if command -v nvidia-smi >/dev/null; then torch=torch; fi
     echo "== setup: installing ${UWAV_TORCH:-PyTorch} and the other packages into .venv (minutes, once)"

@@ -233,7 +233,7 @@ def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], 
 
 def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
     """Thresholds without any annotated second: by their highest logit, the best F1 of telling the videos that have the
-    class in their weak label from those that have not. What it is biased to: README, "Your own data".
+    class in their weak label from those that have not. What it is biased to: docs/own_videos.md.
 
     logit (N, T, C), weak (N, C), both of the training split -> threshold, f1 (C,); f1 counts videos.
     """
