@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import need
+from conftest import ROOT, need
 
 need("av", "open_clip", "laion_clap")
 
 import clips
-from video import encoders
 import features
-from data import layout
-from data import annotations
-from video import extract
-from video import weights
+from data import annotations, layout
+from video import decode, encoders, extract, weights
 
 TINY = ROOT / "tests/helpers/tiny_extract.py"
 
@@ -81,7 +78,7 @@ def videos(tmp_path_factory) -> Path:
 
 def test_real_clip_by_the_real_command_with_vit_l(shared, tmp_path):
     """The command of the README, full-size CLIP and CLAP with random weights."""
-    result = subprocess.run([sys.executable, TINY.parent.parent / "features.py", "extract", shared / "data/media", tmp_path,
+    result = subprocess.run([sys.executable, ROOT / "features.py", "extract", shared / "data/media", tmp_path,
                              "--clip-weights", "random", "--clap-weights", "random"], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stderr.count("RANDOM WEIGHTS") == 2 and "1 have features" in result.stdout

@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import pack
-from data import fetch
+from conftest import ROOT
+from data import fetch, pack
 from sources import write_llp, write_unav
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Server(http.server.ThreadingHTTPServer):
