@@ -248,36 +248,29 @@ def read_clips(paths: list[Path], workers: int, segments: int | None = None, lon
     A decoder that dies or hangs costs the video it was at, and is replaced. At most two videos a worker are
     decoded ahead of the consumer.
     """
-    idle = [_Decoder(stuck, read, segments, longest) for _ in range(workers)]
-    decoders = tuple(idle)
+    here, decoders = threading.local(), []
 
-    def decode(path: Path) -> Clip | str:
-        decoder = idle.pop()  # there are as many decoders as threads
-        try:
-            return decoder.read(path)
-        finally:
-            idle.append(decoder)
+    def begin() -> None:
+        """In each thread; Ctrl-C is for us: else a decoder that is still importing shows a traceback."""
+        if hasattr(signal, "pthread_sigmask"):
+            resource_tracker.ensure_running()  # which would undo this, were it started with the first decoder
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        here.decoder = _Decoder(stuck, read, segments, longest)
+        decoders.append(here.decoder)
 
-    threads = ThreadPoolExecutor(workers, initializer=_keep_ctrl_c_from_decoders)
+    threads = ThreadPoolExecutor(workers, initializer=begin)
     ahead: collections.deque[Future] = collections.deque()
     try:
         for path in paths:
             if len(ahead) == 2 * workers:
                 yield ahead.popleft().result()
-            ahead.append(threads.submit(decode, path))
+            ahead.append(threads.submit(lambda path: here.decoder.read(path), path))
         while ahead:
             yield ahead.popleft().result()
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for decoder in decoders:
             decoder.kill()
-
-
-def _keep_ctrl_c_from_decoders() -> None:
-    """In a thread that starts them: else one that is still importing shows a traceback."""
-    if hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # which would undo this, were it started with the first decoder
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 
 
 class _Decoder:

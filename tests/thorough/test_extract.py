@@ -155,7 +155,7 @@ def test_links_between_folders_are_followed_once(tmp_path):
     (tmp_path / "in/sub/up").symlink_to(tmp_path / "in")
     (tmp_path / "in/other").symlink_to(tmp_path / "elsewhere")
     videos, same = extract.find_videos(tmp_path / "in", llp=False)
-    assert [v.id for v in videos] == ["a", "b"] and same == {}
+    assert list(videos) == ["a", "b"] and same == {}
 
 
 # ---- damaged files ----
@@ -294,7 +294,7 @@ def test_features_of_different_encoders_do_not_mix_in_one_folder(videos, tmp_pat
 ])
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(encoders, "Clip", None)  # it must not come to that
+    monkeypatch.setattr(encoders, "ClipEncoder", None)  # it must not come to that
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/a.mp4").write_text("")
