@@ -93,21 +93,16 @@ def _decode(container: av.container.InputContainer, longest: float) -> tuple[_Im
     if not streams:
         raise ValueError("no stream: neither pictures nor sound in it")
     packets, broken = 0, 0
-    demuxed = container.demux([s.stream for s in streams.values()])
-    while True:
-        try:
-            packet = next(demuxed, None)
-        except av.FFmpegError:  # the file is damaged here, and there is no way past it
-            broken += 1
-            break
-        if packet is None:
-            break
-        packets += packet.size > 0
-        try:
-            for frame in packet.decode():
-                streams[packet.stream.index].add(frame)
-        except av.FFmpegError:
-            broken += 1
+    try:
+        for packet in container.demux([s.stream for s in streams.values()]):
+            packets += packet.size > 0
+            try:
+                for frame in packet.decode():
+                    streams[packet.stream.index].add(frame)
+            except av.FFmpegError:
+                broken += 1
+    except av.FFmpegError:  # the file is damaged here, and there is no way past it
+        broken += 1
     if sounds:
         sounds.flush()
     if broken > BROKEN_SHARE * packets:

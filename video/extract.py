@@ -243,15 +243,10 @@ def embed(clips: dict[str, decode.Clip], encode_images: Encode, encode_sounds: E
             ("clip", encode_images, 768, "picture", [c.images for c in clips.values()]),
             ("clap", encode_sounds, 512, "sound", [c.sounds for c in clips.values()])):
         there = [x for x in streams if x is not None]
-        vectors = in_batches(encode, np.concatenate(there), size) if there else None
-        first = 0
+        counts[f"no {kind}"] = len(streams) - len(there)
+        vectors = iter(in_batches(encode, there, size))
         for (v, c), x in zip(clips.items(), streams):
-            if x is None:
-                rows = np.zeros((c.segments, size), np.float32)
-                counts[f"no {kind}"] += 1
-            else:
-                rows = vectors[first : first + len(x)]  # (T, 768) or (T, 512)
-                first += len(x)
+            rows = np.zeros((c.segments, size), np.float32) if x is None else next(vectors)  # (T, 768) or (T, 512)
             path = feature_files(out, v)[name]
             if not path.exists():
                 counts["new"] += name == "clap"  # the second file finishes the video
@@ -259,10 +254,14 @@ def embed(clips: dict[str, decode.Clip], encode_images: Encode, encode_sounds: E
     return counts
 
 
-def in_batches(encode: Encode, inputs: np.ndarray, size: int) -> np.ndarray:
-    """(N, ...) -> (N, size), in even batches."""
+def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.ndarray]:
+    """(T, ...) of each clip -> (T, size) of each, in even batches that go across clips."""
+    if not clips:
+        return []
+    inputs = np.concatenate(clips)
     outputs = [encode(x) for x in np.array_split(inputs, math.ceil(len(inputs) / SEGMENTS_AT_ONCE))]
-    return np.concatenate(outputs).astype(np.float32).reshape(-1, size)
+    vectors = np.concatenate(outputs).astype(np.float32).reshape(-1, size)
+    return np.split(vectors, np.cumsum([len(x) for x in clips])[:-1])
 
 
 def summary(result: dict[str, int], longer: int, causes: list[str], out: Path) -> str:
