@@ -269,6 +269,19 @@ def test_a_replaced_video_is_tried_again_and_leaves_the_list_of_failures(tmp_pat
     assert (result["finished"], result["failed"], failures(tmp_path / "out")) == (1, 0, {})
 
 
+def test_a_damaged_list_of_failures_is_refused_and_begun_anew_by_retry(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.mp4").write_bytes(b"half a download")
+    run(tmp_path / "in", tmp_path / "out")
+    whole = (tmp_path / "out/failures.csv").read_bytes()
+    for damaged in (b"", whole[:25], whole + b"\0\0\0\n", whole.replace(b"15", b"many")):
+        (tmp_path / "out/failures.csv").write_bytes(damaged)
+        with pytest.raises(ValueError, match="failures.csv: damaged, or of another version .* make it again with `.* --retry`"):
+            run(tmp_path / "in", tmp_path / "out")
+    run(tmp_path / "in", tmp_path / "out", retry=True)
+    assert (tmp_path / "out/failures.csv").read_bytes() == whole
+
+
 # ---- refusing ----
 
 
