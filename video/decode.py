@@ -300,8 +300,8 @@ class _Decoder:
         return f"hangs: not decoded after {self.stuck:.0f} s"
 
     def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
+        if process := self.process:  # once: its thread may be ending it
+            process.kill()
 
     def _ending(self) -> str:
         with self.one_at_a_time:
