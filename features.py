@@ -82,7 +82,7 @@ def run_extract(options: argparse.Namespace) -> None:
     try:
         extract.check(options.videos, options.out, made_with)
         on_gpu = device.startswith("cuda")
-        clip, clap = encoders.Clip(files["clip"], device), encoders.ClapAudio(files["clap"], device)
+        clip, clap = encoders.ClipEncoder(files["clip"], device), encoders.ClapEncoder(files["clap"], device)
         with devices.alone_in(options.out):
             extract.extract(options.videos, options.out, clip.images, clap.sounds, made_with, choices, options.workers,
                             group=options.group or (16 if on_gpu else 4),
@@ -105,7 +105,7 @@ def run_text(options: argparse.Namespace) -> None:
     classes = extract.read_classes(options.classes)
     weights.warn_of_random(files)
     device = devices.choose_device(options.device)
-    extract.write_texts(classes, options.out, lambda texts: encoders.Clip(files["clip"], device).texts(texts),
+    extract.write_texts(classes, options.out, lambda texts: encoders.ClipEncoder(files["clip"], device).texts(texts),
                         lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with)
 
 
