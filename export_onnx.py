@@ -332,8 +332,8 @@ def export_encoders(out: Path, clip_choice: str | None, clap_choice: str | None,
     if clap_choice:
         files["clap"] = weights.clap_weights(clap_choice)
     weights.warn_of_random(files)
-    clip = encoders.Clip(files["clip"]) if "clip" in files else None
-    clap = encoders.ClapAudio(files["clap"]) if "clap" in files else None
+    clip = encoders.ClipEncoder(files["clip"]) if "clip" in files else None
+    clap = encoders.ClapEncoder(files["clap"]) if "clap" in files else None
     entries = {}
     for export in exports_of_encoders(clip, clap):
         choice, file = (clip_choice, files["clip"]) if export.name == "clip_image" else (clap_choice, files["clap"])

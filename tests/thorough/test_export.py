@@ -161,7 +161,7 @@ def test_fusion_clap_exports_as_well(tmp_path, monkeypatch):
     from video import encoders
 
     monkeypatch.setattr(encoders, "clap_architecture", lambda state, weights: (True, "tiny", 768))
-    export = next(export_onnx.exports_of_encoders(None, encoders.ClapAudio(None)))
+    export = next(export_onnx.exports_of_encoders(None, encoders.ClapEncoder(None)))
     with export_onnx.free_batch_size_of_htsat():
         assert export_onnx.keep(export, tmp_path, {}, (1, 2, 7))["verified"]["largest_difference"] < 1e-4
 
