@@ -18,8 +18,8 @@ class Preset(NamedTuple):
 _SMALL = dict(hidden=64, heads=4, feedforward=128, layers=2)
 PRESETS = {
     "paper": Preset(TeacherConfig(), PretrainConfig(), {"base": HANConfig(), "clip_clap": CLIP_CLAP}, TrainConfig()),
-    # The same method and losses, narrower and shallower models, fewer epochs and a learning rate to match. The teacher's
-    # were found by the quality of its labels (docs/demo_world.md), the HAN's sizes by the time that they take.
+    # The same method and losses, smaller models, fewer epochs and a learning rate to match. The teacher's were found by
+    # the quality of its labels (docs/demo_world.md), the HAN's sizes by the time that they take.
     "demo": Preset(
         TeacherConfig(hidden=128, heads=4, feedforward=256, layers=2),
         PretrainConfig(epochs=7, batch=16, warmup=3, peak_lr=3e-4, min_lr=3e-5),
