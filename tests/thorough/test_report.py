@@ -16,7 +16,7 @@ from reporting import figures
 import report
 from train import cli
 from train import ablation
-from features import write_array, write_json
+from common.files import write_array, write_json
 
 PICTURES = os.environ.get("UWAV_SCREENSHOTS")  # a folder
 SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1",
