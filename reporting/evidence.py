@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uwav import class_balance, hard_labels, mix
+from uwav import hard_labels, mix
 
 # ---------------------------------------------------------------------------------------------
 # Soft labels as probabilities
@@ -138,15 +138,8 @@ def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) 
 
 
 # ---------------------------------------------------------------------------------------------
-# Class balance and mixup
+# Mixup
 # ---------------------------------------------------------------------------------------------
-
-
-def balance(logit: Tensor, threshold: Tensor, weak: Tensor, W: float, balance_sum: bool) -> dict[str, float]:
-    """Positive rate of the hard labels of the training set, and the weights that Eq. 7-8 make of it."""
-    hard = hard_labels(logit, threshold, weak)  # (N, T, C)
-    w_pos, w_neg = class_balance(hard, W, balance_sum)
-    return dict(rate=float(hard.mean()), w_pos=float(w_pos), w_neg=float(w_neg))
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,7 @@ class Page:
     run: Path  # cut off from the paths in messages
     pictures: Path
     saved: object  # what the parts read
-    leading: list[str] = field(default_factory=list)
     sections: list[tuple[str, list[str]]] = field(default_factory=list)
-
-    def lead(self, part: Callable[[Page], str]) -> None:
-        self.leading.append(self.attempt(part))
 
     def section(self, title: str, *parts: Callable[[Page], str]) -> None:
         self.sections.append((title, [self.attempt(part) for part in parts]))
@@ -55,7 +51,8 @@ class Page:
         return (f'<figure id="{name}"><div class="panels">{"".join(images)}</div>'
                 f"<figcaption><strong>{escape(title)}{stop}</strong> {caption}</figcaption></figure>")
 
-    def html(self) -> str:
+    def html(self, notice: str) -> str:
+        """The whole page; `notice` (HTML) stands above the sections."""
         sections = [*self.sections, ("Terms", [glossary()])]
         links, body = [], []
         for n, (title, parts) in enumerate(sections, 1):
@@ -64,7 +61,7 @@ class Page:
         variables = {"ink": INK, "panel": PAPER, "line": LINE, "faint": FAINT}
         light = "".join(f"--{name}:{colour};" for name, colour in variables.items())
         dark = "".join(f"--{name}:{DARK[colour]};" for name, colour in variables.items())
-        return "".join([HEAD.replace("LIGHT", light).replace("DARK", dark), INTRODUCTION, *self.leading,
+        return "".join([HEAD.replace("LIGHT", light).replace("DARK", dark), INTRODUCTION, notice,
                         f"<nav><ol>{''.join(links)}</ol></nav>", *body, "</main></body></html>\n"])
 
 
