@@ -59,7 +59,8 @@ class Saved:
 
     @property
     def classes(self) -> list[str]:
-        return self.index["llp"]["classes"]
+        """As people write them."""
+        return [name.replace("_", " ") for name in self.index["llp"]["classes"]]
 
     @cached_property
     def ablation(self) -> dict:
@@ -98,13 +99,6 @@ class Saved:
     def predictions(self) -> tuple[Tensor, Tensor]:
         return read_predictions(self.parser / "predictions_test.npz", self.data)
 
-    def weak(self, split: str) -> Tensor:
-        return load_weak(self.data, split)
-
-    def truth(self, split: str) -> tuple[Tensor, Tensor]:
-        """Audible and visible, (N, T, C)."""
-        return load_truth(self.data, split)
-
     @property
     def judged(self) -> str:
         """The split on which labels are judged: test; without its truth val, on which thresholds were fitted."""
@@ -113,7 +107,7 @@ class Saved:
     @property
     def is_llp(self) -> bool:
         """Whether the paper's numbers may stand beside ours: real features of the real LLP."""
-        return self.index["source"] == "pack" and tuple(self.classes) == LLP_CLASSES
+        return self.index["source"] == "pack" and tuple(self.index["llp"]["classes"]) == LLP_CLASSES
 
 
 # ---------------------------------------------------------------------------------------------
@@ -139,19 +133,17 @@ def data_table(page: Page) -> str:
                                                       "invented annotations")
     rows = {"source": escape(str(source))}
     for key, name in (("llp", "target set"), ("unav", "pre-training set")):
-        if key not in index:  # own data have no pre-training set
-            continue
-        videos = ", ".join(f"{split} {len(ids):,}" for split, ids in index[key]["videos"].items())
-        rows[name] = f"{len(index[key]['classes'])} classes; videos: {videos}"
+        if key in index:  # own data have no pre-training set
+            videos = ", ".join(f"{split} {len(ids):,}" for split, ids in index[key]["videos"].items())
+            rows[name] = f"{len(index[key]['classes'])} classes; videos: {videos}"
     return facts("Data", rows)
 
 
 def settings_table(page: Page) -> str:
     ablation = page.saved.ablation
-    return facts("Settings", {
-        "preset": escape(ablation["preset"]),
-        "changed by --set": escape(", ".join(ablation["overrides"]) or "nothing"),
-        "seeds": escape(", ".join(map(str, ablation["seeds"]))), "seed in pictures": str(page.saved.seed)})
+    rows = {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
+            "seeds": ", ".join(map(str, ablation["seeds"])), "seed in pictures": str(page.saved.seed)}
+    return facts("Settings", {name: escape(value) for name, value in rows.items()})
 
 
 def stage_table(page: Page) -> str:
@@ -238,7 +230,7 @@ def label_table(page: Page) -> str:
 def label_figure(page: Page) -> str:
     """F of the hard labels per class: per-segment against teacher."""
     saved = page.saved
-    truth, weak = saved.truth("test"), saved.weak("test")
+    truth, weak = load_truth(saved.data, "test"), load_weak(saved.data, "test")
     sources = {"teacher": saved.labels, "per segment": saved.labels_of(saved.run / "labels_segment.npz")}
     panels, better = [], []
     for m, modality in enumerate(MODALITIES):
@@ -263,17 +255,16 @@ def difference_figure(page: Page) -> str:
         panels = [figures.forest(title, [(name, scores[score]) for name, scores in named])
                   for title, score in (("Type, segment level", "seg_type"), ("Type, event level", "event_type"))]
         clear = [f"{name} ({x['mean']:+.1f})" for name, scores in named if one_sign(x := scores["seg_type"])]
-        caption = (
-            "What one step changes, in points, on the same test videos: the dot is the mean over videos and seeds, the "
-            f"bar the {COVERAGE:.0%} interval of a bootstrap over test videos ({RESAMPLES:,} "
-            "resamples). The interval tells how much the choice of test videos matters; it does not cover the training "
-            "seed. ")
-        caption += (
+        of_seeds = (
             "Each seed's own difference is a hollow diamond: if diamonds lie on both sides of zero, another seed may "
             "turn the sign, however narrow the bar. Segment-level Type: the interval excludes zero, and every seed "
             f"has its sign, in {len(clear)} of {len(named)} steps" + f": {escape('; '.join(clear))}" * bool(clear) + "."
             if seeds > 1 else
             "There is one seed here, so how far seeds scatter is unknown; --seeds 3 would show it.")
+        caption = (
+            "What one step changes, in points, on the same test videos: the dot is the mean over videos and seeds, the "
+            f"bar the {COVERAGE:.0%} interval of a bootstrap over test videos ({RESAMPLES:,} resamples), which tells "
+            f"how much the choice of test videos matters, and does not cover the training seed. {of_seeds}")
         parts.append(page.figure(f"differences_{features}", panels, f"Differences between rows, features {features}",
                                  caption))
     return "<h3>What each step adds</h3>" + "".join(parts)
@@ -292,19 +283,16 @@ def sweep_figure(page: Page) -> str:
     meaning = {"alpha": "alpha of the mixing weight", "W": "W, weight of the positives"}
     parts = []
     for features, fields in swept.items():
-        panels, ranges = [], []
+        panels = []
         for field, by_value in fields.items():
-            scores = {name: np.array([[s[key] for s in by_value[v]] for v in by_value])
+            scores = {name: np.array([[s[key] for s in of_seeds] for of_seeds in by_value.values()])
                       for name, key in (("segment-level Type", "seg_type"), ("event-level Type", "event_type"))}
             default = getattr(page.saved.training, field)
             panels.append(figures.sweep(meaning[field], [float(v) for v in by_value], scores, default))
-            mean = scores["segment-level Type"].mean(1)
-            best = list(by_value)[int(mean.argmax())]
-            ranges.append(f"{field}: from {mean.min():.1f} to {mean.max():.1f} (best at {best})")
         parts.append(page.figure(f"sweep_{features}", panels, f"Sensitivity to alpha and W, features {features}", (
-            "UWAV with one setting varied at a time (the grid is ours, not the paper's); bars are one standard "
-            "deviation over seeds. Lambda of mixup is drawn from Beta(alpha, alpha): the larger alpha, the more even "
-            f"the mixture. Mean segment-level Type on the test split: {'; '.join(ranges)}.")))
+            "UWAV with one setting varied at a time (the grid is ours, not the paper's), scores on test; bars are one "
+            "standard deviation over seeds. Lambda of mixup is drawn from Beta(alpha, alpha): the larger alpha, the "
+            "more even the mixture.")))
     return "<h3>Sensitivity</h3>" + "".join(parts)
 
 
@@ -353,7 +341,7 @@ def parser_figure(page: Page) -> str:
 def reliabilities(saved: Saved, labels: Labels, m: int) -> dict[str, evidence.Reliability]:
     """Soft labels of one modality against the dense truth, by temperature."""
     split = saved.judged
-    truth, weak, result = saved.truth(split)[m], saved.weak(split), {}
+    truth, weak, result = load_truth(saved.data, split)[m], load_weak(saved.data, split), {}
     for temperature in TEMPERATURES:
         soft = uwav.soft_labels(labels.logits[split][m], labels.thresholds[m], weak, temperature)
         probability = evidence.labelled(soft, weak)
@@ -383,29 +371,25 @@ def reliability_figure(page: Page) -> str:
 def calibration_table(page: Page) -> str:
     """Expected calibration error over all seeds; of one seed it stands in the figure."""
     labels, rows = page.saved.labels_of_all_seeds, []
-    if len(labels) < 2:
-        return ""
     for m, modality in enumerate(MODALITIES):
-        by_seed = [reliabilities(page.saved, x, m).values() for x in labels]
-        errors = [[100 * r.calibration_error for r in of_temperature] for of_temperature in zip(*by_seed)]
-        rows.append([modality] + [mean_and_spread(e) for e in errors])
+        by_temperature = zip(*(reliabilities(page.saved, x, m).values() for x in labels))
+        rows.append([modality] + [mean_and_spread([100 * r.calibration_error for r in x]) for x in by_temperature])
     header = [f"temperature {t:g} <small>{who}</small>" for t, who in TEMPERATURES.items()]
-    return table([f"calibration error on {page.saved.judged}, %", *header], rows) + paragraph(spread_note(len(labels)))
+    return table(["calibration error, %", *header], rows) + paragraph(spread_note(len(labels))) if labels[1:] else ""
 
 
 def distance_figure(page: Page) -> str:
     """Is farther from the threshold more certain? The text says what came out."""
     saved, panels, sentences, split = page.saved, [], [], page.saved.judged
-    truth, weak = saved.truth(split), saved.weak(split)
+    truth, weak = load_truth(saved.data, split), load_weak(saved.data, split)
     for m, modality in enumerate(MODALITIES):
         d, *of_seeds = (evidence.accuracy_by_distance(x.logits[split][m], x.thresholds[m], truth[m], weak)
                         for x in (saved.labels, *saved.labels_of_all_seeds))
         if not d:
             continue
         panels.append(figures.distance(f"{split}, {modality}", d))
-        ups, steps = int((np.diff(d.accuracy) > 0).sum()), len(d.accuracy) - 1
         said = (f"{modality.capitalize()}: {100 * d.accuracy[0]:.0f} % of the labels nearest to the threshold are "
-                f"right and {100 * d.accuracy[-1]:.0f} % of the farthest; the share rises in {ups} of {steps} steps")
+                f"right and {100 * d.accuracy[-1]:.0f} % of the farthest")
         chances = [100 * x.concordance for x in of_seeds if x]
         if not np.isnan(chances).any():  # NaN: all labels are right, or all wrong
             spread = f"{min(chances):.0f} to {max(chances):.0f} % over all seeds; " if len(chances) > 1 else ""
@@ -421,16 +405,16 @@ def distance_figure(page: Page) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
-# 5  Timelines
+# 5-7  Timelines; classes and modalities; class balance and mixup
 # ---------------------------------------------------------------------------------------------
 
 
 def timeline_figure(page: Page) -> str:
     saved = page.saved
-    truth, predicted = saved.truth("test"), saved.predictions
+    truth, predicted = load_truth(saved.data, "test"), saved.predictions
     score = 100 * video_scores(*predicted, *truth)["seg_type"].numpy()  # (N,)
     chosen = evidence.choose_videos(score, *truth)
-    weak = saved.weak("test")
+    weak = load_weak(saved.data, "test")
     soft = [uwav.soft_labels(z, theta, weak, saved.training.temperature).numpy()
             for z, theta in zip(saved.labels.logits["test"], saved.labels.thresholds)]  # (N, T, C) each
     panels, names = [], []
@@ -450,14 +434,9 @@ def timeline_figure(page: Page) -> str:
         f"Video and its Type: {escape('; '.join(names))}."))
 
 
-# ---------------------------------------------------------------------------------------------
-# 6  Classes and modalities
-# ---------------------------------------------------------------------------------------------
-
-
 def class_figure(page: Page) -> str:
     saved = page.saved
-    pred, truth = saved.predictions, saved.truth("test")
+    pred, truth = saved.predictions, load_truth(saved.data, "test")
     f = {modality: evidence.class_f_scores(pred[m], truth[m]) for m, modality in enumerate(MODALITIES)}
     order = np.argsort(-sum(np.nan_to_num(x) for x in f.values()), kind="stable")
     names = [saved.classes[c] for c in order]
@@ -468,18 +447,17 @@ def class_figure(page: Page) -> str:
                            dict(zip(MODALITIES, seconds)), percent=False)]
     return page.figure("classes", panels, "The parser, class by class", (
         "Segment-level F-score of UWAV on the test split, counted over all seconds of all videos, and how many seconds "
-        f"of each class there are to find. Best: {escape(names[0].replace('_', ' '))}; "
-        f"worst: {escape(names[-1].replace('_', ' '))}. A class without a mark is neither true nor predicted."))
+        "of each class there are to find. A class without a mark is neither true nor predicted."))
 
 
 def threshold_figure(page: Page) -> str:
     saved = page.saved
-    truth, weak = saved.truth("val"), saved.weak("val")
+    truth, weak = load_truth(saved.data, "val"), load_weak(saved.data, "val")
     panels, infinite, C = [], [], len(saved.classes)
     for m, modality in enumerate(MODALITIES):
         threshold, logit = saved.labels.thresholds[m], saved.labels.logits["val"][m]
         order, spans = threshold.argsort(stable=True), {}
-        infinite += [f"{saved.classes[c].replace('_', ' ')} ({modality})" for c in order if threshold[c].isinf()]
+        infinite += [f"{saved.classes[c]} ({modality})" for c in order if threshold[c].isinf()]
         for name, value in (("true seconds", 1), ("other seconds", 0)):
             z = logit.masked_fill((weak[:, None] == 0) | (truth[m] != value), torch.nan).reshape(-1, C)  # (N T, C)
             bounds = z.nanquantile(torch.tensor([0.1, 0.9]), 0).T  # (C, 2)
@@ -496,29 +474,16 @@ def threshold_figure(page: Page) -> str:
 
 
 def confusion_figure(page: Page) -> str:
-    saved = page.saved
-    counts = evidence.modality_confusion(*saved.predictions, *saved.truth("test"))
-    total = counts.sum(1)
-    sentences = [f"{100 * counts[r, r] / total[r]:.0f} % of what is {name} is predicted as such, "
-                 f"{100 * counts[r, 2] / total[r]:.0f} % as both, {100 * counts[r, 3] / total[r]:.0f} % is missed"
-                 for r, name in ((0, "audible only"), (1, "visible only")) if total[r]]
-    if total[2]:
-        sentences.append(f"of what is both, {100 * counts[2, 2] / total[2]:.0f} % is predicted as both and "
-                         f"{100 * counts[2, 3] / total[2]:.0f} % is missed")
+    counts = evidence.modality_confusion(*page.saved.predictions, *load_truth(page.saved.data, "test"))
     return page.figure("confusion", [figures.confusion(counts)], "Audible, visible or both", (
         "Each second of each class in the test videos, by what it truly is (row) and what the parser says (column); "
         "per cell the share of its row and the count. The last row holds false alarms; what is neither in truth nor in "
-        f"prediction is left out. {'; '.join(sentences)}."))
-
-
-# ---------------------------------------------------------------------------------------------
-# 7  Class balance and mixup
-# ---------------------------------------------------------------------------------------------
+        "prediction is left out."))
 
 
 def balance_table(page: Page) -> str:
     saved, rows = page.saved, []
-    weak, config = saved.weak("train"), saved.training
+    weak, config = load_weak(saved.data, "train"), saved.training
     for modality, logit, threshold in zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds):
         hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
         w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
@@ -534,7 +499,7 @@ def balance_table(page: Page) -> str:
 
 def mixup_figure(page: Page) -> str:
     saved, panels = page.saved, []
-    weak, config = saved.weak("train"), saved.training
+    weak, config = load_weak(saved.data, "train"), saved.training
     for m, modality in enumerate(MODALITIES):
         soft = uwav.soft_labels(saved.labels.logits["train"][m], saved.labels.thresholds[m], weak, config.temperature)
         pair = evidence.mixed_pair(soft, config.alpha, config.batch, saved.seed)

@@ -134,7 +134,7 @@ def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str =
 
 
 def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
-    """Differences (name, one score of evidence.paired_differences): mean, interval, and below it every seed."""
+    """(name, one score of ablation.paired_differences): mean, interval, and below it every seed."""
 
     def draw(axis: Axes) -> None:
         axis.axvline(0, color=INK, linewidth=1)
@@ -186,9 +186,9 @@ def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
             label = f"{name}: error {100 * r.calibration_error:.1f} %"
             axis.plot(r.probability[seen], r.frequency[seen], label=label, markersize=4.5, **PAIR[k])
         axis.set(title=title, xlabel="soft label", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
-        axis.legend(loc="upper left", borderaxespad=0.2)
+        legend_below(axis, columns=1)
 
-    return Panel(draw, 3.3)
+    return Panel(draw, 3.5)
 
 
 def distance(title: str, d: DistanceAccuracy) -> Panel:
@@ -245,8 +245,7 @@ def _runs(active: np.ndarray) -> list[tuple[int, int]]:
 
 
 def shorten(name: str, most: int = 18) -> str:
-    """A class name as people write it, cut to fit beside a panel."""
-    name = name.replace("_", " ")
+    """A class name, cut to fit beside a panel."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 

@@ -176,7 +176,7 @@ def test_a_run_with_one_seed_and_no_sweep_says_that_no_spread_is_known(finished,
     run = copied(finished, tmp_path, "seed1")
     cli.main(["ablate", str(run / "data"), str(run), *SMALL])
     page = text_of(run)
-    assert "One seed, so no spread is known" in page and "--seeds 3 would show it" in page and "±" not in page and "calibration error on" not in page
+    assert "One seed, so no spread is known" in page and "--seeds 3 would show it" in page and "±" not in page and "calibration error, %" not in page
     assert "the sweep of alpha and W, which is off by default" in page
 
 
