@@ -133,16 +133,13 @@ def memory(key: str = "VmRSS", pid: int | str = "self") -> float:
 # ---------------------------------------------------------------------------------------------
 
 
-def sizes_of(features: str) -> list[int | None]:
-    return [name and SIZES[name] for name in FEATURE_SETS[features]]
-
-
-def random_target(videos: int, sizes: tuple[int | None, ...], device: torch.device) -> TargetSplit:
-    """A split of LLP; sizes: of its features, audio, visual 2D, visual 3D."""
+def random_target(videos: int, features: str, device: torch.device, width: int | None = None) -> TargetSplit:
+    """A split of LLP; `width` replaces the sizes of a feature set."""
     torch.manual_seed(videos)
     weak = (torch.rand(videos, C, device=device) < 1.8 / C).float()  # 1.8 classes a video, as in LLP
-    features = (size and torch.randn(videos, T, size, dtype=torch.half, device=device) for size in sizes)
-    return TargetSplit(*features, weak, *random_truth(weak))
+    arrays = (name and torch.randn(videos, T, width or SIZES[name], dtype=torch.half, device=device)
+              for name in FEATURE_SETS[features])
+    return TargetSplit(*arrays, weak, *random_truth(weak))
 
 
 def random_truth(weak: Tensor) -> list[Tensor]:
@@ -376,33 +373,27 @@ class Bench:
         torch.manual_seed(0)
         return uwav.HAN(self.preset.han["base"]).to(self.device)
 
-    @functools.cached_property
-    def train(self) -> TargetSplit:
-        return random_target(TRAIN, sizes_of("base"), self.device)
-
-    @functools.cached_property
-    def test(self) -> TargetSplit:
-        return random_target(TEST, sizes_of("base"), self.device)
-
-    # ---- data and training ----
+    @functools.cache
+    def data(self, videos: int) -> TargetSplit:
+        return random_target(videos, "base", self.device)
 
     def load(self) -> list[Row]:
-        batch, steps = self.config.batch, math.ceil(TRAIN / self.config.batch)
+        batch, steps, data = self.config.batch, math.ceil(TRAIN / self.config.batch), self.data(TRAIN)
         plain = plain_batches(self.reader("base"), TRAIN, batch, self.device)
-        ours = (self.train.inputs(index) for _ in itertools.count()
+        ours = (data.inputs(index) for _ in itertools.count()
                 for index in torch.randperm(TRAIN).to(self.device).split(batch))
         seconds = measure(self.device, lambda: next(ours), lambda: next(plain), warm=5)
-        read = sum(x.nbytes for x in (self.train.audio, self.train.visual_2d, self.train.visual_3d))
+        read = sum(x.nbytes for x in (data.audio, data.visual_2d, data.visual_3d))
         return [Row("features of an epoch, 10,000 videos", *(steps * s for s in seconds), bytes=3 * read,
                     note=f"batches of {batch}, scaled to {steps}")]
 
     def epoch(self) -> list[Row]:
-        config, device, data = self.config, self.device, self.train
+        config, device, data = self.config, self.device, self.data(TRAIN)
         steps = math.ceil(TRAIN / config.batch)
+        batches = plain_batches(self.reader("base"), TRAIN, config.batch, device)
         labels = uwav.pseudo_labels(random_logits(data.weak), self.zeros, data.weak, config)
         model, rng = plain_model(self.han).train(), np.random.default_rng(0)
         update = plain_updates(model, config)
-        batches = plain_batches(self.reader("base"), TRAIN, config.batch, device)
 
         def plain(index: Tensor, *inputs: Tensor) -> float:
             mixup = uwav.draw_mixup(len(index) * T, config.alpha, rng, device)
@@ -445,12 +436,9 @@ class Bench:
                 f"plain {SOURCE * int(length.max()) / segments - 1:.0%}")
         return [Row("teacher, one epoch with its data", *(steps * s for s in seconds), flops, note=note)]
 
-    # ---- evaluation and labels ----
-
     def score(self) -> list[Row]:
-        torch.manual_seed(0)
-        weak = random_target(TEST, (1, 1, None), self.device).weak
-        arrays = [x > 0 for x in (*random_truth(weak), *random_truth(weak))]  # predictions, truth: (N, T, C) each
+        data = self.data(TEST)
+        arrays = [x > 0 for x in (*random_truth(data.weak), data.audio_truth, data.visual_truth)]  # (N, T, C) each
         part = TEST // 4
         quarter = [x[:part].cpu().numpy() for x in arrays]
         ours, plain = measure(self.device, lambda: parsing_scores(*arrays), lambda: plain_scores(*quarter))
@@ -459,16 +447,16 @@ class Bench:
 
     def evaluate(self) -> list[Row]:
         part, model, read = TEST // 12, plain_model(self.han).eval(), self.reader("base")
-        truth = [x[:part] for x in (self.test.audio_truth, self.test.visual_truth)]
-        ours, plain = measure(self.device, lambda: uwav.han_scores(self.han, self.test),
-                              lambda: plain_evaluate(model, read, truth))
-        flops = operations(lambda: uwav.han_probabilities(self.han, self.test))
+        data = self.data(TEST)
+        ours, plain = measure(self.device, lambda: uwav.han_scores(self.han, data),
+                              lambda: plain_evaluate(model, read, [data.audio_truth[:part], data.visual_truth[:part]]))
+        flops = operations(lambda: uwav.han_probabilities(self.han, data))
         return [Row("evaluation of 1,200 videos, model and scores", ours, plain * TEST / part, flops,
                     note=f"plain: {part} videos, scaled")]
 
     def label(self) -> list[Row]:
         text, part, read = random_text(C, self.device), TRAIN // 50, self.reader("clip_clap")
-        data = random_target(TRAIN, sizes_of("clip_clap"), self.device)
+        data = random_target(TRAIN, "clip_clap", self.device)
         torch.manual_seed(0)
         own = uwav.Teacher(self.preset.teacher).to(self.device).eval()
         model, weak = plain_model(own).eval(), data.weak[:part].cpu().numpy()
@@ -481,15 +469,12 @@ class Bench:
         return [Row("labels of 10,000 videos, teacher and Eq. 4", seconds, plain * TRAIN / part, flops,
                     note=f"plain: {part} videos, scaled")]
 
-    # ---- before and after ----
-
     def pack(self) -> list[Row]:
-        sizes = [file.stat().st_size for file in self.files.rglob("video*.npy")]
+        sizes, nowhere = [file.stat().st_size for file in self.files.rglob("video*.npy")], io.StringIO()
 
         def quietly(way: Callable) -> None:
-            with (contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()),
-                  tempfile.TemporaryDirectory(dir=self.folder) as out):
-                way(self.files, Path(out))
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                way(self.files, Path(tempfile.mkdtemp(dir=self.folder)))
 
         ours, plain = measure(torch.device("cpu"), lambda: quietly(pack), lambda: quietly(plain_pack), warm=0)
         return [Row(f"pack, {len(sizes):,} files of {FILES} + {FILES} videos", ours, plain, bytes=2 * sum(sizes),
@@ -552,14 +537,14 @@ def scaled(factor: int, preset: str, device_name: str, half: bool) -> dict[str, 
     """Seconds of each job at `factor` times the size of LLP, features `clip_clap`, and peak memory in MB. Wants a
     process of its own."""
     device, settings = torch.device(device_name), PRESETS[preset]
-    audio, visual = (NARROW, NARROW) if device.type == "cpu" else (SIZES["clap"], SIZES["clip"])
-    config = replace(settings.train, fast=half)
+    width = NARROW if device.type == "cpu" else None
+    audio, visual, config = width or SIZES["clap"], width or SIZES["clip"], replace(settings.train, fast=half)
     torch.manual_seed(0)
     sizes = dict(audio_dim=audio, visual_2d_dim=visual, project_visual=True)
     model = uwav.HAN(replace(settings.han["clip_clap"], **sizes)).to(device)
     teacher = uwav.Teacher(replace(settings.teacher, audio_dim=audio, visual_dim=visual)).to(device)
     text = [torch.randn(C, size, device=device) for size in (audio, visual)]
-    train, test = (random_target(factor * videos, (audio, visual, None), device) for videos in (TRAIN, TEST))
+    train, test, small = (random_target(n, "clip_clap", device, width) for n in (factor * TRAIN, factor * TEST, 300))
     predicted, logits, val = random_truth(test.weak), random_logits(train.weak), slice(0, factor * VAL)
     thresholds = [torch.zeros(C, device=device) for _ in range(2)]
     labels = uwav.pseudo_labels(logits, thresholds, train.weak, config)
@@ -572,7 +557,7 @@ def scaled(factor: int, preset: str, device_name: str, half: bool) -> dict[str, 
         "labels: Eq. 4, 7, 8": lambda: uwav.pseudo_labels(logits, thresholds, train.weak, config),
         "HAN epoch": lambda: list(itertools.islice(steps, PART)),
     }
-    uwav.han_scores(model, random_target(300, (audio, visual, None), device))  # warms up
+    uwav.han_scores(model, small)  # warms up
     list(itertools.islice(steps, 5))
     seconds = {name: seconds_of(job, device) for name, job in jobs.items()}
     seconds["HAN epoch"] *= math.ceil(factor * TRAIN / config.batch) / PART

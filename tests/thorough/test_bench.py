@@ -42,7 +42,7 @@ def test_plain_evaluation_and_plain_labels_give_our_scores_and_labels(tmp_path, 
         read = functools.partial(bench.read_target, tmp_path, layout.FEATURE_SETS[features])
         _, audio, visual, *rest = read(range(6))
         visual = visual.unflatten(1, (10, -1)).mean(2)
-        return read, replace(bench.random_target(6, (None,) * 3, CPU), audio=audio, visual_2d=visual, visual_3d=rest[0] if rest else None)
+        return read, replace(bench.random_target(6, features, CPU), audio=audio, visual_2d=visual, visual_3d=rest[0] if rest else None)
 
     read, data = split("base")
     han = uwav.HAN(uwav.HANConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval()
