@@ -31,7 +31,7 @@ from reporting import evidence, figures
 from reporting.page import Page, facts, mean_and_spread, paragraph, table
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, paper_column, read_ablation
 from train.checkpoints import load_file, read_history
-from train.stages import Labels, read_labels, read_predictions
+from train.stages import Labels, dead_branch, read_labels, read_predictions
 from uwav import SCORES, video_scores
 
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
@@ -303,13 +303,15 @@ def sweep_figure(page: Page) -> str:
 
 def teacher_figure(page: Page) -> str:
     history = read_history(page.saved.folder / "teacher.pt")
-    best = max(history, key=lambda r: r["val_av"])
+    best = max(history, key=lambda r: r["val"]["av"])
+    warning = dead_branch(best["val"])
     panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": [r["loss"] for r in history]}),
               figures.lines("validation, segments both audible and visible", "F-score, %",
-                            {"AV": [r["val_av"] for r in history]})]
+                            {"AV": [r["val"]["av"] for r in history]})]
     return page.figure("curves_teacher", panels, "Pre-training of the teacher", (
         f"Left (above on a phone) the loss, which should fall; right the F-score on the validation split, which "
-        f"decides the epoch that is kept: {best['epoch']} of {len(history)}, with {best['val_av']:.1f} %."))
+        f"decides the epoch that is kept: {best['epoch']} of {len(history)}, with {best['val']['av']:.1f} %."
+        + (f" Warning: {escape(warning)}." if warning else "")))
 
 
 def parser_figure(page: Page) -> str:

@@ -90,7 +90,7 @@ def concordance(larger: np.ndarray, smaller: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------------------------------------
-# What the parser gets right and wrong; per modality, (N, T, C) of 0 / 1
+# What the parser gets right and wrong, per modality, (N, T, C) of 0 / 1; an example of mixup
 # ---------------------------------------------------------------------------------------------
 
 EXPERIENCES = ("audible only", "visible only", "both", "neither")
@@ -135,11 +135,6 @@ def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) 
     if (overlap < 1).any():
         chosen["most unaligned"] = first(overlap, -events)
     return chosen
-
-
-# ---------------------------------------------------------------------------------------------
-# Mixup
-# ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
