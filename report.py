@@ -26,11 +26,11 @@ from common.command import one_sentence_errors
 from common.files import atomic, made_by
 from data.annotations import LLP_CLASSES
 from data.layout import read_index
-from data.splits import load_truth, load_weak
+from data.splits import load_truth, load_weak, target_shape
 from reporting import evidence, figures
 from reporting.page import Page, facts, mean_and_spread, paragraph, table
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, paper_column, read_ablation
-from train.checkpoints import load_file, read_history
+from train.checkpoints import check_fields, load_file, read_history
 from train.stages import Labels, dead_branch, read_labels, read_predictions
 from uwav import SCORES, video_scores
 
@@ -78,12 +78,18 @@ class Saved:
     def training(self) -> uwav.TrainConfig:
         path = self.parser / "han.pt"
         with made_by("python uwav.py train", path):
-            return uwav.TrainConfig(**load_file(path)["settings"]["training"])
+            config = uwav.TrainConfig(**load_file(path)["settings"]["training"])
+            check_fields(config)
+            if not min(config.temperature, config.alpha, config.batch) > 0:
+                raise ValueError("temperature, alpha and batch should be above 0")
+        return config
 
     def labels_of(self, path: Path) -> Labels:
         """Labels of these very videos."""
         labels = read_labels(path, "cpu")
-        if labels.settings["data"] != self.index["sha256"]:
+        shapes = {split: target_shape(self.data, split) for split in self.index["llp"]["videos"]}
+        found = {split: tuple(audio.shape) for split, (audio, _) in labels.logits.items()}
+        if labels.settings.get("data") != self.index["sha256"] or found != shapes:
             raise ValueError(f"{path}: its labels are not of the videos in {self.data}")
         return labels
 
@@ -302,35 +308,40 @@ def sweep_figure(page: Page) -> str:
 
 
 def teacher_figure(page: Page) -> str:
-    history = read_history(page.saved.folder / "teacher.pt")
-    best = max(history, key=lambda r: r["val"]["av"])
-    warning = dead_branch(best["val"])
-    panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": [r["loss"] for r in history]}),
-              figures.lines("validation, segments both audible and visible", "F-score, %",
-                            {"AV": [r["val"]["av"] for r in history]})]
+    path = page.saved.folder / "teacher.pt"
+    with made_by("python uwav.py pretrain", path):
+        history = read_history(path)
+        loss, score = [float(r["loss"]) for r in history], [float(r["val"]["av"]) for r in history]
+        best = score.index(max(score))
+        warning = dead_branch(history[best]["val"])
+    panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
+              figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": score})]
     return page.figure("curves_teacher", panels, "Pre-training of the teacher", (
         f"Left (above on a phone) the loss, which should fall; right the F-score on the validation split, which "
-        f"decides the epoch that is kept: {best['epoch']} of {len(history)}, with {best['val']['av']:.1f} %."
+        f"decides the epoch that is kept: {best + 1} of {len(score)}, with {score[best]:.1f} %."
         + (f" Warning: {escape(warning)}." if warning else "")))
 
 
 def parser_figure(page: Page) -> str:
-    paths = {row.short: page.saved.parser.parent / name / "han.pt" for name, row in ROWS.items()}
-    histories = {short: read_history(path) for short, path in paths.items() if path.is_file()}
-    uwav_name, absent = ROWS["full"].short, [short for short in paths if short not in histories]
-    history = histories[uwav_name]
-    terms = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible")
-    losses = {term: [r[key] for r in history] for term, key in zip(terms, uwav.LOSSES)}
+    terms, scores, absent = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible"), {}, []
+    for name, row in ROWS.items():
+        path = page.saved.parser.parent / name / "han.pt"
+        if not path.is_file():
+            absent.append(row.short)
+            continue
+        with made_by("python uwav.py train", path):
+            history = read_history(path)
+            scores[row.short] = [float(r["val"]["seg_type"]) for r in history if r["val"]]
+            losses = {term: [float(r[key]) for r in history] for term, key in zip(terms, uwav.LOSSES)}
+    own = scores[row.short]  # of the last row, UWAV
     panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", losses)]
-    if history[0]["val"] is None:
-        said = "No video is annotated, so there is no validation score, and the last epoch was kept."
-    else:
-        scores = {short: [r["val"]["seg_type"] for r in h] for short, h in histories.items()}
-        panels.append(figures.lines("validation, segment-level Type", "F-score, %", scores, uwav_name))
-        best = max(scores[uwav_name])
+    if own:
+        panels.append(figures.lines("validation, segment-level Type", "F-score, %", scores, row.short))
         said = ("Beside them the validation score of every row of the ablation. Of UWAV, epoch "
-                f"{scores[uwav_name].index(best) + 1} of {len(history)} was kept ({best:.1f} %). A score that still "
-                "rises at the end means that training was short.")
+                f"{own.index(max(own)) + 1} of {len(own)} was kept ({max(own):.1f} %). A score that still rises at the "
+                "end means that training was short.")
+    else:
+        said = "No video is annotated, so there is no validation score, and the last epoch was kept."
     said += f" Missing in this run: {', '.join(absent)}." if absent else ""
     return page.figure("curves", panels, "Training of the parser", f"The five terms that UWAV's loss adds up. {said}")
 
