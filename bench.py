@@ -59,9 +59,7 @@ SIZES = {name: size for name, (_, _, size) in layout.LLP_FEATURES.items()}
 ROUNDS, ROUND_SECONDS = 3, 1.2  # how often ours and the plain way take turns, and for how long at a time
 
 
-# ---------------------------------------------------------------------------------------------
-# Measuring
-# ---------------------------------------------------------------------------------------------
+# ---- Measuring -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -128,9 +126,7 @@ def memory(key: str = "VmRSS", pid: int | str = "self") -> float:
     return int(status.read_text().split(f"{key}:")[1].split()[0]) / 1e3 if status.exists() else 0.0
 
 
-# ---------------------------------------------------------------------------------------------
-# Random data of real sizes
-# ---------------------------------------------------------------------------------------------
+# ---- Random data of real sizes -------------------------------------------------------------------
 
 
 def random_target(videos: int, features: str, device: torch.device, width: int | None = None) -> TargetSplit:
@@ -189,9 +185,7 @@ def write_files(folder: Path, length: np.ndarray) -> None:
     write_json(folder / "UnAV/unav100_annotations.json", dict(version="random", database=database))
 
 
-# ---------------------------------------------------------------------------------------------
-# The plain ways
-# ---------------------------------------------------------------------------------------------
+# ---- The plain ways ------------------------------------------------------------------------------
 
 
 def read_target(folder: Path, names: tuple[str | None, ...], videos: list[int]) -> tuple[Tensor, ...]:
@@ -331,9 +325,7 @@ def plain_pack(source: Path, out: Path) -> None:
         np.save(out / (place.replace("/", "_") + ".npy"), np.concatenate(pooled))
 
 
-# ---------------------------------------------------------------------------------------------
-# Ours: the rows, decoding, and how cost grows
-# ---------------------------------------------------------------------------------------------
+# ---- Ours: the rows, decoding, and how cost grows ------------------------------------------------
 
 
 def training_steps(model: uwav.HAN, data: TargetSplit, labels: uwav.PseudoLabels,
@@ -581,9 +573,7 @@ def scale(preset: str, device: torch.device, half: bool) -> dict:
     return table
 
 
-# ---------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------
+# ---- Command line --------------------------------------------------------------------------------
 
 
 def line(title: str, cells: list[str], note: str = "") -> str:

@@ -38,9 +38,7 @@ MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pai
 TEMPERATURES = {1.0: "the paper's", 2.0: "the released code's"}  # of the soft labels
 
 
-# ---------------------------------------------------------------------------------------------
-# What a run has saved; everything missing is a FileNotFoundError with a sentence
-# ---------------------------------------------------------------------------------------------
+# ---- What a run has saved; everything missing is a FileNotFoundError with a sentence -------------
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,7 @@ class Saved:
         return self.index["source"] == "pack" and tuple(self.index["llp"]["classes"]) == LLP_CLASSES
 
 
-# ---------------------------------------------------------------------------------------------
-# 1  What ran
-# ---------------------------------------------------------------------------------------------
+# ---- 1  What ran ---------------------------------------------------------------------------------
 
 
 def data_notice(page: Page) -> str:
@@ -183,9 +179,7 @@ def repeatability(page: Page) -> str:
         "PyTorch's documentation; it was not measured.)")
 
 
-# ---------------------------------------------------------------------------------------------
-# 2  Scores
-# ---------------------------------------------------------------------------------------------
+# ---- 2  Scores -----------------------------------------------------------------------------------
 
 KINDS = ["A", "V", "AV", "Type", "Event"]
 
@@ -302,9 +296,7 @@ def sweep_figure(page: Page) -> str:
     return "<h3>Sensitivity</h3>" + "".join(parts)
 
 
-# ---------------------------------------------------------------------------------------------
-# 3  Training
-# ---------------------------------------------------------------------------------------------
+# ---- 3  Training ---------------------------------------------------------------------------------
 
 
 def teacher_figure(page: Page) -> str:
@@ -346,9 +338,7 @@ def parser_figure(page: Page) -> str:
     return page.figure("curves", panels, "Training of the parser", f"The five terms that UWAV's loss adds up. {said}")
 
 
-# ---------------------------------------------------------------------------------------------
-# 4  Uncertainty
-# ---------------------------------------------------------------------------------------------
+# ---- 4  Uncertainty ------------------------------------------------------------------------------
 
 
 def reliabilities(saved: Saved, labels: Labels, m: int) -> dict[str, evidence.Reliability]:
@@ -417,9 +407,7 @@ def distance_figure(page: Page) -> str:
         f"is right. If the claim holds, curves rise. {' '.join(sentences)}"))
 
 
-# ---------------------------------------------------------------------------------------------
-# 5-7  Timelines; classes and modalities; class balance and mixup
-# ---------------------------------------------------------------------------------------------
+# ---- 5-7  Timelines; classes and modalities; class balance and mixup -----------------------------
 
 
 def timeline_figure(page: Page) -> str:
@@ -527,9 +515,7 @@ def mixup_figure(page: Page) -> str:
         f"lambda ~ Beta({config.alpha:g}, {config.alpha:g})."))
 
 
-# ---------------------------------------------------------------------------------------------
-# The whole page
-# ---------------------------------------------------------------------------------------------
+# ---- The whole page ------------------------------------------------------------------------------
 
 
 def build(saved: Saved, pictures: Path) -> str:

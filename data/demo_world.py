@@ -57,9 +57,7 @@ class WorldConfig:
     source_test: int = 250
 
 
-# ---------------------------------------------------------------------------------------------
-# Who is audible and visible when. Measured: on LLP val + test; what begins with SOURCE_, on UnAV-100 train
-# ---------------------------------------------------------------------------------------------
+# ---- Who is audible and visible when. Measured: on LLP val + test; what begins with SOURCE_, on UnAV-100 train 
 
 TRAIN_CLASSES = {1: 0.40, 2: 0.59, 3: 0.01}  # classes per video, LLP train
 CLASSES_PER_VIDEO = {1: 0.33, 2: 0.55, 3: 0.09, 4: 0.03}
@@ -198,9 +196,7 @@ def invented_unav(config: WorldConfig) -> UnAV:
     return UnAV(tuple(classes), *(split(name, seed) for seed, name in enumerate(UNAV_SPLITS)))
 
 
-# ---------------------------------------------------------------------------------------------
-# Geometry: where classes, texts and scenes lie. Lengths are in class signals
-# ---------------------------------------------------------------------------------------------
+# ---- Geometry: where classes, texts and scenes lie. Lengths are in class signals -----------------
 
 SIZES = {"clap": 512, "clip": 768}
 MODALITY = {"clap": "audio", "clip": "visual"}
@@ -272,9 +268,7 @@ def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str,
     return geometry
 
 
-# ---------------------------------------------------------------------------------------------
-# Rendering: from truth to embeddings
-# ---------------------------------------------------------------------------------------------
+# ---- Rendering: from truth to embeddings ---------------------------------------------------------
 
 
 def drift(n: int, T: int, size: int, memory: float, rng: np.random.Generator) -> np.ndarray:
@@ -384,9 +378,7 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     return finish_pack(out, plan)
 
 
-# ---------------------------------------------------------------------------------------------
-# Calibration: the noise and the alignment at which labels are as good as the published ones
-# ---------------------------------------------------------------------------------------------
+# ---- Calibration: the noise and the alignment at which labels are as good as the published ones --
 
 SEGMENT_LABELS = dict(seg_a=80.5, seg_v=61.7)  # published: hard labels per segment (VALOR), LLP test; paper, Table 2
 TEACHER_LABELS = dict(seg_a=78.4, seg_v=74.5)  # of the teacher

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from uwav import hard_labels, mix
 
-# ---------------------------------------------------------------------------------------------
-# Soft labels as probabilities
-# ---------------------------------------------------------------------------------------------
+# ---- Soft labels as probabilities ----------------------------------------------------------------
 
 BINS = 15  # equal-width bins of the calibration error
 DISTANCE_BINS = 10  # equal-count bins of the distance to the threshold
@@ -89,9 +87,7 @@ def concordance(larger: np.ndarray, smaller: np.ndarray) -> float:
     return float(below.sum() / 2 / len(larger) / len(smaller))
 
 
-# ---------------------------------------------------------------------------------------------
-# What the parser gets right and wrong, per modality, (N, T, C) of 0 / 1; an example of mixup
-# ---------------------------------------------------------------------------------------------
+# ---- What the parser gets right and wrong, per modality, (N, T, C) of 0 / 1; an example of mixup -
 
 EXPERIENCES = ("audible only", "visible only", "both", "neither")
 

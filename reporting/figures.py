@@ -103,9 +103,7 @@ def legend_below(axis: Axes, columns: int = 2) -> None:
     axis.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=columns, borderaxespad=0)
 
 
-# ---------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str = "") -> Panel:
@@ -128,9 +126,7 @@ def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str =
     return Panel(draw, 2.7 + 0.17 * (len(series) // 2 if len(series) > 1 else 0))
 
 
-# ---------------------------------------------------------------------------------------------
-# Ablation
-# ---------------------------------------------------------------------------------------------
+# ---- Ablation ------------------------------------------------------------------------------------
 
 
 def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
@@ -171,9 +167,7 @@ def sweep(title: str, values: list[float], scores: dict[str, np.ndarray], defaul
     return Panel(draw, 3.1)
 
 
-# ---------------------------------------------------------------------------------------------
-# Soft labels as probabilities
-# ---------------------------------------------------------------------------------------------
+# ---- Soft labels as probabilities ----------------------------------------------------------------
 
 
 def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
@@ -201,9 +195,7 @@ def distance(title: str, d: DistanceAccuracy) -> Panel:
     return Panel(draw, 2.6)
 
 
-# ---------------------------------------------------------------------------------------------
-# Timelines
-# ---------------------------------------------------------------------------------------------
+# ---- Timelines -----------------------------------------------------------------------------------
 
 
 def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray,
@@ -249,9 +241,7 @@ def shorten(name: str, most: int = 18) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-# ---------------------------------------------------------------------------------------------
-# Classes
-# ---------------------------------------------------------------------------------------------
+# ---- Classes -------------------------------------------------------------------------------------
 
 
 def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarray],

@@ -62,7 +62,8 @@ def text_of(run: Path, *options: str) -> str:
 
 def test_page_has_every_section_and_nothing_is_missing(page):
     titles = re.findall(r"<h2>\d+\. (.*?)</h2>", page)
-    assert titles == ["What ran", "Scores", "Training", "Uncertainty", "Timelines", "Classes and modalities", "Class balance and mixup", "Terms"]
+    assert titles == ["What ran", "Scores", "Training", "Uncertainty", "Timelines", "Classes and modalities", "Class balance and mixup"]
+    assert "<h2>Terms</h2>" in page
     assert 'class="missing"' not in page
     assert page.count("<figure") == page.count("<figcaption>") == 12 and page.count("<img alt=") == page.count("<img ")
 
