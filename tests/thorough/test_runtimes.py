@@ -93,9 +93,9 @@ def by_onnxruntime(bundle, finished, inputs, server, request) -> list[dict]:
 def by_node(bundle, finished, inputs, server, request) -> list[dict]:
     if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
         unavailable("Node and onnxruntime-node: npm ci in web/")
-    shutil.copy(ROOT / "tests/parity.mjs", WEB / ".parity.mjs")  # Node looks for packages beside the script
+    shutil.copy(ROOT / "tests/helpers/parity.mjs", WEB / ".parity.mjs")  # Node looks for packages beside the script
     try:
-        script = (WEB / ".parity.mjs").read_text().replace("../web/parser.js", "./parser.js")
+        script = (WEB / ".parity.mjs").read_text().replace("../../web/parser.js", "./parser.js")
         (WEB / ".parity.mjs").write_text(script)
         result = subprocess.run(["node", ".parity.mjs", bundle / "parser.onnx", *inputs], cwd=WEB, capture_output=True, text=True, timeout=300)
     finally:
