@@ -55,7 +55,6 @@ from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
 from data.splits import load_target, load_text
 from train.checkpoints import load_model
 from train.stages import read_labels
-from uwav import SCORES
 from video.encoders import quiet
 
 OPSET = 20
@@ -75,86 +74,41 @@ VALUES = {  # of inputs that are not normal random numbers, by shape
 LICENCE = "MIT (code and export); the weights follow the terms of the data and encoders they were trained with"
 
 # ---------------------------------------------------------------------------------------------
-# What is exported: thin modules around the models, with named inputs and outputs
+# What is exported: functions of named inputs
 # ---------------------------------------------------------------------------------------------
 
+PROBABILITIES, EVENTS = ("audio_prob", "visual_prob", "video_prob"), ("audio_event", "visual_event", "av_event")
 
-class Probabilities(nn.Module):
-    """han.onnx"""
 
-    outputs = ("audio_prob", "visual_prob", "video_prob")
+def probabilities(out: uwav.HANOutput) -> tuple[Tensor, ...]:
+    return out.audio_logit.sigmoid(), out.visual_logit.sigmoid(), out.video_prob  # (B, T, C) twice, (B, C)
 
-    def __init__(self, han: uwav.HAN):
+
+def gated(audio_prob: Tensor, visual_prob: Tensor, video_prob: Tensor) -> tuple[Tensor, ...]:
+    """The gate of inference, which is part of parser.onnx: EVENTS, (B, T, C) bool each, before PROBABILITIES."""
+    audio_event, visual_event = uwav.gated_predictions(video_prob, audio_prob, visual_prob)
+    return audio_event, visual_event, audio_event & visual_event, audio_prob, visual_prob, video_prob
+
+
+def labels(audio_logit: Tensor, visual_logit: Tensor, weak: Tensor, *thresholds: Tensor) -> tuple[Tensor, ...]:
+    pairs = tuple(zip((audio_logit, visual_logit), thresholds))
+    hard = (uwav.hard_labels(z, theta, weak) for z, theta in pairs)  # (B, T, C) each
+    soft = (uwav.soft_labels(z, theta, weak, uwav.TrainConfig().temperature) for z, theta in pairs)
+    return *hard, *soft
+
+
+class Export(nn.Module):
+    """One file: a function, the axes of its inputs in order (B, T and C are free), the names of its outputs, and the
+    model whose weights it uses, if any. What `part_of` names computes the same outputs, and more."""
+
+    def __init__(self, name: str, function: Callable, axes: dict[str, tuple[str | int, ...]], outputs: tuple[str, ...],
+                 model: nn.Module | None = None, part_of: str | None = None):
         super().__init__()
-        self.han = han
+        self.name, self.function, self.axes, self.outputs = name, function, axes, outputs
+        self.model, self.part_of = model, part_of
 
-    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, ...]:
-        out = self.han(audio, visual_2d, visual_3d)
-        return out.audio_logit.sigmoid(), out.visual_logit.sigmoid(), out.video_prob  # (B, T, C) twice, (B, C)
-
-
-class Parser(Probabilities):
-    """parser.onnx: the same behind the gate of inference (`uwav.gated_predictions`), which is part of the graph."""
-
-    outputs = ("audio_event", "visual_event", "av_event", *Probabilities.outputs)
-
-    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, ...]:
-        return self.gated(*super().forward(audio, visual_2d, visual_3d))
-
-    @staticmethod
-    def gated(audio_prob: Tensor, visual_prob: Tensor, video_prob: Tensor) -> tuple[Tensor, ...]:
-        audio_event, visual_event = uwav.gated_predictions(video_prob, audio_prob, visual_prob)  # (B, T, C) bool each
-        return audio_event, visual_event, audio_event & visual_event, audio_prob, visual_prob, video_prob
-
-
-class TeacherLogits(nn.Module):
-    """teacher.onnx"""
-
-    outputs = ("audio_logit", "visual_logit")
-
-    def __init__(self, teacher: uwav.Teacher):
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, audio: Tensor, visual: Tensor, mask: Tensor, audio_text: Tensor,
-                visual_text: Tensor) -> tuple[Tensor, ...]:
-        return self.teacher(audio, visual, audio_text, visual_text, mask)  # (B, T, C) each
-
-
-class Labels(nn.Module):
-    """labels.onnx"""
-
-    outputs = ("audio_hard", "visual_hard", "audio_soft", "visual_soft")
-
-    def forward(self, audio_logit: Tensor, visual_logit: Tensor, weak: Tensor, audio_threshold: Tensor,
-                visual_threshold: Tensor) -> tuple[Tensor, ...]:
-        pairs = ((audio_logit, audio_threshold), (visual_logit, visual_threshold))
-        hard = [uwav.hard_labels(z, theta, weak) for z, theta in pairs]  # (B, T, C) each
-        soft = [uwav.soft_labels(z, theta, weak, uwav.TrainConfig().temperature) for z, theta in pairs]
-        return *hard, *soft
-
-
-class Embedding(nn.Module):
-    """clip_image.onnx and clap_audio.onnx: what video/encoders.py computes, but resizing and cropping pictures."""
-
-    outputs = ("embedding",)
-
-    def __init__(self, model: nn.Module, embed: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.model, self.embed = model, embed
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.embed(x)  # (N, D)
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """One file: the module, and the axes of its inputs in the order of its arguments; B, T and C are free."""
-
-    name: str
-    module: nn.Module
-    axes: dict[str, tuple[str | int, ...]]
-    part_of: str | None = None  # the file whose graph computes this one's outputs, too
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...] | Tensor:
+        return self.function(*inputs)
 
     def inputs(self, B: int, T: int, C: int) -> dict[str, Tensor]:
         size = dict(B=B, T=T, C=C)
@@ -169,18 +123,31 @@ class Export:
 
 def exports_of(han: uwav.HAN, teacher: uwav.Teacher | None) -> dict[str, Export]:
     """Every file but the encoders, by name."""
-    sizes, C = _feature_sizes(han), ("C",)
-    features, logit = {name: ("B", "T", D) for name, D in sizes.items()}, ("B", "T", "C")
-    found = [Export("parser", Parser(han), features),
-             Export("han", Probabilities(han), features, part_of="parser"),
-             Export("labels", Labels(), dict(audio_logit=logit, visual_logit=logit, weak=("B", "C"), audio_threshold=C,
-                                             visual_threshold=C))]
+    features = {name: ("B", "T", D) for name, D in _feature_sizes(han).items()}
+    logit, C = ("B", "T", "C"), ("C",)
+    found = [
+        Export("parser", lambda *x: gated(*probabilities(han(*x))), features, EVENTS + PROBABILITIES, han),
+        Export("han", lambda *x: probabilities(han(*x)), features, PROBABILITIES, han, part_of="parser"),
+        Export("labels", labels, dict(audio_logit=logit, visual_logit=logit, weak=("B", "C"), audio_threshold=C,
+                                      visual_threshold=C), ("audio_hard", "visual_hard", "audio_soft", "visual_soft"))]
     if teacher is not None:
         audio, visual = teacher.config.audio_dim, teacher.config.visual_dim
-        found.append(Export("teacher", TeacherLogits(teacher), dict(
-            audio=("B", "T", audio), visual=("B", "T", visual), mask=("B", "T"), audio_text=("C", audio),
-            visual_text=("C", visual))))
+        found.append(Export(
+            "teacher", lambda audio, visual, mask, *texts: teacher(audio, visual, *texts, mask),
+            dict(audio=("B", "T", audio), visual=("B", "T", visual), mask=("B", "T"), audio_text=("C", audio),
+                 visual_text=("C", visual)), ("audio_logit", "visual_logit"), teacher))
     return {export.name: export for export in found}
+
+
+def export_of_encoder(name: str, weights: Path | None) -> Export:
+    """`clip` or `clap`: what video/encoders.py computes, but resizing and cropping pictures."""
+    from video import encoders
+
+    if name == "clip":
+        clip = encoders.Clip(weights)
+        return Export("clip_image", clip.embed, dict(pixels=("B", 224, 224, 3)), ("embedding",), clip.model)
+    clap = encoders.ClapAudio(weights)
+    return Export("clap_audio", clap, dict(wave=("B", 48_000)), ("embedding",), clap)
 
 
 def _feature_sizes(han: uwav.HAN) -> dict[str, int]:
@@ -196,13 +163,13 @@ def _feature_sizes(han: uwav.HAN) -> dict[str, int]:
 
 def trace(export: Export) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
-    module, inputs = export.module.eval(), export.inputs(**EXAMPLE)
+    inputs = export.inputs(**EXAMPLE)
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
     with quiet(), torch.no_grad():  # the exporter speaks of itself
         program = torch.onnx.export(
-            module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-            optimize=False, input_names=list(inputs), output_names=list(module.outputs), dynamic_shapes=shapes)
+            export.eval(), tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+            optimize=False, input_names=list(inputs), output_names=list(export.outputs), dynamic_shapes=(shapes,))
         onnxscript.optimizer.optimize(program.model, num_iterations=1)  # by default 2, the second of which finds little
     model = program.model_proto
     graph = model.graph
@@ -228,11 +195,11 @@ def largest_difference(export: Export, run: onnxruntime.InferenceSession) -> flo
         inputs = export.inputs(B, T, 1 + n)
         got = [torch.from_numpy(x) for x in run.run(None, {k: v.numpy() for k, v in inputs.items()})]
         with torch.inference_mode():
-            expected = export.module(*inputs.values())
+            expected = export(*inputs.values())
             expected = expected if isinstance(expected, tuple) else (expected,)
-            if isinstance(export.module, Parser):
-                expected = *Parser.gated(*got[3:])[:3], *expected[3:]
-        for name, a, b in zip(export.module.outputs, expected, got):
+            if export.outputs[:3] == EVENTS:
+                expected = *gated(*got[3:])[:3], *expected[3:]
+        for name, a, b in zip(export.outputs, expected, got):
             if a.shape != b.shape or a.dtype != b.dtype:
                 raise ValueError(f"{export.name}.onnx, B = {B}, T = {T}: {name} is {b.dtype} {tuple(b.shape)} instead "
                                  f"of {a.dtype} {tuple(a.shape)}")
@@ -247,7 +214,7 @@ def keep(export: Export, out: Path, properties: dict[str, str]) -> dict:
         model = trace(export)
     else:  # the same network is not traced twice
         whole = onnx.utils.Extractor(onnx.load(out / f"{export.part_of}.onnx"))
-        model = whole.extract_model(list(export.axes), list(export.module.outputs))
+        model = whole.extract_model(list(export.axes), list(export.outputs))
     model.producer_name, model.producer_version = "uwav", str(FORMAT)
     onnx.helper.set_model_props(model, properties)
     with atomic(path) as temporary:
@@ -292,28 +259,18 @@ def free_batch_size_of_htsat() -> contextlib.AbstractContextManager:
     return mock.patch.object(htsat, "window_reverse", window_reverse)
 
 
-def export_of_clip(clip) -> Export:
-    return Export("clip_image", Embedding(clip.model, clip.embed), dict(pixels=("B", 224, 224, 3)))
-
-
-def export_of_clap(clap) -> Export:
-    return Export("clap_audio", Embedding(clap, clap.forward), dict(wave=("B", 48_000)))
-
-
 def export_encoders(out: Path, choices: dict[str, str], properties: dict[str, str]) -> dict:
     """clip_image.onnx and clap_audio.onnx of the weights named; what bundle.json says of them."""
-    from video import encoders, weights
+    from video import weights
     from features import need_feature_packages
 
     need_feature_packages()
     find = dict(clip=weights.clip_weights, clap=weights.clap_weights)
-    build = dict(clip=lambda file: export_of_clip(encoders.Clip(file)),
-                 clap=lambda file: export_of_clap(encoders.ClapAudio(file)))
     files = {name: find[name](choice) for name, choice in choices.items()}  # a missing one is said at once
     weights.warn_of_random(files)
     entries = {}
     for name, file in files.items():
-        export = build[name](file)
+        export = export_of_encoder(name, file)
         with free_batch_size_of_htsat():
             entry = keep(export, out, properties)
         entries[export.name] = entry | dict(weights=weights.identity_of_weights(choices[name], file))
@@ -348,7 +305,7 @@ def measure(run: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray],
     """(outputs on all of `inputs`, {ms_batch_1, and the ten scores if there is truth})."""
     starts = range(0, len(inputs["audio"]), 64)
     chunks = [run.run(None, {k: x[i : i + 64] for k, x in inputs.items()}) for i in starts]
-    outputs = dict(zip(Parser.outputs, (torch.from_numpy(np.concatenate(x)) for x in zip(*chunks))))
+    outputs = dict(zip(EVENTS + PROBABILITIES, (torch.from_numpy(np.concatenate(x)) for x in zip(*chunks))))
     one, times = {k: x[:1] for k, x in inputs.items()}, []
     for _ in range(TIMED_RUNS):
         started = time.perf_counter()
@@ -363,7 +320,7 @@ def measure(run: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray],
 def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], truth: tuple[Tensor, Tensor] | None,
                   measured_on: str) -> dict:
     """parser_KIND.onnx beside parser.onnx; size, speed, and how far and how often it disagrees with fp32."""
-    source, events, rows = out / "parser.onnx", ("audio_event", "visual_event"), {}
+    source, events, rows = out / "parser.onnx", EVENTS[:2], {}
     reference, figures = measure(session(source), inputs, truth)
     rows["fp32"] = dict(file=source.name, bytes=source.stat().st_size) | figures
     for kind in kinds:
@@ -374,18 +331,13 @@ def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], tr
         run = session(path)
         outputs, figures = measure(run, inputs, truth)
         rows[kind] = describe(path, run) | figures | dict(
-            largest_difference=max(float((outputs[k] - reference[k]).abs().max()) for k in Probabilities.outputs),
+            largest_difference=max(float((outputs[k] - reference[k]).abs().max()) for k in PROBABILITIES),
             flips=int(sum((outputs[k] != reference[k]).sum() for k in events)),
             predictions=sum(reference[k].numel() for k in events), events=int(sum(reference[k].sum() for k in events)))
     print(f"parser, measured on {measured_on}:")
     for kind, row in rows.items():
-        line = f"  {kind:5s} {row['bytes'] / 1e6:7.1f} MB  {row['ms_batch_1']:6.2f} ms at batch 1"
-        if kind != "fp32":
-            line += (f"  largest difference of a probability {row['largest_difference']:.1e}, {row['flips']} of "
-                     f"{row['predictions']} predictions flip ({row['events']} are positive)")
-        print(line)
-        if "scores" in row:
-            print("        " + "  ".join(f"{k} {row['scores'][k]:.2f}" for k in SCORES))
+        print(f"  {kind}: " + ", ".join(f"{k} {x:.4g}" for k, x in row.items() if isinstance(x, int | float)))
+        print("      " + "  ".join(f"{k} {x:.2f}" for k, x in row.get("scores", {}).items()))
     return dict(measured_on=measured_on, rows=rows)
 
 
