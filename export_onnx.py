@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -31,6 +30,7 @@ import os
 import shutil
 import statistics
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -49,7 +49,7 @@ except ModuleNotFoundError as error:
 
 import uwav
 from common.command import one_sentence_errors, working_in
-from common.files import atomic, file_hash, read_json, write_json
+from common.files import atomic, file_hash, hash_of, read_json, write_json
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
 from data.splits import load_target, load_text
@@ -61,6 +61,7 @@ OPSET = 20
 FORMAT = 1  # of the bundle
 TOLERANCE = 1e-4  # largest difference to PyTorch that is accepted
 SIZES = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
+TIMED_RUNS = 50  # of a variant
 EXAMPLE = dict(B=3, T=5, C=4)  # what is traced: none of the sizes above
 VALUES = {  # of inputs that are not normal random numbers, by shape
     "mask": lambda shape: torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1)),  # some are shorter
@@ -157,7 +158,7 @@ def _feature_sizes(han: uwav.HAN) -> dict[str, int]:
 
 
 # ---------------------------------------------------------------------------------------------
-# Tracing, checking, keeping
+# Tracing, checking, keeping: the parser's files, the encoders, smaller variants
 # ---------------------------------------------------------------------------------------------
 
 
@@ -201,8 +202,7 @@ def largest_difference(export: Export, run: onnxruntime.InferenceSession) -> flo
                 expected = *gated(*got[3:])[:3], *expected[3:]
         for name, a, b in zip(export.outputs, expected, got):
             if a.shape != b.shape or a.dtype != b.dtype:
-                raise ValueError(f"{export.name}.onnx, B = {B}, T = {T}: {name} is {b.dtype} {tuple(b.shape)} instead "
-                                 f"of {a.dtype} {tuple(a.shape)}")
+                raise ValueError(f"{export.name}.onnx, B = {B}, T = {T}: {name} is {b.dtype} {tuple(b.shape)}")
             differences.append(torch.where(a == b, 0.0, (a.double() - b.double()).abs()).max())  # NaN stays NaN
     return float(torch.stack(differences).max())
 
@@ -239,11 +239,6 @@ def describe(path: Path, run: onnxruntime.InferenceSession) -> dict:
                 outputs=values(run.get_outputs()))
 
 
-# ---------------------------------------------------------------------------------------------
-# The encoders
-# ---------------------------------------------------------------------------------------------
-
-
 def free_batch_size_of_htsat() -> contextlib.AbstractContextManager:
     """HTSAT computes its batch size with `int(...)`, which a trace would bake in without a word."""
     from video import encoders
@@ -259,14 +254,16 @@ def free_batch_size_of_htsat() -> contextlib.AbstractContextManager:
     return mock.patch.object(htsat, "window_reverse", window_reverse)
 
 
-def export_encoders(out: Path, choices: dict[str, str], properties: dict[str, str]) -> dict:
-    """clip_image.onnx and clap_audio.onnx of the weights named; what bundle.json says of them."""
-    from video import weights
+def export_encoders(out: Path, clip: str | None, clap: str | None, properties: dict[str, str]) -> dict:
+    """clip_image.onnx and clap_audio.onnx of the weights named, if any; what bundle.json says of them."""
+    if not (clip or clap):
+        return {}
     from features import need_feature_packages
+    from video import weights
 
     need_feature_packages()
-    find = dict(clip=weights.clip_weights, clap=weights.clap_weights)
-    files = {name: find[name](choice) for name, choice in choices.items()}  # a missing one is said at once
+    choices, find = dict(clip=clip, clap=clap), dict(clip=weights.clip_weights, clap=weights.clap_weights)
+    files = {name: find[name](choice) for name, choice in choices.items() if choice}  # a missing one is said at once
     weights.warn_of_random(files)
     entries = {}
     for name, file in files.items():
@@ -275,13 +272,6 @@ def export_encoders(out: Path, choices: dict[str, str], properties: dict[str, st
             entry = keep(export, out, properties)
         entries[export.name] = entry | dict(weights=weights.identity_of_weights(choices[name], file))
     return entries
-
-
-# ---------------------------------------------------------------------------------------------
-# Smaller variants of the parser, each measured
-# ---------------------------------------------------------------------------------------------
-
-TIMED_RUNS = 50
 
 
 def make_variant(kind: str, source: Path, target: Path) -> None:
@@ -306,12 +296,9 @@ def measure(run: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray],
     starts = range(0, len(inputs["audio"]), 64)
     chunks = [run.run(None, {k: x[i : i + 64] for k, x in inputs.items()}) for i in starts]
     outputs = dict(zip(EVENTS + PROBABILITIES, (torch.from_numpy(np.concatenate(x)) for x in zip(*chunks))))
-    one, times = {k: x[:1] for k, x in inputs.items()}, []
-    for _ in range(TIMED_RUNS):
-        started = time.perf_counter()
-        run.run(None, one)
-        times.append(1e3 * (time.perf_counter() - started))
-    figures = dict(ms_batch_1=statistics.median(times))
+    one = {k: x[:1] for k, x in inputs.items()}
+    times = timeit.repeat(lambda: run.run(None, one), number=1, repeat=TIMED_RUNS)
+    figures = dict(ms_batch_1=1e3 * statistics.median(times))
     if truth is not None:
         figures["scores"] = uwav.parsing_scores(outputs["audio_event"], outputs["visual_event"], *truth)
     return outputs, figures
@@ -336,7 +323,8 @@ def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], tr
             predictions=sum(reference[k].numel() for k in events), events=int(sum(reference[k].sum() for k in events)))
     print(f"parser, measured on {measured_on}:")
     for kind, row in rows.items():
-        print(f"  {kind}: " + ", ".join(f"{k} {x:.4g}" for k, x in row.items() if isinstance(x, int | float)))
+        numbers = {k: x for k, x in row.items() if isinstance(x, int | float)}
+        print(f"  {kind}: " + ", ".join(f"{k} {x:{',' if isinstance(x, int) else '.3g'}}" for k, x in numbers.items()))
         print("      " + "  ".join(f"{k} {x:.2f}" for k, x in row.get("scores", {}).items()))
     return dict(measured_on=measured_on, rows=rows)
 
@@ -401,10 +389,9 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Pa
     folder, data = run / f"seed{seed}", data or run / "data"
     index = read_index(data)
     if features is None:
-        found = [name for name in ("clip_clap", "base") if (folder / name / row / "han.pt").exists()]
-        if not found:
-            raise FileNotFoundError(f"{folder}/clip_clap/{row}/han.pt: no such file, so {run} holds no trained HAN")
-        features = found[0]
+        features = next((f for f in ("clip_clap", "base") if (folder / f / row / "han.pt").exists()), None)
+    if features is None:
+        raise FileNotFoundError(f"{folder}/clip_clap/{row}/han.pt: no such file, so {run} holds no trained HAN")
     checkpoint, teacher, labels = folder / features / row / "han.pt", None, folder / "labels_teacher.npz"
     han = load_model(checkpoint, kind=uwav.HAN)
     if "unav" in index or (folder / "teacher.pt").exists():  # with own data it may be elsewhere, or there is none
@@ -432,7 +419,7 @@ def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_di
 
 
 def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
-                  variants: list[str] | None = None) -> dict:
+                  variants: tuple[str, ...] = ()) -> dict:
     """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch.
 
     A complete bundle of the same models and options is kept as it is.
@@ -440,9 +427,8 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     info = source.describe()
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
     weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]
-    info["made_with"] = dict(
-        models=hashlib.sha256(b"".join(x.numpy().tobytes() for x in weights)).hexdigest(), clip_weights=clip_weights,
-        clap_weights=clap_weights, variants=variants or [])
+    info["made_with"] = dict(models=hash_of(b"".join(x.numpy().tobytes() for x in weights)), clip_weights=clip_weights,
+                             clap_weights=clap_weights, variants=list(variants))
     if _is_finished(out, info):
         print(f"{out}: exported before, kept")
         return read_json(out / "bundle.json")
@@ -465,9 +451,7 @@ def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, st
     """All files into an empty folder; `info` gets what bundle.json says of them."""
     made_with, exports = info["made_with"], exports_of(source.han, source.teacher)
     info["files"] = {name: keep(export, out, properties) for name, export in exports.items()}
-    choices = {name: made_with[f"{name}_weights"] for name in ("clip", "clap") if made_with[f"{name}_weights"]}
-    if choices:
-        info["files"] |= export_encoders(out, choices, properties)
+    info["files"] |= export_encoders(out, made_with["clip_weights"], made_with["clap_weights"], properties)
     if source.texts is not None:
         clap, clip = (x.tolist() for x in source.texts)
         write_json(out / "texts.json", dict(classes=source.classes, clap=clap, clip=clip))
@@ -502,8 +486,9 @@ def main(arguments: list[str] | None = None) -> None:
                         help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
-    parser.add_argument("--fp16", action="store_true", help="also parser_fp16.onnx, measured")
-    parser.add_argument("--int8", action="store_true", help="also parser_int8.onnx, measured")
+    for kind, what in dict(fp16="in half precision", int8="with 8-bit weights").items():
+        parser.add_argument(f"--{kind}", dest="variants", action="append_const", const=kind, default=[],
+                            help=f"also parser_{kind}.onnx, {what}, measured")
     options = parser.parse_args(arguments)
     with one_sentence_errors():
         if len(options.paths) != (1 if options.released_han else 2):
@@ -513,10 +498,10 @@ def main(arguments: list[str] | None = None) -> None:
                                         options.visual_3d_dim)
         else:
             source = source_of_run(options.paths[0], options.seed, options.features, options.row, options.data)
-        variants = [kind for kind in ("fp16", "int8") if getattr(options, kind)]
-        with working_in(options.paths[-1]):
-            export_bundle(source, options.paths[-1], options.clip_weights, options.clap_weights, variants)
-        print(f"{options.paths[-1]}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {options.paths[-1]}`")
+        out = options.paths[-1]
+        with working_in(out):
+            export_bundle(source, out, options.clip_weights, options.clap_weights, tuple(sorted(set(options.variants))))
+        print(f"{out}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {out}`")
         if not (options.clip_weights and options.clap_weights):
             print("(without the encoders, which --clip-weights and --clap-weights add: it parses features, not videos)")
 
