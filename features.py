@@ -1,6 +1,7 @@
 """The data command: from annotations, feature files and videos to the arrays that `uwav.py` trains on.
 
     python features.py demo OUT            # an invented LLP and UnAV-100                      (data/demo_world.py)
+    python features.py calibrate TRIALS    # how its constants were fitted                     (docs/demo_world.md)
     python features.py fetch DIR           # the published annotations and features            (data/fetch.py)
     python features.py extract VIDEOS OUT  # videos -> CLIP and CLAP embeddings                (video/)
     python features.py text CLASSES OUT    # class names -> text embeddings                    (video/encoders.py)
@@ -10,28 +11,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from common.command import one_sentence_errors, working_in
+from common.command import Parser, one_sentence_errors, working_in
 from data.annotations import LLP_SEGMENTS, read_llp, read_unav
 from data.pack import pack
-
-FEATURE_PACKAGES = {"open_clip": "open_clip_torch", "laion_clap": "laion-clap", "av": "av"}  # module -> package
-
-
-def need_feature_packages() -> None:
-    missing = [package for module, package in FEATURE_PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")
-
 
 def _weights(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict[str, dict]]:
     """The files of weights that were asked for, by encoder, and what a folder of features remembers of them."""
     from video import weights
 
+    weights.need_packages()
     files = dict(clip=weights.clip_weights(options.clip_weights), clap=weights.clap_weights(options.clap_weights))
     return files, dict(clip_weights=weights.identity_of_weights(options.clip_weights, files["clip"]),
                        clap_weights=weights.identity_of_weights(options.clap_weights, files["clap"]))
@@ -50,9 +42,18 @@ def run_pack(options: argparse.Namespace) -> None:
         pack(options.source, options.out, options.workers, options.missing, options.replace)
 
 
+def run_calibrate(options: argparse.Namespace) -> None:
+    from data import demo_world
+    from train.presets import PRESETS
+
+    preset = PRESETS["demo"]
+    world = demo_world.calibrate(options.trials, options.seeds, preset.teacher, preset.pretrain)
+    for name in ("audio_noise", "visual_noise", "audio_alignment", "visual_alignment"):
+        print(f"    {name}: float = {getattr(world, name):.3g}")
+
+
 def run_extract(options: argparse.Namespace) -> None:
     """`extract`: everything that can be refused is refused before the encoders are built."""
-    need_feature_packages()
     for name in ("segments", "longest", "workers", "group"):
         value = getattr(options, name)
         if value is not None and not value > 0:
@@ -71,7 +72,7 @@ def run_extract(options: argparse.Namespace) -> None:
     try:
         extract.check(options.videos, options.out, made_with)
         on_gpu = device.startswith("cuda")
-        clip, clap = encoders.Clip(files["clip"], device), encoders.ClapAudio(files["clap"], device)
+        clip, clap = encoders.ClipEncoder(files["clip"], device), encoders.ClapEncoder(files["clap"], device)
         with devices.alone_in(options.out):
             extract.extract(options.videos, options.out, clip.images, clap.sounds, made_with, choices, options.workers,
                             group=options.group or (16 if on_gpu else 4),
@@ -82,7 +83,6 @@ def run_extract(options: argparse.Namespace) -> None:
 
 def run_text(options: argparse.Namespace) -> None:
     """`text`: class embeddings. CLAP's tokenizer comes from the hub even where the weights come from a file."""
-    need_feature_packages()
     from video import weights
 
     if options.clap_weights != weights.RANDOM:
@@ -94,7 +94,7 @@ def run_text(options: argparse.Namespace) -> None:
     classes = extract.read_classes(options.classes)
     weights.warn_of_random(files)
     device = devices.choose_device(options.device)
-    extract.write_texts(classes, options.out, lambda texts: encoders.Clip(files["clip"], device).texts(texts),
+    extract.write_texts(classes, options.out, lambda texts: encoders.ClipEncoder(files["clip"], device).texts(texts),
                         lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with)
 
 
@@ -107,8 +107,7 @@ def run_fetch(options: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Videos, feature files and annotations -> arrays that uwav.py trains on.")
+    parser = Parser(description="Videos, feature files and annotations -> arrays that uwav.py trains on.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str, run: Callable) -> argparse.ArgumentParser:
@@ -132,10 +131,14 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--replace", action="store_true",
                      help="replace another finished pack in that folder when the new one is complete")
 
-    sub = command("pack", "thousands of small .npy files -> a few memory-mapped arrays",
-                  run_pack)
+    sub = command("calibrate", "fit the demo world to the scores of published labels, which takes half an hour",
+                  run_calibrate)
+    sub.add_argument("trials", type=Path, help="JSON file for finished trials; the same command goes on from there")
+    sub.add_argument("--seeds", type=int, default=3, help="worlds and teachers (default: 3)")
+
+    sub = command("pack", "thousands of small .npy files -> a few arrays", run_pack)
     sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them, or "
-                                                    "your own with labels.csv (README, \"Your own data\")")
+                                                    "your own with labels.csv (docs/own_videos.md)")
     sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
     sub.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
     sub.add_argument("--missing", choices=("stop", "skip"), default="stop",

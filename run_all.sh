@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 bash run_all.sh [options]          every stage on the demo world (invented features, about 3 minutes on 2 CPU cores)
-bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: README); with --fetch
+bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: docs/real_data.md); with --fetch
                                    they are downloaded first, as far as they can be: add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
 bash run_all.sh test [pytest options]    set up and run the tests
@@ -39,7 +39,7 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
     local installed
     installed=.venv/installed-$1-$(cksum <pyproject.toml | cut -d' ' -f1)
     if [ -e "$installed" ]; then return; fi
-    # The newest PyTorch where there is a GPU; elsewhere the version that the README's CPU figures were made with.
+    # The newest PyTorch where there is a GPU; elsewhere the version that the published CPU figures were made with.
     local torch=torch==2.13.0
     if command -v nvidia-smi >/dev/null; then torch=torch; fi
     echo "== setup: installing ${UWAV_TORCH:-PyTorch} and the other packages into .venv (minutes, once)"
@@ -86,6 +86,9 @@ elif [ -n "$llp$unav" ]; then
 else
     out=${out:-runs/demo}
 fi
+[[ $seeds =~ ^[1-9][0-9]*$ ]] || die "--seeds $seeds: a number from 1 on"
+case ${preset:-demo} in demo | paper) ;; *) die "--preset $preset: demo or paper" ;; esac
+case $features in '' | base | clip_clap) ;; *) die "--features $features: base or clip_clap" ;; esac
 case $out in *[$'\t\n']*) die "--out: a tab or a line break in the name of a folder" ;; esac
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
 setup onnx "torch, numpy, tqdm, matplotlib, onnx, onnxscript, onnxruntime"

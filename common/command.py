@@ -3,18 +3,23 @@ a sentence and an exit status other than 0."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import difflib
 import io
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from tqdm import tqdm
 
 from common.files import reason
 
@@ -55,6 +60,39 @@ def working_in(folder: str | Path) -> Iterator[None]:
     finally:
         _ours.discard(place)
         os.close(directory)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, with what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
+        actions = [a for p in parsers if isinstance(p, Parser) for a in p._actions]
+        known = [str(x) for a in actions for x in (*a.option_strings, *(a.choices or ()))]
+        wrong = re.search("invalid choice: '([^']*)'", message) or re.search(r"(?<!\S)(-[\w-]+)", message)
+        self.exit(2, f"error: {message}{did_you_mean(wrong[1], known) if wrong else ''}\n")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = [k for k in difflib.get_close_matches(word, known, 1) if k != word]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class _Lines(io.TextIOBase):
+    """Where nobody watches, in a pipe or a file, each state of a progress bar is a line."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text.replace("\r", "\n").removeprefix("\n") + "\n" * ("\r" in text))
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(*items: Iterable, **options) -> tqdm:
+    """A progress bar; a line now and then where nobody watches."""
+    watched = sys.stderr.isatty()
+    return tqdm(*items, dynamic_ncols=watched, mininterval=0.2 if watched else 30, file=None if watched else _Lines(),
+                **options)
 
 
 @contextlib.contextmanager

@@ -243,7 +243,7 @@ def read_unav(json_path: str | Path) -> UnAV:
 
 
 # ---------------------------------------------------------------------------------------------
-# Your own annotations (their columns: README, "Your own data")
+# Your own annotations (their columns: docs/own_videos.md)
 # ---------------------------------------------------------------------------------------------
 
 VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")

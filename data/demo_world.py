@@ -36,8 +36,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from common.command import progress
 from common.files import write_array, write_rows
 from data.annotations import (LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit)
 from data.layout import begin_pack, finish_pack, make_plan, read_index, write_annotations
@@ -367,7 +367,7 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     write_annotations(part, data["llp"], data["unav"])
     geometry = build_geometry(data["llp"], data["unav"], config.seed)
     todo = [(key, g, number, split) for key, g in geometry.items() for number, split in enumerate(splits[key[0]])]
-    for (dataset, feature), g, number, split in tqdm(todo, desc="demo world", unit="array"):
+    for (dataset, feature), g, number, split in progress(todo, desc="demo world", unit="array"):
         write_array(part / dataset / f"text_{feature}.npy", g.text)
         path = part / dataset / split / f"{feature}.npy"
         if not path.exists():

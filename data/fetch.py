@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from common.files import atomic, is_plain_name, no_links, read_json, reason, write_json
+from common.files import atomic, is_plain_name, made_by, no_links, read_json, reason, write_json
 from data.annotations import LLP_DENSE_FILES, LLP_WEAK_FILES, read_llp, read_unav
 from data.layout import LLP_FEATURES
 
@@ -37,7 +37,7 @@ FEATURES = "https://huggingface.co/datasets/NTUBarista/uwav_features/resolve/mai
 DRIVE = "a Google Drive folder, linked in the README of https://github.com/YapengTian/AVVP-ECCV20"
 ATTEMPTS = 6  # without progress
 OUR_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}  # trying again is vain
-PATIENCE = 30.0  # s without a byte
+TIMEOUT = 30.0  # s without a byte
 BLOCK = 1 << 20  # bytes
 
 # ---------------------------------------------------------------------------------------------
@@ -55,34 +55,29 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
     for file in (part, tag_file):
         if file.is_symlink():  # not ours, and written through it would be another file
             file.unlink()
-    failures, cause, furthest = 0, "", part.stat().st_size if part.exists() else 0
+    failures, cause, furthest = 0, "", _size(part)
     while failures < ATTEMPTS:
-        have = part.stat().st_size if part.exists() else 0
         try:
-            expected = _continue(url, part, tag_file, have)
-            size = part.stat().st_size
-            if size == expected:
+            expected = _continue(url, part, tag_file)
+            if _size(part) == expected:
                 os.replace(part, path)
                 tag_file.unlink(missing_ok=True)
                 return
-            cause = f"{size} bytes came, {expected} were announced"
-            if size > expected:
+            cause = f"{_size(part)} bytes came, {expected} were announced"
+            if _size(part) > expected:
                 part.unlink()
         except urllib.error.HTTPError as error:
+            cause = f"the server says {error.code} {error.reason}"
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file there is another by now
                 part.unlink(missing_ok=True)
-                cause = "the server has another file than the one that was begun"
             elif error.code < 500 and error.code != http.client.TOO_MANY_REQUESTS:
-                raise ValueError(f"{url}: the server says {error.code} {error.reason}") from None
-            else:
-                cause = f"the server says {error.code} {error.reason}"
+                raise ValueError(f"{url}: {cause}") from None
         except (OSError, http.client.HTTPException) as error:
             cause = str(getattr(error, "reason", "") or reason(error))
             if getattr(error, "errno", None) in OUR_FAULT:
                 raise ValueError(f"{part}: cannot be written ({cause})") from None
-        now = part.stat().st_size if part.exists() else 0
-        failures = 0 if now > furthest else failures + 1
-        furthest = max(furthest, now)
+        failures = 0 if _size(part) > furthest else failures + 1
+        furthest = max(furthest, _size(part))
         if failures < ATTEMPTS:
             wait = pause * 2**failures
             print(f"{path.name}: {cause}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
@@ -90,32 +85,35 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
     raise ValueError(f"{url}: cannot be downloaded ({cause}); what came is kept, run the command again to continue")
 
 
-def _continue(url: str, part: Path, tag_file: Path, have: int) -> int:
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _continue(url: str, part: Path, tag_file: Path) -> int:
     """Append to `part` what is missing; returns the size of the whole as the server announces it."""
-    headers = {"User-Agent": "uwav", "Accept-Encoding": "identity"}
+    headers, have = {"User-Agent": "uwav", "Accept-Encoding": "identity"}, _size(part)
     if have:
         headers["Range"] = f"bytes={have}-"
         if tag_file.exists():
             headers["If-Range"] = tag_file.read_text()  # a changed file is sent from its beginning
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
         announced = answer.headers.get("Content-Length")
         if answer.status == http.client.PARTIAL_CONTENT:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
             if not match or int(match[1]) != have:
                 raise OSError("the server continued at another place than was asked for")
-            mode, expected = "ab", int(match[2])
+            expected = int(match[2])
         elif announced is None:
             raise OSError("the server does not say how large the file is")
         else:
-            mode, have, expected = "wb", 0, int(announced)
-        if mode == "wb":  # first of all, so that no tag ever stands beside bytes of another file
-            part.unlink(missing_ok=True)
+            have, expected = 0, int(announced)
+            part.unlink(missing_ok=True)  # first of all, so that no tag ever stands beside bytes of another file
         if answer.headers.get("ETag"):
             with atomic(tag_file) as temporary:
                 temporary.write_text(answer.headers["ETag"])
         else:
             tag_file.unlink(missing_ok=True)
-        with (open(part, mode, opener=no_links) as file,
+        with (open(part, "ab", opener=no_links) as file,
               tqdm(total=expected, initial=have, unit="B", unit_scale=True, desc=part.stem,
                    disable=expected < BLOCK) as bar):
             while block := answer.read(BLOCK):
@@ -148,7 +146,7 @@ def extract_features(archive: Path, folder: Path) -> int:
                     raise ValueError(f"{archive}: holds the name {member.filename!r}, which leads out of its folder")
                 if stat.S_ISLNK(member.external_attr >> 16):
                     raise ValueError(f"{archive}: holds a link, {member.filename!r}")
-                if member.is_dir() or not place.name.endswith(".npy") or _is_rubbish(place):
+                if member.is_dir() or not place.name.endswith(".npy") or place.name.startswith("._"):  # of macOS
                     continue
                 if not is_plain_name(place.name) or place.name in members:
                     raise ValueError(f"{archive}: holds the name {member.filename!r}, which cannot be a file's name or "
@@ -158,7 +156,7 @@ def extract_features(archive: Path, folder: Path) -> int:
                 members[place.name] = member
             if not members:
                 raise ValueError(f"{archive}: holds no .npy file")
-            needed, free = sum(m.file_size for m in members.values()), shutil.disk_usage(_existing(folder)).free
+            needed, free = sum(m.file_size for m in members.values()), shutil.disk_usage(archive.parent).free
             if needed > free:
                 raise ValueError(f"{archive}: its files need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
             for name, member in tqdm(members.items(), desc=f"extract {archive.name}", unit="file"):
@@ -167,22 +165,12 @@ def extract_features(archive: Path, folder: Path) -> int:
                     continue
                 with atomic(target) as temporary, opened.open(member) as source, open(temporary, "wb") as out:
                     shutil.copyfileobj(source, out)  # the checksum is verified at its end
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise BrokenArchive(f"{archive}: not a whole zip file ({reason(error)}); fetch again") from None
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a place before the beginning of the archive
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error,
+            OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that: a place before the archive's beginning
             raise
-        raise BrokenArchive(f"{archive}: not a whole zip file; fetch again") from None
+        raise BrokenArchive(f"{archive}: not a whole zip file ({reason(error)}); fetch again") from None
     return len(members)
-
-
-def _is_rubbish(place: PurePosixPath) -> bool:
-    """What macOS adds to an archive."""
-    return "__MACOSX" in place.parts or place.name.startswith("._")
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -233,11 +221,9 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
                       f"Put its <id>.npy files into {place}/")
 
 
-def _read_notes(path: Path) -> dict:
+def _read_notes(path: Path) -> dict[str, dict[str, int]]:
+    """Archives that were extracted before: name -> bytes and number of files."""
     if not path.exists():
         return {}
-    try:
-        notes = read_json(path)
-        return {name: {"bytes": note["bytes"], "files": note["files"]} for name, note in notes.items()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path}: damaged; delete it and fetch again") from None
+    with made_by(f"rm {path}; python features.py fetch", path):
+        return {name: dict(bytes=note["bytes"], files=note["files"]) for name, note in read_json(path).items()}

@@ -57,6 +57,12 @@ def feature_set_of(audio_dim: int) -> str:
     return sizes[audio_dim]
 
 
+def packed_feature_sets(index: dict) -> list[str]:
+    """The feature sets all of whose arrays were packed, base first."""
+    packed = {*index["llp"]["features"], None}
+    return [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
+
+
 def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
     """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
     labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]
@@ -129,6 +135,7 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
         raise ValueError(f"{out}: holds files that no pack wrote ({some(foreign, 3)}); choose another folder")
     if finished and {k: index.get(k) for k in plan} == plan:
         print(f"{out}: already complete")
+        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed at its very end
         return None
     if finished and not replace:
         raise ValueError(f"{out}: holds another finished pack, or one of data that changed since; --replace replaces "

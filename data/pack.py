@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.command import follow_the_parent
+from common.command import follow_the_parent, progress
 from common.files import finite, made_by, read_array, read_json, shaped, write_array, write_rows
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from data.layout import (LLP_FEATURES, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, UNAV_FEATURES, begin_pack,
@@ -95,7 +95,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     unusable, pool = [], ProcessPoolExecutor(workers, multiprocessing.get_context(START), follow_the_parent)
     pool.submit(os.getpid)  # starts the workers, before tqdm starts a thread
     try:
-        with tqdm(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar:
+        with progress(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar:
             for job in jobs:
                 bar.set_postfix_str(job.target.removesuffix(".npy"))
                 if (part / job.target).exists():

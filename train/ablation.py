@@ -15,7 +15,7 @@ from torch import Tensor
 
 import uwav
 from common.files import atomic, read_sealed, write_sealed
-from data.layout import FEATURE_SETS, RANDOM_SOURCE, read_index
+from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth
 from train.presets import PRESETS
 from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_label_quality, read_predictions,
@@ -67,8 +67,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
         raise ValueError(f"--seeds {seeds}: at least one seed is needed")
     index = read_index(context.data)
     need_source(context.data, index)
-    packed = {*index["llp"]["features"], None}
-    features = features or [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
+    features = features or packed_feature_sets(index)
     label_scores, scores, swept = {"segment": [], "teacher": []}, {}, {}
     label(context, run, None)
     for k in range(seeds):

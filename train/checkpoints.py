@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,12 +12,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import uwav
 from common import devices
+from common.command import progress
 from common.files import atomic, made_by, reason, temporary_of
 from common.released import with_weights
+from train.presets import PSEUDO_LABELS
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
 RANK_STRIDE = 1 << 40  # no two ranks share their dropout
@@ -38,6 +38,9 @@ class Run(uwav.Run):
               videos: int) -> torch.optim.Optimizer:
         optimizer = super().begin(model, config, videos)
         self.saved_at, self.saving_took = time.monotonic(), 0.0  # s
+        if devices.RANK == 0:
+            numbers = sum(x.numel() for x in model.parameters())
+            print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
         if self.state_path.exists():
             try:
                 state = load_file(self.state_path, next(model.parameters()).device)
@@ -51,20 +54,12 @@ class Run(uwav.Run):
         return optimizer
 
     def _restore(self, settings: dict, weights: dict, optimizer: dict, history: list[dict], best_score: float,
-                 best_weights: dict | None) -> None:
-        if best_weights is not None:
-            self.model.load_state_dict(best_weights)  # that they fit is known now, not after the last epoch
+                 best_weights: dict) -> None:
+        self.model.load_state_dict(best_weights)  # that they fit is known now, not after the last epoch
         self.model.load_state_dict(weights)
         options = self.optimizer.state_dict()["param_groups"]  # those of the settings, not of the file
         self.optimizer.load_state_dict(dict(optimizer, param_groups=options))
-        for weight, moments in self.optimizer.state.items():
-            x = [moments[k] for k in ("exp_avg", "exp_avg_sq")]
-            wrong = any(m.shape != weight.shape or m.type() != weight.type() or not m.is_contiguous() for m in x)
-            if wrong or not 0 < float(moments["step"]) < math.inf:
-                raise ValueError("its optimizer is of another model")
-        if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
-            raise ValueError("its history has gaps")
-        self.history, self.best_score, self.best_weights = history, float(best_score), best_weights
+        self.history, self.best_score, self.best_weights = history, best_score, best_weights
 
     def fast(self, function: Callable, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
         device = next(self.model.parameters()).device
@@ -73,8 +68,8 @@ class Run(uwav.Run):
 
     def epochs(self) -> Iterator[tuple[int, float]]:
         total = self.config.epochs * self.steps
-        with tqdm(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step", dynamic_ncols=True,
-                  mininterval=0.2 if sys.stderr.isatty() else 30, disable=devices.RANK > 0) as self.bar:
+        with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step",
+                      disable=devices.RANK > 0) as self.bar:
             for epoch, lr in super().epochs():
                 self.started = time.monotonic()
                 if devices.RANK > 0:
@@ -95,9 +90,11 @@ class Run(uwav.Run):
             raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
                              "lower the learning rate (--set peak_lr=...)")
         super().end_epoch(record | dict(seconds=time.monotonic() - self.started), score)
-        validated = record.get("val", record.get("val_av")) is not None
-        self.bar.set_postfix_str(f"epoch {record['epoch']}/{self.config.epochs}, loss {record['loss']:.4f}"
-                                 + (f", validation {score:.1f}" if validated else ""))
+        told = {"av": "AV {:.1f}", "spread_audio": "spread of audible {:.2f}", "spread_visual": "of visible {:.2f}",
+                "seg_type": "Type {:.1f}"}
+        scores = [told[k].format(x) for k, x in (record["val"] or {}).items() if k in told]
+        self.bar.set_postfix_str(", ".join([f"epoch {record['epoch']}/{self.config.epochs}",
+                                            f"loss {record['loss']:.4f}", *scores]))
         if devices.RANK > 0:
             return
         with atomic(self.path.with_suffix(".jsonl")) as temporary:
@@ -203,5 +200,7 @@ def check_fields(config: object) -> None:
         value, kind = getattr(config, field.name), type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise ValueError(f"{field.name} = {value!r}")
+        if field.name == "pseudo_label" and value not in PSEUDO_LABELS:
+            raise ValueError(f"pseudo_label = {value!r}: one of {', '.join(PSEUDO_LABELS)}")
         if kind is not str and not 0 <= value < math.inf:
             raise ValueError(f"{field.name} = {value!r}")

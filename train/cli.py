@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from common import devices
-from common.command import one_sentence_errors
+from common.command import Parser, one_sentence_errors
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
 from train.presets import ABLATION, PRESETS
@@ -14,7 +14,7 @@ from train.stages import THRESHOLDS, Context, evaluate, label, parse_overrides, 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="uwav.py",
         description="UWAV: learn from video-level labels which events are audible and visible in every second.",
         epilog="Stages in order: pretrain, label, train, evaluate; ablate runs them all for every row of the ablation. "
@@ -51,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
     sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
     sub.add_argument("--setting", choices=ABLATION, default="full", help="row of the ablation; full is UWAV")
-    sub.add_argument("--features", choices=FEATURE_SETS, default="base",
-                     help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP")
+    sub.add_argument("--features", choices=FEATURE_SETS,
+                     help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP; None: base if it was packed")
     sub = command("evaluate", "the ten parsing scores of a trained HAN", trains=False)
     sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="han.pt, or one of the released code")
     sub.add_argument("--split", choices=("val", "test"), default="test")

@@ -21,11 +21,12 @@ from torch import Tensor
 
 import uwav
 from common import devices
-from common.files import file_hash, made_by, read_npz, read_sealed, shaped, write_arrays, write_json, write_sealed
+from common.command import did_you_mean
+from common.files import file_hash, made_by, read_npz, read_sealed, shaped, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
-from data.layout import feature_set_of, read_index
+from data.layout import feature_set_of, packed_feature_sets, read_index
 from data.splits import load_source, load_target, load_text, target_shape
-from train.checkpoints import Run, load_file, load_model
+from train.checkpoints import Run, check_fields, load_file, load_model
 from train.presets import ABLATION, PRESETS
 from uwav import TargetSplit
 
@@ -67,11 +68,14 @@ def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float 
     for text in overrides:
         name, _, value = text.partition("=")
         if name not in types:
-            raise ValueError(f"--set {text}: no such field; there are {', '.join(types)}")
+            meant = did_you_mean(name, types) or f"; there are {', '.join(types)}"
+            raise ValueError(f"--set {text}: no such field{meant}")
         try:
             values[name] = read[types[name]](value.lower() if types[name] == "bool" else value)
         except (ValueError, KeyError):
             raise ValueError(f"--set {text}: {name} takes a value of type {types[name]}") from None
+    for config in CONFIGS:  # now, not after the stages before
+        check_fields(replace(config(), **{k: v for k, v in values.items() if hasattr(config, k)}))
     return values
 
 
@@ -123,10 +127,22 @@ def pretrain(context: Context, out: Path) -> None:
         model = load_model(path, context.device)
     else:
         model = uwav.train_teacher(train, validation, text, model_config, config, Run(path, "teacher", settings))
-    scores = {s: uwav.teacher_score(model, split, text) for s, split in (("validation", validation), ("test", test))}
+    scores = {s: uwav.teacher_scores(model, split, text) for s, split in (("validation", validation), ("test", test))}
     if devices.RANK == 0:
-        write_json(out / "teacher.json", scores)
-    say(f"{path}: AV F-score on UnAV validation {scores['validation']:.1f}, test {scores['test']:.1f}")
+        write_sealed(out / "teacher.json", scores)
+    say(f"{path}: AV F-score on UnAV validation {scores['validation']['av']:.1f}, test {scores['test']['av']:.1f}")
+    if warning := dead_branch(scores["validation"]):
+        say(f"WARNING: {warning}")
+
+
+def dead_branch(scores: dict[str, float]) -> str:
+    """A sentence, with what helps, if a branch of the teacher has fallen asleep; empty if both are awake."""
+    dead = {m: x for m in ("audio", "visual") if (x := scores[f"spread_{m}"]) < uwav.DEAD_BRANCH}
+    if not dead:
+        return ""
+    return (f"the teacher's {' and '.join(dead)} branch is dead: its logits hardly move within a video (spread "
+            f"{min(dead.values()):.2f}), so it labels every second alike; a lower rate or a longer warm-up helps "
+            "(--set peak_lr=..., --set warmup=...)")
 
 
 def need_source(data: Path, index: dict) -> None:
@@ -217,7 +233,7 @@ def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], 
 
 def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
     """Thresholds without any annotated second: by their highest logit, the best F1 of telling the videos that have the
-    class in their weak label from those that have not. What it is biased to: README, "Your own data".
+    class in their weak label from those that have not. What it is biased to: docs/own_videos.md.
 
     logit (N, T, C), weak (N, C), both of the training split -> threshold, f1 (C,); f1 counts videos.
     """
@@ -249,9 +265,10 @@ def read_label_quality(path: Path) -> dict[str, dict[str, float]]:
 
 
 @alone
-def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str) -> None:
+def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str | None) -> None:
     """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none."""
     index = read_index(context.data)
+    features = features or packed_feature_sets(index)[0]
     preset = PRESETS[context.preset]
     model_config = context.config(replace(preset.han[features], classes=len(index["llp"]["classes"])))
     config = context.config(replace(preset.train, **ABLATION[setting]))
@@ -275,7 +292,7 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     uwav.train_han(data, validation, pseudo, model_config, config, run)
     if validation:
         best = max(run.history, key=lambda record: record["val"]["seg_type"])
-        say(f"{path}: best epoch {best['epoch']}, validation: {one_line(best['val'])}")
+        say(f"{path}: best epoch {best['epoch']}, with {best['val']['seg_type']:.1f} Type on validation")
     else:
         say(f"{path}: no annotated video to choose an epoch by, the last one is kept")
 

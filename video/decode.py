@@ -10,22 +10,25 @@ with a cause of a few words, so that whoever reads ten thousand of them can coun
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import multiprocessing
 import signal
-import time
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image
 
-IMAGE_SIZE = 224  # pixels, both sides
-SAMPLE_RATE = 48_000  # Hz
+from common.command import follow_the_parent
+from video import IMAGE_SIZE, SAMPLE_RATE
+
 SEEN_AT = 0.5  # s after the beginning of a segment
 TAIL = 0.1  # s: a last segment shorter than this is no segment (containers overrun by a frame or two)
 CUT_SHORT = 0.5  # s that may be missing from the length that the container declares
@@ -90,21 +93,16 @@ def _decode(container: av.container.InputContainer, longest: float) -> tuple[_Im
     if not streams:
         raise ValueError("no stream: neither pictures nor sound in it")
     packets, broken = 0, 0
-    demuxed = container.demux([s.stream for s in streams.values()])
-    while True:
-        try:
-            packet = next(demuxed, None)
-        except av.FFmpegError:  # the file is damaged here, and there is no way past it
-            broken += 1
-            break
-        if packet is None:
-            break
-        packets += packet.size > 0
-        try:
-            for frame in packet.decode():
-                streams[packet.stream.index].add(frame)
-        except av.FFmpegError:
-            broken += 1
+    try:
+        for packet in container.demux([s.stream for s in streams.values()]):
+            packets += packet.size > 0
+            try:
+                for frame in packet.decode():
+                    streams[packet.stream.index].add(frame)
+            except av.FFmpegError:
+                broken += 1
+    except av.FFmpegError:  # the file is damaged here, and there is no way past it
+        broken += 1
     if sounds:
         sounds.flush()
     if broken > BROKEN_SHARE * packets:
@@ -245,77 +243,83 @@ def read_clips(paths: list[Path], workers: int, segments: int | None = None, lon
     A decoder that dies or hangs costs the video it was at, and is replaced. At most two videos a worker are
     decoded ahead of the consumer.
     """
-    context = multiprocessing.get_context("spawn")
-    waiting = collections.deque(enumerate(paths))
-    working: dict[Connection, tuple[multiprocessing.Process, int, float]] = {}  # process, video, since when
-    idle: list[tuple[Connection, multiprocessing.Process]] = []
-    results: dict[int, Clip | str] = {}
-    done = 0
+    here, decoders = threading.local(), []
+
+    def begin() -> None:
+        """In each thread; Ctrl-C is for us: else a decoder that is still importing shows a traceback."""
+        if hasattr(signal, "pthread_sigmask"):
+            resource_tracker.ensure_running()  # which would undo this, were it started with the first decoder
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        here.decoder = _Decoder(stuck, read, segments, longest)
+        decoders.append(here.decoder)
+
+    threads = ThreadPoolExecutor(workers, initializer=begin)
+    ahead: collections.deque[Future] = collections.deque()
     try:
-        while done < len(paths):
-            while waiting and waiting[0][0] < done + 2 * workers and len(working) < workers:
-                connection, process = idle.pop() if idle else _start_decoder(context, read, segments, longest)
-                index, path = waiting.popleft()
-                try:
-                    connection.send(path)
-                except OSError:  # it died in the meantime; recv below will notice
-                    pass
-                working[connection] = process, index, time.monotonic()
-            for connection in wait(list(working), timeout=1.0):
-                process, index, _ = working.pop(connection)
-                try:
-                    results[index] = connection.recv()
-                    idle.append((connection, process))
-                except (EOFError, OSError):
-                    process.join()
-                    results[index] = f"crashed: the decoder ended with {_ending(process.exitcode)}"
-            for connection, (process, index, since) in list(working.items()):
-                if time.monotonic() - since > stuck:
-                    process.kill()
-                    del working[connection]
-                    results[index] = f"hangs: not decoded after {stuck:.0f} s"
-            while done in results:
-                yield results.pop(done)
-                done += 1
+        for path in paths:
+            if len(ahead) == 2 * workers:
+                yield ahead.popleft().result()
+            ahead.append(threads.submit(lambda path: here.decoder.read(path), path))
+        while ahead:
+            yield ahead.popleft().result()
     finally:
-        for process in (*(p for p, _, _ in working.values()), *(p for _, p in idle)):
+        threads.shutdown(wait=False, cancel_futures=True)
+        for decoder in decoders:
+            decoder.kill()
+
+
+class _Decoder:
+    """A process that decodes one video after the other; one that ended is replaced by the next video's."""
+
+    spawn = multiprocessing.get_context("spawn")  # a fork would not survive PyTorch's threads
+    one_at_a_time = threading.Lock()  # an exit status is lost if another thread starts a process while one is joined
+
+    def __init__(self, stuck: float, *task: object):
+        self.stuck, self.task = stuck, task
+        self.process: multiprocessing.process.BaseProcess | None = None
+
+    def _start(self) -> None:
+        self.pipe, theirs = self.spawn.Pipe()
+        process = self.spawn.Process(target=_decode_all, args=(theirs, *self.task), daemon=True)
+        with self.one_at_a_time:
+            process.start()
+        theirs.close()
+        self.process = process
+
+    def read(self, path: Path) -> Clip | str:
+        if self.process is None:
+            self._start()
+        try:
+            self.pipe.send(path)
+            if self.pipe.poll(self.stuck):
+                return self.pipe.recv()
+        except (EOFError, OSError):
+            return f"crashed: the decoder ended with {self._ending()}"
+        self.kill()
+        self._ending()
+        return f"hangs: not decoded after {self.stuck:.0f} s"
+
+    def kill(self) -> None:
+        if process := self.process:  # once: its thread may be ending it
             process.kill()
 
-
-def _ending(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
-
-
-def _start_decoder(context: multiprocessing.context.SpawnContext,
-                   *arguments) -> tuple[Connection, multiprocessing.Process]:
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_decoder, args=(theirs, *arguments), daemon=True)
-    if hasattr(signal, "pthread_sigmask"):  # Ctrl-C is for us: else one that is still importing shows a traceback
-        resource_tracker.ensure_running()  # which would undo this, were it started by start()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        process.start()
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    else:
-        process.start()
-    theirs.close()
-    return ours, process
+    def _ending(self) -> str:
+        with self.one_at_a_time:
+            self.process.join()
+        code, self.process = self.process.exitcode, None
+        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
-def _decoder(connection: Connection, read: Callable, segments: int | None, longest: float) -> None:
+def _decode_all(pipe: Connection, read: Callable, segments: int | None, longest: float) -> None:
     """The process: paths in, clips or causes out, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
-    while True:
-        try:
-            path = connection.recv()
-        except EOFError:
-            return
-        try:
-            result = read(path, segments, longest)
-        except ValueError as error:
-            result = str(error)
-        except Exception as error:  # whatever a damaged file makes a library raise: it costs this video only
-            result = f"cannot be read: {type(error).__name__}: {error}"
-        try:
-            connection.send(result)
-        except OSError:
-            return
+    follow_the_parent()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            path = pipe.recv()
+            try:
+                result = read(path, segments, longest)
+            except ValueError as error:
+                result = str(error)
+            except Exception as error:  # whatever a damaged file makes a library raise: it costs this video only
+                result = f"cannot be read: {type(error).__name__}: {error}"
+            pipe.send(result)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from common.devices import LOCAL_WORLD
 from common.files import reason
+from video import SAMPLE_RATE
 
 CLIP_MODEL = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
 ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenizer's files cannot be had
@@ -116,7 +117,7 @@ def quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-class Clip:
+class ClipEncoder:
     """CLIP of open_clip: images and texts -> (N, 768), unit length."""
 
     @quiet()
@@ -180,7 +181,6 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> 
 # CLAP
 # ---------------------------------------------------------------------------------------------
 
-SAMPLE_RATE = 48_000  # Hz
 CLAP_SAMPLES = 480_000  # what the audio encoder reads: 10 s at 48 kHz; a second is repeated ten times
 FFT, HOP = 1024, 480  # samples
 MEL_BINS, MEL_LOW, MEL_HIGH = 64, 50, 14_000  # Hz
@@ -195,7 +195,7 @@ def clap_package() -> None:
         sys.path.append(folder)
 
 
-class ClapAudio(nn.Module):
+class ClapEncoder(nn.Module):
     """The audio half of CLAP: sounds -> (N, 512), unit length. Fusion or not, HTSAT-tiny or -base: the weights tell."""
 
     @quiet()

@@ -14,14 +14,13 @@ WORLD-th group. On a CPU several groups are encoded at a time, each by one threa
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import math
 import os
-import queue
 import re
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +29,11 @@ import numpy as np
 from tqdm import tqdm
 
 from common import devices
-from common.files import CONTROL, atomic, read_json, reason, write_array, write_json
+from common.files import CONTROL, atomic, made_by, read_json, reason, regular, write_array, write_json
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS, VIDEO_NAMES, read_unav
 from data.layout import SEGMENT_FILES, TEXT_FILES
-from video import decode
+from video import PROMPTS, decode
 
-PROMPTS = {"clip": "A photo of {}", "clap": "This is the sound of {}"}  # paper, 4.1
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
 SEGMENTS_AT_ONCE = 64  # through an encoder
 
@@ -50,19 +48,13 @@ class Options:
     longest: float = decode.LONGEST  # s
 
 
-@dataclass(frozen=True)
-class Video:
-    id: str
-    path: Path
-
-
 # ---------------------------------------------------------------------------------------------
 # Which videos, and what became of them
 # ---------------------------------------------------------------------------------------------
 
 
-def find_videos(folder: Path, llp: bool) -> tuple[list[Video], dict[str, str]]:
-    """All files in and below `folder`, in the order of their ids; files whose id another one has: name -> cause.
+def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[str, str]]:
+    """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
 
     Any file may be a video, whatever its name; hidden ones are left out. Raises ValueError if there is none.
     """
@@ -82,53 +74,48 @@ def find_videos(folder: Path, llp: bool) -> tuple[list[Video], dict[str, str]]:
     for file in files:
         name = re.sub(r"_\d+_\d+$", "", file.stem) if llp else file.stem
         if name in videos:
-            same[str(file.relative_to(folder))] = f"same id: {videos[name].path.relative_to(folder)} was used"
+            same[str(file.relative_to(folder))] = f"same id: {videos[name].relative_to(folder)} was used"
         else:
-            videos[name] = Video(name, file)
-    return sorted(videos.values(), key=lambda v: v.id), same
+            videos[name] = file
+    return dict(sorted(videos.items())), same
+
+
+def failure_files(out: Path) -> list[Path]:
+    return [path for path in (out / "failures.csv", *out.glob("failures.rank*.csv")) if path.exists()]
 
 
 class Failures:
     """failures.csv: file, its size, cause. Each rank writes a file of its own; rank 0 puts them together."""
 
-    columns = ("file", "bytes", "cause")
-
     def __init__(self, out: Path, folder: Path):
         self.out, self.folder = out, folder
-        self.own = out / f"failures.rank{devices.RANK}.csv"
         self.causes: dict[tuple[str, int], str] = {}
-        for path in (out / "failures.csv", *out.glob("failures.rank*.csv")):
-            if path.exists():
-                with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-                    rows = csv.reader(line.replace("\0", "") for line in file)  # a power cut may leave zeros
-                    try:
-                        self.causes |= {(row[0], int(row[1])): row[2] for row in rows  # one that was cut off is no row
-                                        if len(row) == 3 and row[1].isdecimal() and len(row[1]) < 20}
-                    except csv.Error as error:
-                        raise ValueError(f"{path}: damaged ({error}); delete it, and its videos are tried "
-                                         "again") from None
+        for path in failure_files(out):
+            with (made_by("python features.py extract --retry", path),
+                  open(regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file):
+                _, *rows = csv.reader(file)
+                self.causes |= {(name, int(size)): cause for name, size, cause in rows}
 
     def key(self, path: Path) -> tuple[str, int]:
         return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0
 
     def add(self, path: Path, cause: str) -> None:
         self.causes[self.key(path)] = cause
-        self._write(self.own, [(*key, cause) for key, cause in self.causes.items()])
+        self._write(f"failures.rank{devices.RANK}.csv", self.causes)
 
-    def _write(self, path: Path, rows: list[tuple]) -> None:
-        with atomic(path) as temporary:
-            with open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file).writerows(rows)
+    def _write(self, name: str, causes: dict[tuple[str, int], str]) -> None:
+        with (atomic(self.out / name) as temporary,
+              open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
+            csv.writer(file).writerows([("file", "bytes", "cause"), *((*key, causes[key]) for key in sorted(causes))])
 
-    def merge(self, unfinished: list[Path], same: dict[str, str]) -> dict[str, str]:
-        """Write failures.csv: what is known of the videos that have no features now. Only on rank 0."""
-        keys = [self.key(path) for path in unfinished]
-        rows = [(*key, self.causes[key]) for key in keys if key in self.causes]
-        rows += [(*self.key(self.folder / name), cause) for name, cause in same.items()]
-        self._write(self.out / "failures.csv", [self.columns, *sorted(rows)])
+    def merge(self, unfinished: list[Path], same: dict[str, str]) -> list[str]:
+        """Write failures.csv: what is known of the videos that have no features now; returns the causes."""
+        causes = {key: self.causes[key] for key in map(self.key, unfinished) if key in self.causes}
+        causes |= {self.key(self.folder / name): cause for name, cause in same.items()}
+        self._write("failures.csv", causes)
         for path in self.out.glob("failures.rank*.csv"):
             path.unlink()
-        return {name: cause for name, _, cause in rows}
+        return list(causes.values())
 
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
@@ -144,43 +131,6 @@ def is_finished(out: Path, id: str) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 
-def ahead(items: Iterator, most: int) -> Iterator:
-    """The same items; a thread fetches up to `most` of them before they are asked for."""
-    buffer: queue.Queue = queue.Queue(most)
-    end, stop = object(), threading.Event()
-
-    def put(item: object) -> bool:
-        while not stop.is_set():
-            try:
-                buffer.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                pass
-        return False
-
-    def fetch() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    break
-            put(end)
-        except BaseException as error:
-            put(error)
-        finally:
-            items.close()
-
-    thread = threading.Thread(target=fetch, daemon=True)
-    thread.start()
-    try:
-        while (item := buffer.get()) is not end:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
-
-
 def check(folder: Path, out: Path, made_with: dict) -> None:
     """Before hours of work: are there videos, and does OUT hold features of the same kind or none?
 
@@ -191,11 +141,8 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
         raise ValueError(f"{out} lies inside {folder}: its files would be taken for videos")
     path = out / "extract.json"
     if path.exists():
-        try:
+        with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
             before = dict(read_json(path))
-        except (ValueError, TypeError):
-            raise ValueError(f"{path}: damaged, so nobody knows what made the features beside it; "
-                             "choose another folder") from None
         if before != made_with:
             changed = sorted(k for k in made_with if before.get(k) != made_with[k]) or ["settings"]
             raise ValueError(f"{path}: the features there were made with other {' and '.join(changed)}; "
@@ -213,13 +160,16 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     """
     folder, out = Path(folder), Path(out)
     videos, same = find_videos(folder, options.llp)
+    if retry and devices.RANK == 0:
+        for path in failure_files(out):
+            path.unlink()
+    devices.barrier()
     failures = Failures(out, folder)
-    if retry:
-        failures.causes.clear()
-    groups = [videos[i : i + group] for i in range(0, len(videos), group)][devices.RANK :: devices.WORLD]
-    usable = [[v for v in g if is_finished(out, v.id) or failures.key(v.path) not in failures.causes] for g in groups]
+    ids = list(videos)
+    groups = [ids[i : i + group] for i in range(0, len(ids), group)][devices.RANK :: devices.WORLD]
+    usable = [[v for v in g if is_finished(out, v) or failures.key(videos[v]) not in failures.causes] for g in groups]
     # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
-    unfinished = [g for g in usable if not all(is_finished(out, v.id) for v in g)]
+    unfinished = [{v: videos[v] for v in g} for g in usable if not all(is_finished(out, v) for v in g)]
     devices.barrier()  # everybody has read what earlier runs left
     if devices.RANK == 0:
         write_json(out / "extract.json", made_with)
@@ -229,54 +179,51 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     with tqdm(total=total, initial=total - todo, unit="video", desc=name, smoothing=0.05, dynamic_ncols=True,
               mininterval=0.2 if sys.stderr.isatty() else 30, disable=devices.RANK > 0) as bar:
         counts = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
-    devices.barrier()
-    counts = sum(map(collections.Counter, devices.all_of(dict(counts))), collections.Counter())
-    result = dict(videos=len(videos) + len(same), finished=sum(is_finished(out, v.id) for v in videos),
+    counts = sum(devices.all_of(counts), collections.Counter())
+    result = dict(videos=len(videos) + len(same), finished=sum(is_finished(out, v) for v in videos),
                   new=counts["new"], no_sound=counts["no sound"], no_picture=counts["no picture"])
     result["failed"] = result["videos"] - result["finished"]
-    if counts["longer"]:
-        result["longer"] = counts["longer"]
     if devices.RANK == 0:
         failures = Failures(out, folder)  # of all ranks
-        causes = failures.merge([v.path for v in videos if not is_finished(out, v.id)], same)
-        print(summary(result, causes, out), flush=True)
+        causes = failures.merge([path for v, path in videos.items() if not is_finished(out, v)], same)
+        print(summary(result, counts["longer"], causes, out), flush=True)
     devices.barrier()
     return result
 
 
-def _work(groups: list[list[Video]], out: Path, encode_images: Encode, encode_sounds: Encode, failures: Failures,
+def _work(groups: list[dict[str, Path]], out: Path, encode_images: Encode, encode_sounds: Encode, failures: Failures,
           options: Options, workers: int, threads: int, bar: tqdm) -> collections.Counter:
     """Decode ahead in processes, encode groups in threads, in order; returns what to count."""
     counts: collections.Counter = collections.Counter()
     running: collections.deque[Future] = collections.deque()
 
-    def note(done: collections.Counter) -> None:
-        counts.update(done)
-        bar.set_postfix(failed=counts["failed"], refresh=False)
-        bar.update(done["videos"])
+    def wait_for_all_but(most: int) -> None:
+        while len(running) > most:
+            done = running.popleft().result()
+            counts.update(done)
+            bar.update(done["videos"])
 
     segments = LLP_SEGMENTS if options.llp else options.segments
-    paths = [v.path for g in groups for v in g]
-    clips = ahead(decode.read_clips(paths, workers, segments, options.longest), workers)
+    paths = [path for g in groups for path in g.values()]
     pool = ThreadPoolExecutor(threads)
     try:
-        for g in groups:
-            good = []
-            for v in g:
-                clip_or_cause = _with_both_streams(next(clips), options.missing)
-                if isinstance(clip_or_cause, str):
-                    failures.add(v.path, clip_or_cause)
-                    note(collections.Counter(videos=1, failed=1))
-                else:
-                    good.append((v, clip_or_cause))
-            running.append(pool.submit(embed, good, encode_images, encode_sounds, out))
-            if len(running) > threads:
-                note(running.popleft().result())
-        while running:
-            note(running.popleft().result())
+        with contextlib.closing(decode.read_clips(paths, workers, segments, options.longest)) as clips:
+            for g in groups:
+                good = {}
+                for v, path in g.items():
+                    clip_or_cause = _with_both_streams(next(clips), options.missing)
+                    if isinstance(clip_or_cause, str):
+                        failures.add(path, clip_or_cause)
+                        counts["failed"] += 1
+                        bar.set_postfix(failed=counts["failed"], refresh=False)
+                        bar.update()
+                    else:
+                        good[v] = clip_or_cause
+                running.append(pool.submit(embed, good, encode_images, encode_sounds, out))
+                wait_for_all_but(threads)
+            wait_for_all_but(0)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for what is being encoded
-    clips.close()
     return counts
 
 
@@ -288,48 +235,47 @@ def _with_both_streams(clip: decode.Clip | str, missing: str) -> decode.Clip | s
     return clip if lacking is None else f"no {lacking}: the file has no such stream (--missing zeros would accept it)"
 
 
-def embed(clips: list[tuple[Video, decode.Clip]], encode_images: Encode, encode_sounds: Encode,
+def embed(clips: dict[str, decode.Clip], encode_images: Encode, encode_sounds: Encode,
           out: Path) -> collections.Counter:
     """Encode some clips together and write their files; returns what to count."""
-    counts = collections.Counter(videos=len(clips), longer=sum(c.seconds > c.segments + 1 for _, c in clips))
-    for name, encode, size, kind in (("clip", encode_images, 768, "images"), ("clap", encode_sounds, 512, "sounds")):
-        there = [getattr(c, kind) for _, c in clips if getattr(c, kind) is not None]
-        vectors = in_batches(encode, np.concatenate(there), size) if there else np.zeros((0, size), np.float32)
-        first = 0
-        for v, c in clips:
-            if getattr(c, kind) is None:
-                rows = np.zeros((c.segments, size), np.float32)
-                counts["no picture" if kind == "images" else "no sound"] += 1
-            else:
-                rows = vectors[first : first + c.segments]  # (T, 768) or (T, 512)
-                first += c.segments
-            path = feature_files(out, v.id)[name]
+    counts = collections.Counter(videos=len(clips), longer=sum(c.seconds > c.segments + 1 for c in clips.values()))
+    for name, encode, size, kind, streams in (
+            ("clip", encode_images, 768, "picture", [c.images for c in clips.values()]),
+            ("clap", encode_sounds, 512, "sound", [c.sounds for c in clips.values()])):
+        there = [x for x in streams if x is not None]
+        counts[f"no {kind}"] = len(streams) - len(there)
+        vectors = iter(in_batches(encode, there, size))
+        for (v, c), x in zip(clips.items(), streams):
+            rows = np.zeros((c.segments, size), np.float32) if x is None else next(vectors)  # (T, 768) or (T, 512)
+            path = feature_files(out, v)[name]
             if not path.exists():
                 counts["new"] += name == "clap"  # the second file finishes the video
                 write_array(path, rows)
     return counts
 
 
-def in_batches(encode: Encode, inputs: np.ndarray, size: int) -> np.ndarray:
-    """(N, ...) -> (N, size), in even batches."""
+def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.ndarray]:
+    """(T, ...) of each clip -> (T, size) of each, in even batches that go across clips."""
+    if not clips:
+        return []
+    inputs = np.concatenate(clips)
     outputs = [encode(x) for x in np.array_split(inputs, math.ceil(len(inputs) / SEGMENTS_AT_ONCE))]
-    return np.concatenate(outputs).astype(np.float32).reshape(-1, size)
+    vectors = np.concatenate(outputs).astype(np.float32).reshape(-1, size)
+    return np.split(vectors, np.cumsum([len(x) for x in clips])[:-1])
 
 
-def summary(result: dict[str, int], causes: dict[str, str], out: Path) -> str:
+def summary(result: dict[str, int], longer: int, causes: list[str], out: Path) -> str:
     """Every video is counted once."""
     lines = [f"{result['videos']} videos: {result['finished']} have features in {out} "
              f"({result['new']} new, {result['finished'] - result['new']} from before), {result['failed']} have none"]
-    for cause, n in collections.Counter(c.split(":")[0] for c in causes.values()).most_common():
-        lines.append(f"  {n:6d}  {cause}")
+    lines += [f"  {n:6d}  {cause}" for cause, n in collections.Counter(c.split(":")[0] for c in causes).most_common()]
     if causes:
         lines.append(f"  each with its cause in {out / 'failures.csv'}; --retry tries them again")
-    for key, what in (("no_sound", "sound"), ("no_picture", "picture")):
-        if result[key]:
-            lines.append(f"  {result[key]:6d}  have zeros for lack of a {what} stream")
-    if "longer" in result:
-        lines.append(f"  {result['longer']:6d}  of the new ones last longer than their segments: only their beginning "
-                     "was used")
+    for n, what in ((result["no_sound"], "have zeros for lack of a sound stream"),
+                    (result["no_picture"], "have zeros for lack of a picture stream"),
+                    (longer, "of the new ones last longer than their segments: only their beginning was used")):
+        if n:
+            lines.append(f"  {n:6d}  {what}")
     return "\n".join(lines)
 
 

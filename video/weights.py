@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
 import sys
 import threading
@@ -22,6 +23,16 @@ CLAP_NAMES = ("630k-audioset-best", "630k-best", "630k-audioset-fusion-best", "6
               "music_speech_epoch_15_esc_89.25")
 CLAP_REPOSITORY = "lukewys/laion_clap"
 NETWORK_WAIT = 2.0  # s
+
+
+PACKAGES = {"open_clip": "open_clip_torch", "laion_clap": "laion-clap", "av": "av"}  # module -> package
+
+
+def need_packages() -> None:
+    """ValueError if what reads videos and builds the encoders is not installed."""
+    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")
 
 
 def clip_weights(choice: str) -> Path | None:

@@ -153,7 +153,7 @@ def toy_encoders_alone() -> None:
         def sounds(self, x: np.ndarray) -> np.ndarray:
             return self.images(x, 512)
 
-    encoders.Clip = encoders.ClapAudio = Toy
+    encoders.ClipEncoder = encoders.ClapEncoder = Toy
 
 
 def traced_before() -> None:

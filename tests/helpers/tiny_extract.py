@@ -1,6 +1,6 @@
 """`python features.py` with a small CLIP in place of ViT-L/14, so that a test can run the real command often.
 
-    python tests/tiny_extract.py extract VIDEOS OUT [options]
+    python tests/helpers/tiny_extract.py extract VIDEOS OUT [options]
 """
 
 import json

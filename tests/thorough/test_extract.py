@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import need
+from conftest import ROOT, need
 
 need("av", "open_clip", "laion_clap")
 
 import clips
-from video import encoders
 import features
-from data import layout
-from data import annotations
-from video import extract
-from video import weights
+from data import annotations, layout
+from video import decode, encoders, extract, weights
 
 TINY = ROOT / "tests/helpers/tiny_extract.py"
 
@@ -81,7 +78,7 @@ def videos(tmp_path_factory) -> Path:
 
 def test_real_clip_by_the_real_command_with_vit_l(shared, tmp_path):
     """The command of the README, full-size CLIP and CLAP with random weights."""
-    result = subprocess.run([sys.executable, TINY.parent.parent / "features.py", "extract", shared / "data/media", tmp_path,
+    result = subprocess.run([sys.executable, ROOT / "features.py", "extract", shared / "data/media", tmp_path,
                              "--clip-weights", "random", "--clap-weights", "random"], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stderr.count("RANDOM WEIGHTS") == 2 and "1 have features" in result.stdout
@@ -158,7 +155,7 @@ def test_links_between_folders_are_followed_once(tmp_path):
     (tmp_path / "in/sub/up").symlink_to(tmp_path / "in")
     (tmp_path / "in/other").symlink_to(tmp_path / "elsewhere")
     videos, same = extract.find_videos(tmp_path / "in", llp=False)
-    assert [v.id for v in videos] == ["a", "b"] and same == {}
+    assert list(videos) == ["a", "b"] and same == {}
 
 
 # ---- damaged files ----
@@ -272,6 +269,19 @@ def test_a_replaced_video_is_tried_again_and_leaves_the_list_of_failures(tmp_pat
     assert (result["finished"], result["failed"], failures(tmp_path / "out")) == (1, 0, {})
 
 
+def test_a_damaged_list_of_failures_is_refused_and_begun_anew_by_retry(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.mp4").write_bytes(b"half a download")
+    run(tmp_path / "in", tmp_path / "out")
+    whole = (tmp_path / "out/failures.csv").read_bytes()
+    for damaged in (b"", whole[:25], whole + b"\0\0\0\n", whole.replace(b"15", b"many")):
+        (tmp_path / "out/failures.csv").write_bytes(damaged)
+        with pytest.raises(ValueError, match="failures.csv: damaged, or of another version .* make it again with `.* --retry`"):
+            run(tmp_path / "in", tmp_path / "out")
+    run(tmp_path / "in", tmp_path / "out", retry=True)
+    assert (tmp_path / "out/failures.csv").read_bytes() == whole
+
+
 # ---- refusing ----
 
 
@@ -297,7 +307,7 @@ def test_features_of_different_encoders_do_not_mix_in_one_folder(videos, tmp_pat
 ])
 def test_bad_input_is_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(encoders, "Clip", None)  # it must not come to that
+    monkeypatch.setattr(encoders, "ClipEncoder", None)  # it must not come to that
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full/a.mp4").write_text("")

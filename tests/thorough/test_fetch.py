@@ -12,11 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import pack
-from data import fetch
+from conftest import ROOT
+from data import fetch, pack
 from sources import write_llp, write_unav
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -299,4 +297,4 @@ def test_run_all_fetches_packs_trains_and_scores_in_one_command(mirror, tmp_path
 def test_an_annotation_file_that_is_an_error_page_is_refused(mirror, tmp_path):
     mirror.files["AVVP_train.csv"] = b"<html>sign in</html>"
     result = command(tmp_path / "data", "--llp", "--mirror", mirror.url)
-    assert result.returncode == 1 and "AVVP_train.csv: the header line lacks" in result.stderr and "fetch again" in result.stderr
+    assert result.returncode == 1 and "AVVP_train.csv: the header line must have the column filename" in result.stderr and "fetch again" in result.stderr

@@ -1,13 +1,18 @@
 """Decoding: the frame that is shown in the middle of each second, the waveform of each second, and damaged files."""
 
 import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import need, unavailable
+from conftest import ROOT, need, unavailable
 
 need("av")
 
@@ -210,3 +215,24 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_video_only(workers):
         else:
             assert result.startswith({"crash": "crashed: the decoder ended with SIGSEGV", "hang": "hangs: ",
                                       "surprise": "cannot be read: KeyError"}[name])
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_decoders_end_with_the_run_even_one_that_hangs_and_without_tracebacks(how):
+    """The signal goes to the whole group, as Ctrl-C does: once while decoders are being imported, once while one hangs."""
+    code = (f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'tests/helpers')]}\nif __name__ == '__main__':\n"
+            "    import clips\n    from pathlib import Path\n    from video import decode\n"
+            "    from common.command import one_sentence_errors\n    with one_sentence_errors():\n        print(flush=True)\n"
+            "        for x in decode.read_clips([Path(n) for n in ('1', 'hang', '3')], 2, read=clips.kills_itself): print(x, flush=True)\n")
+    for lines in (1, 2):
+        run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               start_new_session=True)
+        for _ in range(lines):
+            run.stdout.readline()
+        time.sleep(0.3)
+        os.killpg(run.pid, how) if how != signal.SIGKILL else run.kill()
+        started = time.monotonic()
+        error = run.communicate(timeout=20)[1]  # at its end when no process holds the other end any more
+        assert time.monotonic() - started < 8 and run.returncode == (-how if how == signal.SIGKILL else 128 + how)
+        assert "Traceback" not in error and error.count("\n") == (0 if how == signal.SIGKILL else 2), error
