@@ -55,6 +55,7 @@ from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
 from data.splits import load_target, load_text
 from train.checkpoints import load_model
 from train.stages import read_labels
+from video import IMAGE_SIZE, PROMPTS, SAMPLE_RATE
 from video.encoders import quiet
 
 OPSET = 20
@@ -65,8 +66,7 @@ TIMED_RUNS = 50  # of a variant
 EXAMPLE = dict(B=3, T=5, C=4)  # what is traced: none of the sizes above
 VALUES = {  # of inputs that are not normal random numbers, by shape
     "mask": lambda shape: torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1)),  # some are shorter
-    "audio_text": lambda shape: nn.functional.normalize(torch.randn(shape), dim=-1),
-    "visual_text": lambda shape: nn.functional.normalize(torch.randn(shape), dim=-1),
+    **dict.fromkeys(("audio_text", "visual_text"), lambda shape: nn.functional.normalize(torch.randn(shape), dim=-1)),
     "weak": lambda shape: (torch.rand(shape) < 0.5).float(),
     "audio_threshold": lambda shape: torch.randn(shape).index_fill(0, torch.tensor([0]), -math.inf),  # "always"
     "pixels": lambda shape: torch.randint(0, 256, shape, dtype=torch.uint8),
@@ -145,10 +145,10 @@ def export_of_encoder(name: str, weights: Path | None) -> Export:
     from video import encoders
 
     if name == "clip":
-        clip = encoders.Clip(weights)
-        return Export("clip_image", clip.embed, dict(pixels=("B", 224, 224, 3)), ("embedding",), clip.model)
-    clap = encoders.ClapAudio(weights)
-    return Export("clap_audio", clap, dict(wave=("B", 48_000)), ("embedding",), clap)
+        clip = encoders.ClipEncoder(weights)
+        return Export("clip_image", clip.embed, dict(pixels=("B", IMAGE_SIZE, IMAGE_SIZE, 3)), ("embedding",), clip.model)
+    clap = encoders.ClapEncoder(weights)
+    return Export("clap_audio", clap, dict(wave=("B", SAMPLE_RATE)), ("embedding",), clap)
 
 
 def _feature_sizes(han: uwav.HAN) -> dict[str, int]:
@@ -258,10 +258,9 @@ def export_encoders(out: Path, clip: str | None, clap: str | None, properties: d
     """clip_image.onnx and clap_audio.onnx of the weights named, if any; what bundle.json says of them."""
     if not (clip or clap):
         return {}
-    from features import need_feature_packages
     from video import weights
 
-    need_feature_packages()
+    weights.need_packages()
     choices, find = dict(clip=clip, clap=clap), dict(clip=weights.clip_weights, clap=weights.clap_weights)
     files = {name: find[name](choice) for name, choice in choices.items() if choice}  # a missing one is said at once
     weights.warn_of_random(files)
@@ -363,10 +362,10 @@ class Source:
             features=dict(set=self.features, inputs=inputs), segments=self.segments,
             preprocessing=dict(
                 segment_seconds=1,
-                picture=dict(shown_at=0.5, short_side=224, resize="bicubic, antialiased, as Pillow does",
+                picture=dict(shown_at=0.5, short_side=IMAGE_SIZE, resize="bicubic, antialiased, as Pillow does",
                              crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
-                sound=dict(rate=48_000, channels="averaged", samples=48_000, values="float32 in [-1, 1]"),
-                prompts=dict(clip="A photo of {}", clap="This is the sound of {}")),  # as in video/extract.py
+                sound=dict(rate=SAMPLE_RATE, channels="averaged", samples=SAMPLE_RATE, values="float32 in [-1, 1]"),
+                prompts=PROMPTS),
             label_thresholds=thresholds, label_temperature=uwav.TrainConfig().temperature,
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")})
 
