@@ -146,7 +146,8 @@ def export_of_encoder(name: str, weights: Path | None) -> Export:
 
     if name == "clip":
         clip = encoders.ClipEncoder(weights)
-        return Export("clip_image", clip.embed, dict(pixels=("B", IMAGE_SIZE, IMAGE_SIZE, 3)), ("embedding",), clip.model)
+        pixels = ("B", IMAGE_SIZE, IMAGE_SIZE, 3)
+        return Export("clip_image", clip.embed, dict(pixels=pixels), ("embedding",), clip.model)
     clap = encoders.ClapEncoder(weights)
     return Export("clap_audio", clap, dict(wave=("B", SAMPLE_RATE)), ("embedding",), clap)
 
