@@ -18,22 +18,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import functools
+import io
 import itertools
-import json
 import math
 import multiprocessing
 import os
 import platform
 import re
-import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -45,7 +44,7 @@ import uwav
 from common import devices
 from common.command import one_sentence_errors
 from common.files import write_json
-from data import annotations, demo_world, layout
+from data import annotations, layout
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS
 from data.pack import pack
@@ -54,14 +53,13 @@ from uwav import SourceSplit, TargetSplit, parsing_scores
 
 TRAIN, VAL, TEST, T, C = 10_000, 649, 1_200, LLP_SEGMENTS, len(LLP_CLASSES)  # LLP
 SOURCE, SOURCE_CLASSES = 6_489, 100  # UnAV-100, training split
+SOURCE_SECONDS = 10, 60, 42, 10  # of its videos: shortest, longest, mean, standard deviation
 FILES = 400  # videos that exist as files; the plain ways read them again and again, from the page cache
-SIZES = {name: (per_second, size) for name, (_, per_second, size) in layout.LLP_FEATURES.items()}
+SIZES = {name: size for name, (_, _, size) in layout.LLP_FEATURES.items()}
 ROUNDS, ROUND_SECONDS = 3, 1.2  # how often ours and the plain way take turns, and for how long at a time
 
 
-# ---------------------------------------------------------------------------------------------
-# Measuring
-# ---------------------------------------------------------------------------------------------
+# ---- Measuring -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -70,35 +68,34 @@ class Row:
 
     what: str
     seconds: float
-    plain: float | None = None
+    plain: float
     operations: float = 0
     bytes: float = 0
     note: str = ""
     floor: float = 0
 
 
-def clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def seconds_of(function: Callable, device: torch.device, calls: int = 1) -> float:
+    """Seconds a call."""
+    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else int
+    wait()
+    started = time.perf_counter()
+    for _ in range(calls):
+        function()
+    wait()
+    return (time.perf_counter() - started) / calls
 
 
 def measure(device: torch.device, *functions: Callable, warm: int = 1) -> list[float]:
     """Seconds of one call of each: the medians of a few rounds in which they take turns."""
-    counts, times = [], [[] for _ in functions]
-    for function in functions:
-        function()
-        started = clock(device)
-        function()
-        counts.append(max(1, min(50, int(ROUND_SECONDS / (clock(device) - started)))))
+    first = [[seconds_of(f, device) for _ in range(2)] for f in functions]
+    calls = [max(1, min(50, int(ROUND_SECONDS / second))) for _, second in first]
+    times = [[] for _ in functions]
     for _ in range(ROUNDS):
-        for function, count, own in zip(functions, counts, times):
+        for function, n, own in zip(functions, calls, times):
             for _ in range(warm):
                 function()
-            started = clock(device)
-            for _ in range(count):
-                function()
-            own.append((clock(device) - started) / count)
+            own.append(seconds_of(function, device, n))
     return [statistics.median(own) for own in times]
 
 
@@ -123,201 +120,137 @@ def operations(function: Callable) -> float:
     return counter.get_total_flops()
 
 
-def memory() -> float:
-    """Resident memory of this process and its children in MB (Linux)."""
-    total = 0
-    for pid in (os.getpid(), *(p.pid for p in multiprocessing.active_children())):
-        status = Path(f"/proc/{pid}/status").read_text()
-        total += int(status.split("VmRSS:")[1].split()[0])  # kB
-    return total / 1e3
+def memory(key: str = "VmRSS", pid: int | str = "self") -> float:
+    """Resident memory of a process in MB, "VmHWM": the most so far; 0 where there is no /proc (Linux has it)."""
+    status = Path(f"/proc/{pid}/status")
+    return int(status.read_text().split(f"{key}:")[1].split()[0]) / 1e3 if status.exists() else 0.0
 
 
-def peak_memory() -> float:
-    """The most that this process has held so far, in MB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux, where getrusage counts what the parent process held, too
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1e3
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if platform.system() == "Darwin" else 1e3)
+# ---- Random data of real sizes -------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------------------------
-# Random data of real sizes
-# ---------------------------------------------------------------------------------------------
-
-
-def random_target(videos: int, names: tuple[str | None, ...], device: torch.device,
-                  width: int | None = None) -> TargetSplit:
-    """A split of LLP with random features and truth; `width` replaces the size of every feature."""
+def random_target(videos: int, features: str, device: torch.device, width: int | None = None) -> TargetSplit:
+    """A split of LLP; `width` replaces the sizes of a feature set."""
     torch.manual_seed(videos)
-    sizes = [name and width or name and SIZES[name][1] for name in names]
-    arrays = [size and torch.empty(videos, T, size, dtype=torch.half, device=device) for size in sizes]
-    for x in arrays:
-        for part in () if x is None else x.split(1000):
-            part.copy_(torch.randn(part.shape, device=device))
-    weak, *truth = random_annotations(videos, device)
-    return TargetSplit(*arrays, weak.float(), *truth)
+    weak = (torch.rand(videos, C, device=device) < 1.8 / C).float()  # 1.8 classes a video, as in LLP
+    arrays = (name and torch.randn(videos, T, width or SIZES[name], dtype=torch.half, device=device)
+              for name in FEATURE_SETS[features])
+    return TargetSplit(*arrays, weak, *random_truth(weak))
 
 
-def random_annotations(videos: int, device: torch.device, again: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Weak labels (N, C), audible and visible (N, T, C), as dense as LLP's (1,000 videos, repeated); `again`: another
-    draw of when the same classes are audible and visible, to serve as predictions."""
-    weak = demo_world.draw_weak(1000, C, np.random.default_rng(0))
-    drawn = (weak, *demo_world.draw_truth(weak, T, np.random.default_rng(2 if again else 1)))
-    row = torch.arange(videos) % 1000
-    return tuple(torch.from_numpy(x)[row].to(device) for x in drawn)
+def random_truth(weak: Tensor) -> list[Tensor]:
+    """Audible and visible, (N, T, C) uint8 each: per class of weak (N, C) one run of seconds, 7 of 10 on average."""
+    t = torch.arange(T, device=weak.device)[:, None]  # (T, 1)
+    drawn = torch.randint(0, 4, (2, 2, len(weak), 1, C), device=weak.device)  # seconds before and after the run
+    return [((before <= t) & (t < T - after)).byte() * weak[:, None].byte() for before, after in drawn]
 
 
 def random_source(length: np.ndarray, device: torch.device) -> SourceSplit:
-    """The training split of UnAV with random features; length (N,) in segments."""
-    torch.manual_seed(0)
+    """The training split of UnAV; length (N,) in segments."""
     S = int(length.sum())
-    arrays = [torch.empty(S, SIZES[name][1], dtype=torch.half, device=device) for name in ("clap", "clip")]
-    for x in arrays:
-        for part in x.split(10_000):
-            part.copy_(torch.randn(part.shape, device=device))
-    return SourceSplit(*arrays, (torch.rand(S, SOURCE_CLASSES, device=device) < 0.03).byte(), length)
+    features = (torch.randn(S, SIZES[name], dtype=torch.half, device=device) for name in ("clap", "clip"))
+    return SourceSplit(*features, (torch.rand(S, SOURCE_CLASSES, device=device) < 0.03).byte(), length)
 
 
-def random_text(classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    return tuple(F.normalize(torch.randn(classes, SIZES[name][1], device=device), dim=-1) for name in ("clap", "clip"))
+def random_text(classes: int, device: torch.device) -> list[Tensor]:
+    return [F.normalize(torch.randn(classes, SIZES[name], device=device), dim=-1) for name in ("clap", "clip")]
 
 
-def random_labels(data: TargetSplit, config: uwav.TrainConfig) -> uwav.PseudoLabels:
-    logits = [torch.randn(len(data.weak), T, C, device=data.weak.device) for _ in range(2)]
-    return uwav.pseudo_labels(logits, tuple(torch.zeros(2, C, device=data.weak.device)), data.weak, config)
+def random_logits(weak: Tensor) -> list[Tensor]:
+    """Of both modalities, (N, T, C) each."""
+    return [torch.randn(len(weak), T, C, device=weak.device) for _ in range(2)]
 
 
 def write_files(folder: Path, length: np.ndarray) -> None:
     """FILES videos of LLP and FILES of UnAV in the layout of the authors' download."""
-    rng = np.random.default_rng(0)
-    for place in ("LLP", "UnAV"):
-        (folder / place).mkdir()
-    header, ids = "filename\tevent_labels\n", [f"video{n:06d}" for n in range(FILES)]
+    ids, rng = [f"video{n:06d}" for n in range(FILES)], np.random.default_rng(0)
+    shapes = {f"{place}/{video}.npy": (T * per_second, size)
+              for place, per_second, size in layout.LLP_FEATURES.values() for video in ids}
+    shapes |= {f"{place}/{video}.npy": (seconds, size)
+               for place, size in layout.UNAV_FEATURES.values() for video, seconds in zip(ids, length)}
+    shapes |= {f"{dataset}/{file}": (classes, size)
+               for dataset, classes in (("LLP", C), ("UnAV", 1)) for file, size in layout.TEXT_FILES.values()}
+    for file, shape in shapes.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        np.save(folder / file, rng.standard_normal(shape, np.float32))
     for split, videos in (("train", ids[2:]), ("val", ids[:1]), ("test", ids[1:2])):
         rows = "".join(f"{video}_0_10\tSpeech\n" for video in videos)
-        (folder / "LLP" / annotations.LLP_WEAK_FILES[split]).write_text(header + rows)
+        (folder / "LLP" / annotations.LLP_WEAK_FILES[split]).write_text("filename\tevent_labels\n" + rows)
     for file in annotations.LLP_DENSE_FILES.values():
-        rows = "".join(f"{video}_0_10\t0\t5\tSpeech\n" for video in ids[:2])
-        (folder / "LLP" / file).write_text("filename\tonset\toffset\tevent_labels\n" + rows)
-    subset = ["validation", "test"] + ["train"] * (FILES - 2)
-    event = dict(segment=[1, 3], label="a", label_id=0)
-    database = {video: dict(duration=float(seconds), subset=which, annotations=[event])
-                for video, seconds, which in zip(ids, length, subset)}
-    (folder / "UnAV/unav100_annotations.json").write_text(json.dumps(dict(version="random", database=database)))
-    for place, per_second, size in layout.LLP_FEATURES.values():
-        (folder / place).mkdir(parents=True)
-        for video in ids:
-            np.save(folder / place / f"{video}.npy", rng.standard_normal((T * per_second, size), np.float32))
-    for place, size in layout.UNAV_FEATURES.values():
-        (folder / place).mkdir(parents=True)
-        for video, seconds in zip(ids, length):
-            np.save(folder / place / f"{video}.npy", rng.standard_normal((seconds, size), np.float32))
-    for dataset, classes in (("LLP", C), ("UnAV", 1)):
-        for file, size in layout.TEXT_FILES.values():
-            (folder / dataset / file).parent.mkdir(parents=True)
-            np.save(folder / dataset / file, rng.standard_normal((classes, size), np.float32))
+        row = f"{ids[0]}_0_10\t0\t5\tSpeech\n"
+        (folder / "LLP" / file).write_text("filename\tonset\toffset\tevent_labels\n" + row)
+    events = [dict(segment=[1, 3], label="a", label_id=0)]
+    database = {video: dict(duration=float(seconds), subset=subset, annotations=events) for video, seconds, subset
+                in zip(ids, length, ["validation", "test"] + ["train"] * (FILES - 2))}
+    write_json(folder / "UnAV/unav100_annotations.json", dict(version="random", database=database))
 
 
-# ---------------------------------------------------------------------------------------------
-# The plain ways
-# ---------------------------------------------------------------------------------------------
+# ---- The plain ways ------------------------------------------------------------------------------
 
 
-class TargetFiles(torch.utils.data.Dataset):
-    """One file per feature and video."""
-
-    def __init__(self, folder: Path, names: tuple[str | None, ...], videos: int):
-        self.folders = [folder / layout.LLP_FEATURES[name][0] for name in names if name]
-        self.videos = videos
-
-    def __len__(self) -> int:
-        return self.videos
-
-    def __getitem__(self, n: int) -> tuple:
-        return n, *(torch.from_numpy(np.load(f / f"video{n % FILES:06d}.npy")) for f in self.folders)
+def read_target(folder: Path, names: tuple[str | None, ...], videos: list[int]) -> tuple[Tensor, ...]:
+    """Their numbers (B,) and features: one file per feature and video, FILES of them again and again."""
+    folders = [folder / layout.LLP_FEATURES[name][0] for name in names if name]
+    return torch.tensor(videos), *(torch.stack([read_video(f, n) for n in videos]) for f in folders)
 
 
-class SourceFiles(torch.utils.data.Dataset):
-    """The same for UnAV, every video padded to the longest of all."""
-
-    def __init__(self, folder: Path, length: np.ndarray):
-        self.folders = [folder / place for place, _ in layout.UNAV_FEATURES.values()]
-        self.length = length
-
-    def __len__(self) -> int:
-        return len(self.length)
-
-    def __getitem__(self, n: int) -> tuple:
-        arrays, longest = [np.load(f / f"video{n % FILES:06d}.npy") for f in self.folders], int(self.length.max())
-        mask = torch.arange(longest) < len(arrays[0])
-        return *(torch.from_numpy(np.pad(x, ((0, longest - len(x)), (0, 0)))) for x in arrays), mask
+def read_source(folder: Path, longest: int, videos: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for UnAV: audio, visual (B, T, D), every video padded to the longest of all, and mask (B, T)."""
+    pairs = [[read_video(folder / place, n) for place, _ in layout.UNAV_FEATURES.values()] for n in videos]
+    mask = torch.arange(longest) < torch.tensor([[len(audio)] for audio, _ in pairs])
+    audio, visual = (torch.stack([F.pad(x, (0, 0, 0, longest - len(x))) for x in arrays]) for arrays in zip(*pairs))
+    return audio, visual, mask
 
 
-def plain_batches(dataset: torch.utils.data.Dataset, batch: int, device: torch.device) -> Iterator[list[Tensor]]:
+def read_video(folder: Path, n: int) -> Tensor:
+    return torch.from_numpy(np.load(folder / f"video{n % FILES:06d}.npy"))
+
+
+def plain_batches(read: Callable, videos: int, batch: int, device: torch.device) -> Iterator[list[Tensor]]:
     """Shuffled batches without end, read by as many processes as there are cores."""
-    loader = torch.utils.data.DataLoader(dataset, batch, shuffle=True, num_workers=os.cpu_count() or 1,
-                                         pin_memory=device.type == "cuda")
+    loader = torch.utils.data.DataLoader(range(videos), batch, shuffle=True, num_workers=os.cpu_count() or 1,
+                                         collate_fn=read, pin_memory=device.type == "cuda")
     while True:
         for tensors in loader:
             yield [x.to(device, non_blocking=True) for x in tensors]
 
 
-class PlainAttention(nn.Module):
-    def __init__(self, own: uwav.Attention):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(own.hidden, own.heads, own.dropout, batch_first=True)
-        with torch.no_grad():
-            self.attention.in_proj_weight.copy_(own.in_proj.weight)
-            self.attention.in_proj_bias.copy_(own.in_proj.bias)
-            self.attention.out_proj.load_state_dict(own.out_proj.state_dict())
+class PlainAttention(nn.MultiheadAttention):
+    def __init__(self, hidden: int, heads: int, dropout: float):
+        super().__init__(hidden, heads, dropout, batch_first=True)
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.attention(x, source, source, key_padding_mask=None if mask is None else ~mask)[0]
+        return super().forward(x, source, source, key_padding_mask=None if mask is None else ~mask)[0]
 
 
 def plain_model(model: nn.Module) -> nn.Module:
     """The same model, its attention by PyTorch's own module."""
-    model = copy.deepcopy(model)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, uwav.Attention):
-                setattr(module, name, PlainAttention(child).to(child.in_proj.weight.device))
-    return model
+    with mock.patch.object(uwav, "Attention", PlainAttention):
+        plain = type(model)(model.config)
+    plain.load_state_dict({name.replace("in_proj.", "in_proj_"): x for name, x in model.state_dict().items()})
+    return plain.to(next(model.parameters()).device)
 
 
-def plain_optimizer(model: nn.Module, config: uwav.PretrainConfig | uwav.TrainConfig) -> torch.optim.Optimizer:
+def plain_updates(model: nn.Module, config: uwav.PretrainConfig | uwav.TrainConfig) -> Callable[[Tensor], float]:
+    """What changes the weights, given a loss."""
     betas = config.beta1, config.beta2
-    return torch.optim.AdamW(model.parameters(), config.peak_lr, betas, 1e-8, config.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), config.peak_lr, betas, 1e-8, config.weight_decay)
 
+    def update(loss: Tensor) -> float:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        return loss.item()
 
-def plain_han_step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: list[Tensor], index: Tensor,
-                   data: TargetSplit, labels: uwav.PseudoLabels, config: uwav.TrainConfig) -> float:
-    """A step on features just read; index (B,) says whose they are."""
-    beta = torch.distributions.Beta(config.alpha, config.alpha)
-    mixup = [(beta.sample().to(index.device), torch.randperm(len(index) * T, device=index.device)) for _ in range(2)]
-    losses = uwav.han_losses(model, model(*inputs), data.weak[index], labels.of(index), mixup)
-    return plain_update(model, optimizer, losses.sum(), config)
-
-
-def plain_update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor,
-                 config: uwav.PretrainConfig | uwav.TrainConfig) -> float:
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-    optimizer.step()
-    return loss.item()
+    return update
 
 
 def plain_events(x: np.ndarray) -> list[tuple[int, int]]:
     """Runs of positive segments, x (T,) -> [(first, last + 1), ...]."""
-    events, start = [], None
-    for t, on in enumerate([*x, 0]):
-        if on and start is None:
-            start = t
-        if not on and start is not None:
-            events.append((start, t))
-            start = None
-    return events
+    padded = [0, *x, 0]
+    changes = [t for t in range(len(x) + 1) if padded[t] != padded[t + 1]]
+    return list(zip(changes[::2], changes[1::2]))
 
 
 def plain_event_counts(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
@@ -355,31 +288,29 @@ def plain_scores(audio_pred: np.ndarray, visual_pred: np.ndarray, audio_truth: n
             f = [f_score(x) for x in (a, v, av, pooled)]
             row += [*f[:3], sum(f[:3]) / 3, f[3]]
         per_video.append(row)
-    names = [f"{level}_{kind}" for level in ("seg", "event") for kind in ("a", "v", "av", "type", "event")]
-    return dict(zip(names, (100 * np.mean(per_video, 0)).tolist()))
+    return dict(zip(uwav.SCORES, (100 * np.mean(per_video, 0)).tolist()))
 
 
 @torch.no_grad()
-def plain_evaluate(model: nn.Module, dataset: TargetFiles, data: TargetSplit, device: torch.device) -> dict[str, float]:
-    """Read, predict and score, one video after the other."""
+def plain_evaluate(model: nn.Module, read: Callable, truth: list[Tensor]) -> dict[str, float]:
+    """Read, predict and score, one video after the other; truth: audible, visible, (N, T, C) each."""
     predicted = []
-    for n in range(len(dataset)):
-        output = model(*(x[None].to(device) for x in dataset[n][1:]))
+    for n in range(len(truth[0])):
+        output = model(*(x.to(truth[0].device) for x in read([n])[1:]))
         gate = output.video_prob[:, None] > uwav.GATE
         probabilities = output.audio_logit.sigmoid(), output.visual_logit.sigmoid()  # (1, T, C) each
         predicted.append([((p > uwav.GATE) & gate)[0].cpu().numpy() for p in probabilities])
     audio, visual = map(np.stack, zip(*predicted))  # (N, T, C) each
-    truth = [x[: len(dataset)].cpu().numpy() > 0 for x in (data.audio_truth, data.visual_truth)]
-    return plain_scores(audio, visual, *truth)
+    return plain_scores(audio, visual, *(x.cpu().numpy() > 0 for x in truth))
 
 
 @torch.no_grad()
-def plain_labels(model: nn.Module, dataset: TargetFiles, weak: np.ndarray, text: tuple[Tensor, Tensor],
-                 device: torch.device) -> list[tuple[np.ndarray, ...]]:
-    """Hard and soft labels of both modalities, one video after the other, thresholds 0; weak (N, C)."""
+def plain_labels(model: nn.Module, read: Callable, weak: np.ndarray, text: list[Tensor]) -> list[tuple]:
+    """Hard and soft labels of both modalities, (T, C) each, video after video, thresholds 0; weak (N, C)."""
     labels = []
-    for n in range(len(dataset)):
-        logits = [z[0].cpu().numpy() for z in model(*(x[None].to(device) for x in dataset[n][1:]), *text)]  # (T, C)
+    for n in range(len(weak)):
+        outputs = model(*(x.to(text[0].device) for x in read([n])[1:]), *text)  # (1, T, C) each
+        logits = [z[0].cpu().numpy() for z in outputs]
         hard, soft = [z > 0 for z in logits], [1 / (1 + np.exp(-z / 2)) for z in logits]
         labels.append(tuple(x * weak[n] for x in (*hard, *soft)))
     return labels
@@ -394,9 +325,17 @@ def plain_pack(source: Path, out: Path) -> None:
         np.save(out / (place.replace("/", "_") + ".npy"), np.concatenate(pooled))
 
 
-# ---------------------------------------------------------------------------------------------
-# The rows
-# ---------------------------------------------------------------------------------------------
+# ---- Ours: the rows, decoding, and how cost grows ------------------------------------------------
+
+
+def training_steps(model: uwav.HAN, data: TargetSplit, labels: uwav.PseudoLabels,
+                   config: uwav.TrainConfig) -> Iterator[Tensor]:
+    """Ours, epoch after epoch without end."""
+    optimizer = uwav.adamw(model, config)
+    forward, losses_of = (devices.accelerate(x, config.fast, data.weak.device, one_shape=True)
+                          for x in (model, uwav.han_losses))
+    for epoch in itertools.count(1):
+        yield from uwav.han_epoch(model, forward, losses_of, optimizer, data, labels, config, epoch)
 
 
 class Bench:
@@ -404,12 +343,12 @@ class Bench:
 
     def __init__(self, preset: str, device: torch.device, half: bool, unav: Path | None, folder: Path):
         self.preset, self.device, self.folder = PRESETS[preset], device, folder
-        self.names, self.han_config = FEATURE_SETS["base"], self.preset.han["base"]
         self.config, self.pretrain_config = (replace(c, fast=half) for c in (self.preset.train, self.preset.pretrain))
+        self.zeros = [torch.zeros(C, device=device) for _ in range(2)]  # thresholds
         if unav:
             self.length = np.array([len(x) for x in annotations.read_unav(unav).train.labels])
         else:
-            shortest, mean, longest, deviation = demo_world.SOURCE_SECONDS
+            shortest, longest, mean, deviation = SOURCE_SECONDS
             drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
             self.length = np.clip(drawn.round(), shortest, longest).astype(np.int64)
 
@@ -418,52 +357,47 @@ class Bench:
         write_files(self.folder, self.length)
         return self.folder
 
+    def reader(self, features: str) -> Callable:
+        return functools.partial(read_target, self.files, FEATURE_SETS[features])
+
     @functools.cached_property
     def han(self) -> uwav.HAN:
         torch.manual_seed(0)
-        return uwav.HAN(self.han_config).to(self.device)
+        return uwav.HAN(self.preset.han["base"]).to(self.device)
 
-    @functools.cached_property
-    def train(self) -> TargetSplit:
-        return random_target(TRAIN, self.names, self.device)
-
-    @functools.cached_property
-    def test(self) -> TargetSplit:
-        return random_target(TEST, self.names, self.device)
-
-    # ---- data and training ----
+    @functools.cache
+    def data(self, videos: int) -> TargetSplit:
+        return random_target(videos, "base", self.device)
 
     def load(self) -> list[Row]:
-        batch, steps = self.config.batch, math.ceil(TRAIN / self.config.batch)
-        plain = plain_batches(TargetFiles(self.files, self.names, TRAIN), batch, self.device)
-        ours = (self.train.inputs(index) for _ in itertools.count()
+        batch, steps, data = self.config.batch, math.ceil(TRAIN / self.config.batch), self.data(TRAIN)
+        plain = plain_batches(self.reader("base"), TRAIN, batch, self.device)
+        ours = (data.inputs(index) for _ in itertools.count()
                 for index in torch.randperm(TRAIN).to(self.device).split(batch))
         seconds = measure(self.device, lambda: next(ours), lambda: next(plain), warm=5)
-        read = sum(x.nbytes for x in (self.train.audio, self.train.visual_2d, self.train.visual_3d))
+        read = sum(x.nbytes for x in (data.audio, data.visual_2d, data.visual_3d))
         return [Row("features of an epoch, 10,000 videos", *(steps * s for s in seconds), bytes=3 * read,
                     note=f"batches of {batch}, scaled to {steps}")]
 
     def epoch(self) -> list[Row]:
-        config, device = self.config, self.device
+        config, device, data = self.config, self.device, self.data(TRAIN)
         steps = math.ceil(TRAIN / config.batch)
-        labels, model = random_labels(self.train, config), plain_model(self.han).train()
-        optimizer, own_optimizer = plain_optimizer(model, config), uwav.adamw(self.han, config)
-        forward = devices.accelerate(self.han, config.fast, device, one_shape=True)
-        losses_of = devices.accelerate(uwav.han_losses, config.fast, device, one_shape=True)
-        ours = (losses for epoch in itertools.count(1) for losses in uwav.han_epoch(
-            self.han, forward, losses_of, own_optimizer, self.train, labels, config, epoch))
-        batches = plain_batches(TargetFiles(self.files, self.names, TRAIN), config.batch, device)
-        kept = next(batches)
+        batches = plain_batches(self.reader("base"), TRAIN, config.batch, device)
+        labels = uwav.pseudo_labels(random_logits(data.weak), self.zeros, data.weak, config)
+        model, rng = plain_model(self.han).train(), np.random.default_rng(0)
+        update = plain_updates(model, config)
 
         def plain(index: Tensor, *inputs: Tensor) -> float:
-            return plain_han_step(model, optimizer, inputs, index, self.train, labels, config)
+            mixup = uwav.draw_mixup(len(index) * T, config.alpha, rng, device)
+            losses = uwav.han_losses(model, model(*inputs), data.weak[index], labels.of(index), mixup)
+            return update(losses.sum())
 
-        own_step, step = measure(device, lambda: next(ours), lambda: plain(*kept))
-        own_epoch, epoch = measure(device, lambda: next(ours), lambda: plain(*next(batches)), warm=5)
-        flops = operations(lambda: plain(*kept))
-        note = f"batches of {config.batch}"
-        return [Row("HAN, one step", own_step, step, flops, note=note + ", features in memory"),
-                Row("HAN, one epoch with its data", steps * own_epoch, steps * epoch, steps * flops,
+        ours, kept = training_steps(self.han, data, labels, config), next(batches)
+        step = measure(device, lambda: next(ours), lambda: plain(*kept))
+        epoch = measure(device, lambda: next(ours), lambda: plain(*next(batches)), warm=5)
+        flops, note = operations(lambda: plain(*kept)), f"batches of {config.batch}"
+        return [Row("HAN, one step", *step, flops, note=note + ", features in memory"),
+                Row("HAN, one epoch with its data", *(steps * s for s in epoch), steps * flops,
                     note=f"{note}, scaled to {steps}")]
 
     def teacher(self) -> list[Row]:
@@ -477,13 +411,13 @@ class Bench:
         ours = (loss for epoch in itertools.count()
                 for loss in uwav.teacher_epoch(own, forward, own_optimizer, data, text, config, epoch))
         model = plain_model(own).train()
-        optimizer = plain_optimizer(model, config)
-        batches = plain_batches(SourceFiles(self.files, length), config.batch, device)
+        update, read = plain_updates(model, config), functools.partial(read_source, self.files, int(length.max()))
+        batches = plain_batches(read, SOURCE, config.batch, device)
         label = (torch.rand(config.batch, int(length.max()), SOURCE_CLASSES, device=device) < 0.03).float()  # (B, T, C)
 
         def plain(audio: Tensor, visual: Tensor, mask: Tensor) -> float:
             loss = uwav.teacher_loss(*model(audio, visual, *text, mask), label[: len(mask)], mask, config.pos_weight)
-            return plain_update(model, optimizer, loss, config)
+            return update(loss)
 
         seconds = measure(device, lambda: next(ours), lambda: plain(*next(batches)), warm=5)
         audio, visual, mask = next(batches)
@@ -494,11 +428,9 @@ class Bench:
                 f"plain {SOURCE * int(length.max()) / segments - 1:.0%}")
         return [Row("teacher, one epoch with its data", *(steps * s for s in seconds), flops, note=note)]
 
-    # ---- evaluation and labels ----
-
     def score(self) -> list[Row]:
-        drawn = (random_annotations(TEST, self.device, again)[1:] for again in (True, False))
-        arrays = [x > 0 for pair in drawn for x in pair]  # predictions, truth: (N, T, C) each
+        data = self.data(TEST)
+        arrays = [x > 0 for x in (*random_truth(data.weak), data.audio_truth, data.visual_truth)]  # (N, T, C) each
         part = TEST // 4
         quarter = [x[:part].cpu().numpy() for x in arrays]
         ours, plain = measure(self.device, lambda: parsing_scores(*arrays), lambda: plain_scores(*quarter))
@@ -506,41 +438,37 @@ class Bench:
                     note=f"plain: {part} videos, scaled")]
 
     def evaluate(self) -> list[Row]:
-        part, model = TEST // 12, plain_model(self.han).eval()
-        dataset = TargetFiles(self.files, self.names, part)
-        ours, plain = measure(self.device, lambda: uwav.han_scores(self.han, self.test),
-                              lambda: plain_evaluate(model, dataset, self.test, self.device))
-        flops = operations(lambda: uwav.han_probabilities(self.han, self.test))
+        part, model, read = TEST // 12, plain_model(self.han).eval(), self.reader("base")
+        data = self.data(TEST)
+        ours, plain = measure(self.device, lambda: uwav.han_scores(self.han, data),
+                              lambda: plain_evaluate(model, read, [data.audio_truth[:part], data.visual_truth[:part]]))
+        flops = operations(lambda: uwav.han_probabilities(self.han, data))
         return [Row("evaluation of 1,200 videos, model and scores", ours, plain * TEST / part, flops,
                     note=f"plain: {part} videos, scaled")]
 
     def label(self) -> list[Row]:
-        data, text = random_target(TRAIN, FEATURE_SETS["clip_clap"], self.device), random_text(C, self.device)
+        text, part, read = random_text(C, self.device), TRAIN // 50, self.reader("clip_clap")
+        data = random_target(TRAIN, "clip_clap", self.device)
         torch.manual_seed(0)
         own = uwav.Teacher(self.preset.teacher).to(self.device).eval()
-        part, model = TRAIN // 50, plain_model(own).eval()
-        dataset, weak = TargetFiles(self.files, FEATURE_SETS["clip_clap"], part), data.weak.cpu().numpy()
-        thresholds = tuple(torch.zeros(2, C, device=self.device))
+        model, weak = plain_model(own).eval(), data.weak[:part].cpu().numpy()
 
         def ours() -> uwav.PseudoLabels:
-            return uwav.pseudo_labels(uwav.teacher_logits(own, data, text), thresholds, data.weak, self.config)
+            return uwav.pseudo_labels(uwav.teacher_logits(own, data, text), self.zeros, data.weak, self.config)
 
-        seconds, plain = measure(self.device, ours, lambda: plain_labels(model, dataset, weak, text, self.device))
+        seconds, plain = measure(self.device, ours, lambda: plain_labels(model, read, weak, text))
         flops = operations(lambda: uwav.teacher_logits(own, data, text))
         return [Row("labels of 10,000 videos, teacher and Eq. 4", seconds, plain * TRAIN / part, flops,
                     note=f"plain: {part} videos, scaled")]
 
-    # ---- before and after ----
-
     def pack(self) -> list[Row]:
-        sizes, times = [file.stat().st_size for file in self.files.rglob("video*.npy")], ([], [])
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-            for _, own in itertools.product(range(ROUNDS), (True, False)):
-                with tempfile.TemporaryDirectory(dir=self.folder) as out:
-                    started = time.perf_counter()
-                    pack(self.files, out) if own else plain_pack(self.files, Path(out))
-                    times[not own].append(time.perf_counter() - started)
-        ours, plain = map(statistics.median, times)
+        sizes, nowhere = [file.stat().st_size for file in self.files.rglob("video*.npy")], io.StringIO()
+
+        def quietly(way: Callable) -> None:
+            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+                way(self.files, Path(tempfile.mkdtemp(dir=self.folder)))
+
+        ours, plain = measure(torch.device("cpu"), lambda: quietly(pack), lambda: quietly(plain_pack), warm=0)
         return [Row(f"pack, {len(sizes):,} files of {FILES} + {FILES} videos", ours, plain, bytes=2 * sum(sizes),
                     note=f"{sum(sizes) / ours / 1e6:.0f} MB/s, every value checked; plain: no checks")]
 
@@ -557,14 +485,10 @@ class Bench:
         session, rows = export_onnx.session(path), []
         for B in (1, 64):
             inputs = export.inputs(B, T, 0)
-            arrays = {k: x.numpy() for k, x in inputs.items()}
-
-            def in_torch(inputs: dict = inputs) -> None:
-                with torch.inference_mode():
-                    export.module(**inputs)
-
-            ours, plain = measure(torch.device("cpu"), lambda arrays=arrays: session.run(None, arrays), in_torch)
-            rows.append(Row(f"HAN of preset paper, onnxruntime, batch {B}", ours, plain, operations(in_torch),
+            in_onnx = functools.partial(session.run, None, {k: x.numpy() for k, x in inputs.items()})
+            in_torch = torch.inference_mode()(functools.partial(export.module, **inputs))
+            rows.append(Row(f"HAN of preset paper, onnxruntime, batch {B}",
+                            *measure(torch.device("cpu"), in_onnx, in_torch), operations(in_torch),
                             note="CPU; plain: PyTorch"))
         return rows
 
@@ -576,13 +500,10 @@ def decode(path: Path, clips: int) -> dict:
     """ms a clip on one core; clips a second and memory over `clips` decodings, by the number of processes."""
     from video import decode as video
 
-    times = []
-    for _ in range(21):
-        started = time.perf_counter()
-        clip = video.read_clip(path)
-        times.append(1e3 * (time.perf_counter() - started))
-    ms = statistics.median(times[1:])
-    print(f"decode {path.name}: {clip.seconds:.1f} s of video in {ms:.0f} ms on one core (median of 20)")
+    seconds, cpu = video.read_clip(path).seconds, torch.device("cpu")
+    ms = 1e3 * statistics.median(seconds_of(lambda: video.read_clip(path), cpu) for _ in range(20))
+    print(f"\ndecode {path.name}: {seconds:.1f} s of video in {ms:.0f} ms on one core (median of 20)")
+    print(line("processes; MB: first, last tenth of the clips", ["clips/s", "ratio", "MB first", "MB last", "MB peak"]))
     rows = {}
     for workers in sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1}):
         used, begun = [], 2 * workers  # by then all processes are up
@@ -590,20 +511,14 @@ def decode(path: Path, clips: int) -> dict:
             if n == begun:
                 started = time.perf_counter()
             if n >= begun and n % 20 == 0:
-                used.append(memory())
-        tenth = max(1, len(used) // 10)
-        rows[workers] = row = dict(clips_per_s=(clips - 1 - begun) / (time.perf_counter() - started), mb_peak=max(used),
-                                   mb_first=statistics.mean(used[:tenth]), mb_last=statistics.mean(used[-tenth:]))
-        ratio = row["clips_per_s"] / rows[1]["clips_per_s"]
-        print(f"  {workers} processes: {row['clips_per_s']:6.1f} clips/s ({ratio:.2f} times one process); "
-              f"memory {row['mb_first']:.0f} MB in the first tenth of {clips} clips, {row['mb_last']:.0f} in the last, "
-              f"peak {row['mb_peak']:.0f} MB")
-    return dict(seconds=clip.seconds, ms_per_clip=ms, processes=rows)
+                used.append(memory() + sum(memory(pid=p.pid) for p in multiprocessing.active_children()))
+        rate, tenth = (clips - 1 - begun) / (time.perf_counter() - started), max(1, len(used) // 10)
+        first, last, peak = statistics.mean(used[:tenth]), statistics.mean(used[-tenth:]), max(used)
+        rows[workers] = dict(clips_per_s=rate, mb_first=first, mb_last=last, mb_peak=peak)
+        ratio = rate / rows[1]["clips_per_s"]
+        print(line(str(workers), [f"{rate:.1f}", f"{ratio:.2f}x", *(f"{mb:.0f}" for mb in (first, last, peak))]))
+    return dict(seconds=seconds, ms_per_clip=ms, processes=rows)
 
-
-# ---------------------------------------------------------------------------------------------
-# How cost grows
-# ---------------------------------------------------------------------------------------------
 
 SCALES = (1, 4, 16)
 NARROW = 64  # numbers a feature on a CPU, so that 16 times LLP fits in its memory; real sizes on a GPU
@@ -611,44 +526,34 @@ PART = 40  # training steps timed
 
 
 def scaled(factor: int, preset: str, device_name: str, half: bool) -> dict[str, float]:
-    """Seconds of each job at `factor` times the size of LLP, and peak memory in MB. Wants a process of its own."""
-    device = torch.device(device_name)
+    """Seconds of each job at `factor` times the size of LLP, features `clip_clap`, and peak memory in MB. Wants a
+    process of its own."""
+    device, settings = torch.device(device_name), PRESETS[preset]
     width = NARROW if device.type == "cpu" else None
-    settings = PRESETS[preset]
-    sizes = dict(audio_dim=width, visual_2d_dim=width, visual_3d_dim=width) if width else {}
+    audio, visual, config = width or SIZES["clap"], width or SIZES["clip"], replace(settings.train, fast=half)
     torch.manual_seed(0)
-    model = uwav.HAN(replace(settings.han["base"], **sizes)).to(device)
-    config = replace(settings.train, fast=half)
-    teacher_sizes = dict(audio_dim=width, visual_dim=width) if width else {}
-    teacher = uwav.Teacher(replace(settings.teacher, **teacher_sizes)).to(device)
-    text = tuple(torch.randn(C, width or SIZES[name][1], device=device) for name in ("clap", "clip"))
-    seconds = {}
-
-    def timed(name: str, function: Callable, *inputs) -> object:
-        started = clock(device)
-        result = function(*inputs)
-        seconds[name] = clock(device) - started
-        return result
-
-    uwav.han_scores(model, random_target(300, FEATURE_SETS["base"], device, width))  # warms up
-    data = random_target(factor * TEST, FEATURE_SETS["base"], device, width)
-    timed("evaluation", uwav.han_scores, model, data)
-    predicted = random_annotations(factor * TEST, device, again=True)[1:]
-    timed("ten scores", parsing_scores, *predicted, data.audio_truth, data.visual_truth)
-    data = random_target(factor * TRAIN, FEATURE_SETS["clip_clap"], device, width)
-    logits = timed("labels: teacher", uwav.teacher_logits, teacher, data, text)
-    val = slice(0, factor * VAL)
-    timed("labels: thresholds", uwav.fit_thresholds, logits[0][val], data.audio_truth[val], data.weak[val])
-    zero = tuple(torch.zeros(2, C, device=device))
-    labels = timed("labels: Eq. 4, 7, 8", uwav.pseudo_labels, logits, zero, data.weak, config)
-    data = random_target(factor * TRAIN, FEATURE_SETS["base"], device, width)
-    optimizer, forward = uwav.adamw(model, config), devices.accelerate(model, config.fast, device, one_shape=True)
-    losses_of = devices.accelerate(uwav.han_losses, config.fast, device, one_shape=True)
-    steps = uwav.han_epoch(model, forward, losses_of, optimizer, data, labels, config, 1)
+    sizes = dict(audio_dim=audio, visual_2d_dim=visual, project_visual=True)
+    model = uwav.HAN(replace(settings.han["clip_clap"], **sizes)).to(device)
+    teacher = uwav.Teacher(replace(settings.teacher, audio_dim=audio, visual_dim=visual)).to(device)
+    text = [torch.randn(C, size, device=device) for size in (audio, visual)]
+    train, test, small = (random_target(n, "clip_clap", device, width) for n in (factor * TRAIN, factor * TEST, 300))
+    predicted, logits, val = random_truth(test.weak), random_logits(train.weak), slice(0, factor * VAL)
+    thresholds = [torch.zeros(C, device=device) for _ in range(2)]
+    labels = uwav.pseudo_labels(logits, thresholds, train.weak, config)
+    steps = training_steps(model, train, labels, config)
+    jobs = {
+        "evaluation": lambda: uwav.han_scores(model, test),
+        "ten scores": lambda: parsing_scores(*predicted, test.audio_truth, test.visual_truth),
+        "labels: teacher": lambda: uwav.teacher_logits(teacher, train, text),
+        "labels: thresholds": lambda: uwav.fit_thresholds(logits[0][val], train.audio_truth[val], train.weak[val]),
+        "labels: Eq. 4, 7, 8": lambda: uwav.pseudo_labels(logits, thresholds, train.weak, config),
+        "HAN epoch": lambda: list(itertools.islice(steps, PART)),
+    }
+    uwav.han_scores(model, small)  # warms up
     list(itertools.islice(steps, 5))
-    timed("HAN epoch", list, itertools.islice(steps, PART))
+    seconds = {name: seconds_of(job, device) for name, job in jobs.items()}
     seconds["HAN epoch"] *= math.ceil(factor * TRAIN / config.batch) / PART
-    peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_memory()
+    peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else memory("VmHWM")
     return seconds | {"peak memory, MB": peak}
 
 
@@ -659,33 +564,25 @@ def scale(preset: str, device: torch.device, half: bool) -> dict:
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, for the peak of its memory
             columns[factor] = pool.apply(scaled, (factor, preset, str(device), half))
     table = {}
-    header = [f"{n}x" for n in SCALES] + ["exponent"]
-    print(f"\n{'seconds at n times the size of LLP':38s}" + "".join(f"{h:>10s}" for h in header))
+    print("\n" + line("seconds at n times the size of LLP", [f"{n}x" for n in SCALES] + ["exponent"]))
     for name in columns[1]:
         values = [columns[n][name] for n in SCALES]
         exponent = float(np.polyfit(np.log(SCALES), np.log(values), 1)[0])
         table[name] = dict(zip(map(str, SCALES), values), exponent=exponent)
-        cells = [f"{v:.0f}" if "MB" in name else f"{v:.3g}" for v in values] + [f"{exponent:.2f}"]
-        print(f"{name:38s}" + "".join(f"{c:>10s}" for c in cells))
+        print(line(name, [f"{v:.0f}" if "MB" in name else f"{v:.3g}" for v in values] + [f"{exponent:.2f}"]))
     return table
 
 
-# ---------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------
+# ---- Command line --------------------------------------------------------------------------------
 
 
-def in_units(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
+def line(title: str, cells: list[str], note: str = "") -> str:
+    return f"{title:46s}" + "".join(f"{cell:>11s}" for cell in cells) + f"  {note}"
+
+
+def in_units(seconds: float) -> str:
     factor, unit = next(((f, u) for f, u in ((1, "s"), (1e3, "ms")) if f * seconds >= 1), (1e6, "us"))
     return f"{factor * seconds:.3g} {unit}"
-
-
-def print_row(row: Row) -> None:
-    ratio = f"{row.plain / row.seconds:.2f}x" if row.plain else ""
-    cells = in_units(row.seconds), in_units(row.plain), ratio, in_units(row.floor)
-    print(f"{row.what:46s}" + "".join(f"{c:>11s}" for c in cells) + f"  {row.note}", flush=True)
 
 
 def machine(device: torch.device) -> str:
@@ -731,16 +628,17 @@ def run(options: argparse.Namespace) -> None:
         print(f"measured: {result['operations_per_s'] / 1e9:,.0f} GFLOP/s in matrix products "
               f"({result['torch_operations_per_s'] / 1e9:,.0f} by PyTorch), "
               f"{result['bytes_per_s'] / 1e9:.1f} GB/s in a copy\n")
-        print(f"{'what':46s}" + "".join(f"{c:>11s}" for c in ("ours", "plain way", "ratio", "floor")))
+        print(line("what", ["ours", "plain way", "ratio", "floor"]))
         result["rows"] = []
         with tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder:
             bench = Bench(preset, device, options.fast, options.unav, Path(folder))
             for name in (name for name in ROWS if name in chosen):
                 for row in getattr(bench, name)():
                     row.floor = max(row.operations / result["operations_per_s"], row.bytes / result["bytes_per_s"])
-                    print_row(row)
+                    ours, plain, floor = map(in_units, (row.seconds, row.plain, row.floor))
+                    print(line(row.what, [ours, plain, f"{row.plain / row.seconds:.2f}x", floor], row.note), flush=True)
                     result["rows"].append(asdict(row))
-        result["peak_mb"] = peak_memory()
+        result["peak_mb"] = memory("VmHWM")
         print(f"\npeak memory: {result['peak_mb']:,.0f} MB")
         if device.type == "cuda":
             result["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
@@ -749,7 +647,6 @@ def run(options: argparse.Namespace) -> None:
         result["scale"] = scale(preset, device, options.fast)
     if "decode" in chosen:
         result["decode"] = decode(options.video, options.clips)
-    options.json.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.json, result)
     print(f"\n{options.json}: written")
 

@@ -11,38 +11,34 @@ from __future__ import annotations
 
 import argparse
 import re
-import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import uwav
 from common.command import one_sentence_errors
-from common.files import atomic, is_number, read_history
+from common.files import atomic, made_by
 from data.annotations import LLP_CLASSES
 from data.layout import read_index
 from data.splits import load_truth, load_weak, target_shape
 from reporting import evidence, figures
 from reporting.page import Page, facts, mean_and_spread, paragraph, table
-from train.ablation import (COVERAGE, PAPER_FULL, PAPER_LABELS, PAPER_TYPE, RESAMPLES, ROWS, SWEEP, paper_column,
-                            read_ablation)
-from train.checkpoints import check_fields, load_file
-from train.stages import Labels, read_labels, read_predictions
+from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, paper_column, read_ablation
+from train.checkpoints import check_fields, load_file, read_history
+from train.stages import Labels, dead_branch, read_labels, read_predictions
 from uwav import SCORES, video_scores
 
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
-SHORT = {"video_only": "video loss only", "valor": "VALOR", "binary": "hard", "soft": "soft",
-         "soft_reweight": "soft + balance", "soft_mixup": "soft + mixup", "full": "UWAV"}  # names in pictures
-TEMPERATURES = (1.0, 2.0)  # of the soft labels: the paper's and the released code's
+TEMPERATURES = {1.0: "the paper's", 2.0: "the released code's"}  # of the soft labels
 
 
-# ---------------------------------------------------------------------------------------------
-# What a run has saved; everything missing is a FileNotFoundError with a sentence
-# ---------------------------------------------------------------------------------------------
+# ---- What a run has saved; everything missing is a FileNotFoundError with a sentence -------------
 
 
 @dataclass(frozen=True)
@@ -61,42 +57,37 @@ class Saved:
 
     @property
     def classes(self) -> list[str]:
-        return self.index["llp"]["classes"]
+        """As people write them."""
+        return [name.replace("_", " ") for name in self.index["llp"]["classes"]]
 
     @cached_property
     def ablation(self) -> dict:
         return read_ablation(self.run / "ablation.json")
 
     @cached_property
-    def features(self) -> str:
-        """The feature set whose parser is looked at: base where it is there."""
-        trained = sorted(path.parts[-3] for path in self.folder.glob("*/full/han.pt"))
+    def parser(self) -> Path:
+        """Folder of the parser that is looked at: the one with features `base` where it is there."""
+        trained = sorted(path.parent for path in self.folder.glob("*/full/han.pt"))
         if not trained:
             raise FileNotFoundError(f"{self.folder}/*/full/han.pt: no trained parser (`python uwav.py train`)")
         return trained[0]
 
-    @property
-    def parser(self) -> Path:
-        return self.folder / self.features / "full"
-
     @cached_property
     def training(self) -> uwav.TrainConfig:
         path = self.parser / "han.pt"
-        content = load_file(path)
-        try:
-            config = uwav.TrainConfig(**content["settings"]["training"])
+        with made_by("python uwav.py train", path):
+            config = uwav.TrainConfig(**load_file(path)["settings"]["training"])
             check_fields(config)
             if not min(config.temperature, config.alpha, config.batch) > 0:
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path}: does not say how it was trained") from None
+                raise ValueError("temperature, alpha and batch should be above 0")
         return config
 
     def labels_of(self, path: Path) -> Labels:
         """Labels of these very videos."""
         labels = read_labels(path, "cpu")
         shapes = {split: target_shape(self.data, split) for split in self.index["llp"]["videos"]}
-        if {split: tuple(audio.shape) for split, (audio, _) in labels.logits.items()} != shapes:
+        found = {split: tuple(audio.shape) for split, (audio, _) in labels.logits.items()}
+        if labels.settings.get("data") != self.index["sha256"] or found != shapes:
             raise ValueError(f"{path}: its labels are not of the videos in {self.data}")
         return labels
 
@@ -105,35 +96,25 @@ class Saved:
         return self.labels_of(self.folder / "labels_teacher.npz")
 
     @cached_property
+    def labels_of_all_seeds(self) -> list[Labels]:
+        return [self.labels_of(path) for path in sorted(self.run.glob("seed*/labels_teacher.npz"))]
+
+    @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
         return read_predictions(self.parser / "predictions_test.npz", self.data)
 
-    @cached_property
-    def labels_of_all_seeds(self) -> list[Labels]:
-        paths = sorted(self.run.glob("seed*/labels_teacher.npz"))
-        if not paths:
-            raise FileNotFoundError("pseudo-labels of the teacher (`python uwav.py label`)")
-        return [self.labels_of(path) for path in paths]
-
-    def weak(self, split: str) -> Tensor:
-        return load_weak(self.data, split)
-
-    def truth(self, split: str) -> tuple[Tensor, Tensor]:
-        """Audible and visible, (N, T, C)."""
-        return load_truth(self.data, split)
-
-    def has_truth(self, split: str) -> bool:
-        return (self.data / "llp" / split / "audio.npy").exists()
+    @property
+    def judged(self) -> str:
+        """The split on which labels are judged: test; without its truth val, on which thresholds were fitted."""
+        return "test" if "llp/test/audio.npy" in self.index["files"] else "val"
 
     @property
     def is_llp(self) -> bool:
         """Whether the paper's numbers may stand beside ours: real features of the real LLP."""
-        return self.index["source"] == "pack" and tuple(self.classes) == LLP_CLASSES
+        return self.index["source"] == "pack" and tuple(self.index["llp"]["classes"]) == LLP_CLASSES
 
 
-# ---------------------------------------------------------------------------------------------
-# 1  What ran
-# ---------------------------------------------------------------------------------------------
+# ---- 1  What ran ---------------------------------------------------------------------------------
 
 
 def data_notice(page: Page) -> str:
@@ -154,19 +135,17 @@ def data_table(page: Page) -> str:
                                                       "invented annotations")
     rows = {"source": escape(str(source))}
     for key, name in (("llp", "target set"), ("unav", "pre-training set")):
-        if key not in index:  # own data have no pre-training set
-            continue
-        videos = ", ".join(f"{split} {len(ids):,}" for split, ids in index[key]["videos"].items())
-        rows[name] = f"{len(index[key]['classes'])} classes; videos: {videos}"
+        if key in index:  # own data have no pre-training set
+            videos = ", ".join(f"{split} {len(ids):,}" for split, ids in index[key]["videos"].items())
+            rows[name] = f"{len(index[key]['classes'])} classes; videos: {videos}"
     return facts("Data", rows)
 
 
 def settings_table(page: Page) -> str:
     ablation = page.saved.ablation
-    return facts("Settings", {
-        "preset": escape(ablation["preset"]),
-        "changed by --set": escape(", ".join(ablation["overrides"]) or "nothing"),
-        "seeds": escape(", ".join(map(str, ablation["seeds"]))), "seed in pictures": str(page.saved.seed)})
+    rows = {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
+            "seeds": ", ".join(map(str, ablation["seeds"])), "seed in pictures": str(page.saved.seed)}
+    return facts("Settings", {name: escape(value) for name, value in rows.items()})
 
 
 def stage_table(page: Page) -> str:
@@ -176,36 +155,31 @@ def stage_table(page: Page) -> str:
     lines = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     # a line may be torn where the disk was full
     records = [x for x in lines if len(x) == 7 and re.fullmatch("[0-9]{1,9}", x[1])]
-    stages: dict[str, list[list[str]]] = {}
-    for record in records:
-        stages.setdefault(record[3], []).append(record)
     rows, total = [], 0
-    for title, runs in stages.items():
-        costly = [r for r in runs if r[2] != "kept"] or [max(runs, key=lambda r: int(r[1]))]
-        seconds = sum(int(r[1]) for r in costly)
+    for title in dict.fromkeys(r[3] for r in records):
+        runs = [r for r in records if r[3] == title]
+        runs = [r for r in runs if r[2] != "kept"] or runs[:1]
+        seconds = sum(int(r[1]) for r in runs)
         total += seconds
-        times = f" in {len(costly)} goes" if len(costly) > 1 else ""
-        rows.append([escape(title), f"{seconds:,} s{times}", escape(costly[-1][0])])
-    rows.append(["together", f"{total:,} s", ""])
+        times = f" in {len(runs)} goes" if len(runs) > 1 else ""
+        rows.append([escape(title), f"{seconds:,} s{times}", escape(runs[-1][0])])
     where = {name: "<br>".join(dict.fromkeys(escape(r[k]) for r in records if r[2] != "kept"))
              for name, k in (("commit", 4), ("machine", 5), ("command", 6))}
-    return facts("Where and how", where) + table(["stage", "time", "date"], rows) + paragraph(
+    return facts("Where and how", where) + table(
+        ["stage", "time", "date"], [*rows, ["together", f"{total:,} s", ""]]) + paragraph(
         "The time in which results were made; later runs that found them there are not counted.")
 
 
 def repeatability(page: Page) -> str:
     return "<h3>Would it come out the same again?</h3>" + paragraph(
-        "On one CPU yes, to the last bit: the same commit, command, seed and number of threads. Another CPU or another "
-        "number of threads rounds differently, and a long training magnifies that. On a GPU not quite: the backward "
-        "pass of attention may add numbers in an order that changes from run to run; with --fast, PyTorch chooses some "
-        "kernels by timing them; another GPU, or another version of CUDA or PyTorch, has other kernels. Thresholds and "
-        "scores are made of whole numbers, which add up to the same in any order, so it is training that varies. (What "
-        "is said of GPUs follows PyTorch's documentation; it was not measured.)")
+        "On one CPU yes, to the last bit: the same commit, command, seed and number of threads. Another CPU or number "
+        "of threads rounds differently, and a long training magnifies that. On a GPU not quite: the backward pass of "
+        "attention may add numbers in an order that changes from run to run; with --fast, PyTorch chooses some kernels "
+        "by timing them; another GPU, or version of CUDA or PyTorch, has other kernels. (What is said of GPUs follows "
+        "PyTorch's documentation; it was not measured.)")
 
 
-# ---------------------------------------------------------------------------------------------
-# 2  Scores
-# ---------------------------------------------------------------------------------------------
+# ---- 2  Scores -----------------------------------------------------------------------------------
 
 KINDS = ["A", "V", "AV", "Type", "Event"]
 
@@ -216,25 +190,29 @@ def spread_note(seeds: int) -> str:
 
 def score_tables(page: Page) -> str:
     """The ten scores of every row, for each feature set."""
-    parts = []
+    llp, parts = page.saved.is_llp, []
     for features, rows in page.saved.ablation["scores"].items():
         shown = []
-        for row, values in rows.items():
-            name = f"{escape(ROWS[row][0])} <small>{escape(SHORT[row])}</small>"
-            shown.append([name] + [mean_and_spread([v[s] for v in values]) for s in SCORES])
-            if page.saved.is_llp and row == "full":
-                shown.append(["<em>the paper's</em>"] + [f"<em>{x:.1f}</em>" for x in PAPER_FULL[features]])
-            elif page.saved.is_llp and paper_column(features, "pack"):
-                shown.append(["<em>the paper's</em>"] + [f"<em>{PAPER_TYPE[row]}</em>" if s == "seg_type" else ""
-                                                         for s in SCORES])
+        for name, values in rows.items():
+            row = ROWS[name]
+            title = f"{escape(row.title)} <small>{escape(row.short)}</small>"
+            shown.append([title] + [mean_and_spread([v[s] for v in values]) for s in SCORES])
+            if llp and name == "full":
+                shown.append(paper_row(map("{:.1f}".format, PAPER_FULL[features])))
+            elif llp and paper_column(features, "pack"):
+                shown.append(paper_row(str(row.paper_type) if s == "seg_type" else "" for s in SCORES))
         parts.append(f"<h3>Parser, features {escape(features)}</h3>" + table(
             ["row of the ablation"] + 2 * KINDS, shown, [("", 1), ("segment level", 5), ("event level", 5)]))
-    paper = "" if page.saved.is_llp else " The paper's rows stand here only when the data are LLP with its features."
+    paper = "" if llp else " The paper's rows stand here only when the data are LLP with its features."
     return paragraph(
         "F-scores on the test split in percent, higher is better. A: what is audible; V: what is visible; AV: what is "
         "both at once; Type: the mean of these three; Event: audible and visible counted together. Segment level "
         "compares seconds, event level whole events (at least half overlap). The small name is used in pictures. "
         + spread_note(len(page.saved.ablation["seeds"])) + paper) + "".join(parts)
+
+
+def paper_row(cells: Iterable[str]) -> list[str]:
+    return [f"<em>{cell}</em>" for cell in ("the paper's", *cells)]
 
 
 def label_table(page: Page) -> str:
@@ -243,7 +221,7 @@ def label_table(page: Page) -> str:
         values = page.saved.ablation["labels"][name]
         rows.append([title] + [mean_and_spread([v[s] for v in values]) for s in SCORES[:5]])
         if page.saved.is_llp:
-            rows.append(["<em>the paper's</em>"] + [f"<em>{PAPER_LABELS[name][s]}</em>" for s in SCORES[:5]])
+            rows.append(paper_row(str(PAPER_LABELS[name][s]) for s in SCORES[:5]))
     return "<h3>Quality of the pseudo-labels</h3>" + paragraph(
         "Segment-level F-scores of the hard labels on the test split, where the weak label is known to the labeller "
         "but not to the parser above: the two tables answer different questions.") + table(["labels"] + KINDS, rows)
@@ -252,7 +230,7 @@ def label_table(page: Page) -> str:
 def label_figure(page: Page) -> str:
     """F of the hard labels per class: per-segment against teacher."""
     saved = page.saved
-    truth, weak = saved.truth("test"), saved.weak("test")
+    truth, weak = load_truth(saved.data, "test"), load_weak(saved.data, "test")
     sources = {"teacher": saved.labels, "per segment": saved.labels_of(saved.run / "labels_segment.npz")}
     panels, better = [], []
     for m, modality in enumerate(MODALITIES):
@@ -270,37 +248,32 @@ def label_figure(page: Page) -> str:
 
 
 def difference_figure(page: Page) -> str:
-    parts = []
-    ablation = page.saved.ablation
+    ablation, parts = page.saved.ablation, []
+    seeds = len(ablation["seeds"])
     for features, differences in ablation["differences"].items():
-        panels = [figures.forest(title, [(f"{SHORT[d['first']]} → {SHORT[d['second']]}", d["scores"][score])
-                                         for d in differences])
+        named = [(f"{ROWS[d['first']].short} → {ROWS[d['second']].short}", d["scores"]) for d in differences]
+        panels = [figures.forest(title, [(name, scores[score]) for name, scores in named])
                   for title, score in (("Type, segment level", "seg_type"), ("Type, event level", "event_type"))]
-        clear, steady = [], []
-        for d in differences:
-            x = d["scores"]["seg_type"]
-            name = f"{SHORT[d['first']]} → {SHORT[d['second']]} ({x['mean']:+.1f})"
-            if x["interval"][0] > 0 or x["interval"][1] < 0:
-                clear.append(name)
-                if len({s > 0 for s in x["by_seed"]}) == 1:
-                    steady.append(name)
-        seeds = len(ablation["seeds"])
+        clear = [f"{name} ({x['mean']:+.1f})" for name, scores in named if one_sign(x := scores["seg_type"])]
+        of_seeds = (
+            "Each seed's own difference is a hollow diamond: if diamonds lie on both sides of zero, another seed may "
+            "turn the sign, however narrow the bar. Segment-level Type: the interval excludes zero, and every seed "
+            f"has its sign, in {len(clear)} of {len(named)} steps" + f": {escape('; '.join(clear))}" * bool(clear) + "."
+            if seeds > 1 else
+            "There is one seed here, so how far seeds scatter is unknown; --seeds 3 would show it.")
         caption = (
             "What one step changes, in points, on the same test videos: the dot is the mean over videos and seeds, the "
-            f"bar the {COVERAGE:.0%} interval of a bootstrap over test videos ({RESAMPLES:,} "
-            "resamples). The interval tells how much the choice of test videos matters; it does not cover the training "
-            "seed. ")
-        caption += ("Each seed's own difference is a hollow diamond: if diamonds lie on both sides of zero, another "
-                    "seed may turn the sign, however narrow the bar. " if seeds > 1 else
-                    "There is one seed here, so how far seeds scatter is unknown; --seeds 3 would show it. ")
-        caption += (f"Segment-level Type: {len(clear)} of {len(differences)} intervals exclude zero"
-                    + (f": {escape('; '.join(clear))}. " if clear else ". "))
-        if seeds > 1 and clear:
-            same = "all of these" if len(steady) == len(clear) else escape("; ".join(steady)) or "none of these"
-            caption += f"The sign is the same in every seed for {same}."
+            f"bar the {COVERAGE:.0%} interval of a bootstrap over test videos ({RESAMPLES:,} resamples), which tells "
+            f"how much the choice of test videos matters, and does not cover the training seed. {of_seeds}")
         parts.append(page.figure(f"differences_{features}", panels, f"Differences between rows, features {features}",
                                  caption))
     return "<h3>What each step adds</h3>" + "".join(parts)
+
+
+def one_sign(difference: dict) -> bool:
+    """Whether the interval over videos and the difference of every seed lie on one side of zero."""
+    values = (*difference["interval"], *difference["by_seed"])
+    return min(values) > 0 or max(values) < 0
 
 
 def sweep_figure(page: Page) -> str:
@@ -310,93 +283,68 @@ def sweep_figure(page: Page) -> str:
     meaning = {"alpha": "alpha of the mixing weight", "W": "W, weight of the positives"}
     parts = []
     for features, fields in swept.items():
-        panels, ranges = [], []
+        panels = []
         for field, by_value in fields.items():
-            scores = {name: np.array([[s[key] for s in by_value[v]] for v in by_value])
+            scores = {name: np.array([[s[key] for s in of_seeds] for of_seeds in by_value.values()])
                       for name, key in (("segment-level Type", "seg_type"), ("event-level Type", "event_type"))}
             default = getattr(page.saved.training, field)
             panels.append(figures.sweep(meaning[field], [float(v) for v in by_value], scores, default))
-            mean = scores["segment-level Type"].mean(1)
-            best = list(by_value)[int(mean.argmax())]
-            ranges.append(f"{field}: from {mean.min():.1f} to {mean.max():.1f} (best at {best})")
-        grid = "; ".join(f"{field} in {', '.join(map(str, values))}" for field, values in SWEEP.items())
         parts.append(page.figure(f"sweep_{features}", panels, f"Sensitivity to alpha and W, features {features}", (
-            f"UWAV with one setting varied at a time ({grid}; the grid is ours, not the paper's); bars are one "
+            "UWAV with one setting varied at a time (the grid is ours, not the paper's), scores on test; bars are one "
             "standard deviation over seeds. Lambda of mixup is drawn from Beta(alpha, alpha): the larger alpha, the "
-            f"more even the mixture. Mean segment-level Type on the test split: {'; '.join(ranges)}.")))
+            "more even the mixture.")))
     return "<h3>Sensitivity</h3>" + "".join(parts)
 
 
-# ---------------------------------------------------------------------------------------------
-# 3  Training
-# ---------------------------------------------------------------------------------------------
+# ---- 3  Training ---------------------------------------------------------------------------------
 
 
 def teacher_figure(page: Page) -> str:
-    h = read_history(page.saved.folder / "teacher.jsonl", "loss", "val_av")
-    best = max(h, key=lambda r: r["val_av"])
-    loss, score = [r["loss"] for r in h], [r["val_av"] for r in h]
+    path = page.saved.folder / "teacher.pt"
+    with made_by("python uwav.py pretrain", path):
+        history = read_history(path)
+        loss, score = [float(r["loss"]) for r in history], [float(r["val"]["av"]) for r in history]
+        best = score.index(max(score))
+        warning = dead_branch(history[best]["val"])
     panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
               figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": score})]
     return page.figure("curves_teacher", panels, "Pre-training of the teacher", (
         f"Left (above on a phone) the loss, which should fall; right the F-score on the validation split, which "
-        f"decides the epoch that is kept: {best['epoch']} of {len(h)}, with {best['val_av']:.1f} %."))
+        f"decides the epoch that is kept: {best + 1} of {len(score)}, with {score[best]:.1f} %."
+        + (f" Warning: {escape(warning)}." if warning else "")))
 
 
 def parser_figure(page: Page) -> str:
-    saved = page.saved
-    parts = {"video (weak labels)": "loss_video", "audible": "loss_audio", "visible": "loss_visual",
-             "mixed, audible": "loss_mix_audio", "mixed, visible": "loss_mix_visual"}
-    h, rows = read_history(saved.parser / "han.jsonl", *parts.values()), {}
-    for row in ROWS:
-        path = saved.folder / saved.features / row / "han.jsonl"
-        scores = validation_scores(path) if path.is_file() else None
-        if scores:
-            rows[SHORT[row]] = scores
-    losses = {name: [r[key] for r in h] for name, key in parts.items()}
+    terms, scores, absent = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible"), {}, []
+    for name, row in ROWS.items():
+        path = page.saved.parser.parent / name / "han.pt"
+        if not path.is_file():
+            absent.append(row.short)
+            continue
+        with made_by("python uwav.py train", path):
+            history = read_history(path)
+            scores[row.short] = [float(r["val"]["seg_type"]) for r in history if r["val"]]
+            losses = {term: [float(r[key]) for r in history] for term, key in zip(terms, uwav.LOSSES)}
+    own = scores[row.short]  # of the last row, UWAV
     panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", losses)]
-    if SHORT["full"] not in rows:
-        return page.figure("curves", panels, "Training of the parser", (
-            "The five terms that UWAV's loss adds up. No video is annotated, so there is no validation score, and the "
-            "last epoch was kept."))
-    panels.append(figures.lines("validation, segment-level Type", "F-score, %", rows, SHORT["full"], from_zero=False))
-    scores = rows[SHORT["full"]]
-    best = scores.index(max(scores))
-    absent = [SHORT[row] for row in ROWS if SHORT[row] not in rows]
-    return page.figure("curves", panels, "Training of the parser", (
-        f"The five terms that UWAV's loss adds up, and the validation score of every row of the ablation. Of UWAV, "
-        f"epoch {best + 1} of {len(h)} was kept ({scores[best]:.1f} %). A score that still rises at the end means that "
-        "training was short."
-        + (f" Missing in this run: {', '.join(absent)}." if absent else "")))
+    if own:
+        panels.append(figures.lines("validation, segment-level Type", "F-score, %", scores, row.short))
+        said = ("Beside them the validation score of every row of the ablation. Of UWAV, epoch "
+                f"{own.index(max(own)) + 1} of {len(own)} was kept ({max(own):.1f} %). A score that still rises at the "
+                "end means that training was short.")
+    else:
+        said = "No video is annotated, so there is no validation score, and the last epoch was kept."
+    said += f" Missing in this run: {', '.join(absent)}." if absent else ""
+    return page.figure("curves", panels, "Training of the parser", f"The five terms that UWAV's loss adds up. {said}")
 
 
-def validation_scores(path: Path) -> list[float] | None:
-    """Segment-level Type after each epoch; None if no video was annotated."""
-    found = [record.get("val") for record in read_history(path)]
-    if not any(found):
-        return None
-    if not all(isinstance(x, dict) and is_number(x.get("seg_type")) for x in found):
-        raise ValueError(f"{path}: not every epoch has a validation score")
-    return [x["seg_type"] for x in found]
+# ---- 4  Uncertainty ------------------------------------------------------------------------------
 
 
-def rate_figure(page: Page) -> str:
-    saved = page.saved
-    panels = [figures.lines(title, "learning rate", {title: [r["lr"] for r in read_history(path, "lr")]}, height=2.2)
-              for title, path in (("teacher", saved.folder / "teacher.jsonl"), ("parser", saved.parser / "han.jsonl"))]
-    return page.figure("learning_rate", panels, "Learning rate",
-                       "It rises in equal steps, then falls along a cosine; both stages do so.")
-
-
-# ---------------------------------------------------------------------------------------------
-# 4  Uncertainty
-# ---------------------------------------------------------------------------------------------
-
-
-def reliabilities(saved: Saved, labels: Labels, split: str, m: int) -> dict[str, evidence.Reliability]:
+def reliabilities(saved: Saved, labels: Labels, m: int) -> dict[str, evidence.Reliability]:
     """Soft labels of one modality against the dense truth, by temperature."""
-    truth, weak = saved.truth(split)[m], saved.weak(split)
-    result = {}
+    split = saved.judged
+    truth, weak, result = load_truth(saved.data, split)[m], load_weak(saved.data, split), {}
     for temperature in TEMPERATURES:
         soft = uwav.soft_labels(labels.logits[split][m], labels.thresholds[m], weak, temperature)
         probability = evidence.labelled(soft, weak)
@@ -407,111 +355,69 @@ def reliabilities(saved: Saved, labels: Labels, split: str, m: int) -> dict[str,
 
 
 def reliability_figure(page: Page) -> str:
-    """Diagrams of every split that has truth."""
-    panels, missing = [], []
-    for split in ("val", "test"):
-        try:
-            for m, modality in enumerate(MODALITIES):
-                curves = reliabilities(page.saved, page.saved.labels, split, m)
-                panels.append(figures.reliability(f"{split}, {modality}", curves))
-        except FileNotFoundError as error:
-            missing.append(error)
-    if not panels:
-        raise missing[0]
-    absent = "".join(f" Missing: {page.said(error)}." for error in missing)
+    panels, unsure, split = [], [], page.saved.judged
+    for m, modality in enumerate(MODALITIES):
+        curves = reliabilities(page.saved, page.saved.labels, m)
+        panels.append(figures.reliability(f"{split}, {modality}", curves))
+        middle = [f"{100 * r.count[5:10].sum() / r.count.sum():.0f} %" for r in curves.values()]  # of 15 bins
+        unsure.append(f"{' and '.join(middle)} ({modality})")
     return page.figure("reliability", panels, "Do soft labels mean what they say?", (
         "If labels are honest probabilities, then of all labels near 0.8, 80 % are true, and the curve lies on the "
         "dotted diagonal. Above it labels are too low, below it too high. Only entries (video, second, class) "
-        "whose class is in the video's weak label are counted; elsewhere labels are 0 by construction. Thresholds were "
-        "fitted on val, so test is the fairer judge. The legend gives the expected calibration error: the distance "
-        f"between label and share of truth in {evidence.BINS} equally wide bins, averaged over entries.{absent}"))
+        "whose class is in the video's weak label are counted; elsewhere labels are 0 by construction. "
+        + ("Thresholds were fitted on these very videos: test has no truth. " if split == "val" else "")
+        + "The legend gives the expected calibration error: the distance between label and share of truth in "
+        f"{evidence.BINS} equally wide bins, averaged over entries. A higher temperature pulls labels towards the "
+        f"middle: between 1/3 and 2/3 lie, at temperature 1 and 2, {'; '.join(unsure)} of them."))
 
 
 def calibration_table(page: Page) -> str:
-    """Expected calibration error over all seeds, and what it says about the temperature."""
-    saved, rows, sentences = page.saved, [], []
-    labels = saved.labels_of_all_seeds
-    for split in ("val", "test"):
-        if not saved.has_truth(split):
-            continue
-        for m, modality in enumerate(MODALITIES):
-            found = [reliabilities(saved, x, split, m) for x in labels]
-            errors = [[100 * r[name].calibration_error for r in found] for name in found[0]]  # by temperature
-            rows.append([f"{split}, {modality}"] + [mean_and_spread(e) for e in errors])
-            if split == "test":
-                one, two = (statistics.mean(e) for e in errors)
-                sentences.append(f"{modality} {one:.1f} against {two:.1f} points, so temperature "
-                                 f"{1 if one < two else 2} is nearer to the truth")
-    header = ["calibration error, %"] + [f"temperature {t:g} <small>{who}</small>"
-                                         for t, who in zip(TEMPERATURES, ("the paper's", "the released code's"))]
-    said = f"On test, temperature 1 against 2: {'; '.join(sentences)}. " if sentences else ""
-    return paragraph(said + spread_note(len(labels))) + table(header, rows)
-
-
-def confidence_figure(page: Page) -> str:
-    panels, shares = [], []
+    """Expected calibration error over all seeds; of one seed it stands in the figure."""
+    labels, rows = page.saved.labels_of_all_seeds, []
     for m, modality in enumerate(MODALITIES):
-        r = reliabilities(page.saved, page.saved.labels, "test", m)
-        panels.append(figures.confidence(f"test, {modality}", r))
-        unsure = [100 * x.count[5:10].sum() / x.count.sum() for x in r.values()]  # the middle third of 15 bins
-        shares.append(f"{modality} {unsure[0]:.0f} % and {unsure[1]:.0f} %")
-    return page.figure("confidence", panels, "How sure the labels are", (
-        "How many labels fall into each of the bins above. A higher temperature pulls labels towards the middle: "
-        f"between 1/3 and 2/3 lie, at temperature 1 and 2, {'; '.join(shares)} of the labels."))
-
-
-def distance_of(saved: Saved, labels: Labels, split: str, m: int) -> evidence.DistanceAccuracy | None:
-    return evidence.accuracy_by_distance(labels.logits[split][m], labels.thresholds[m], saved.truth(split)[m],
-                                         saved.weak(split))
+        by_temperature = zip(*(reliabilities(page.saved, x, m).values() for x in labels))
+        rows.append([modality] + [mean_and_spread([100 * r.calibration_error for r in x]) for x in by_temperature])
+    header = [f"temperature {t:g} <small>{who}</small>" for t, who in TEMPERATURES.items()]
+    return table(["calibration error, %", *header], rows) + paragraph(spread_note(len(labels))) if labels[1:] else ""
 
 
 def distance_figure(page: Page) -> str:
     """Is farther from the threshold more certain? The text says what came out."""
-    saved, panels, sentences = page.saved, [], []
+    saved, panels, sentences, split = page.saved, [], [], page.saved.judged
+    truth, weak = load_truth(saved.data, split), load_weak(saved.data, split)
     for m, modality in enumerate(MODALITIES):
-        curves = {}
-        for split in ("val", "test"):
-            found = saved.has_truth(split) and distance_of(saved, saved.labels, split, m)
-            if found:
-                curves[split] = found
-        if not curves:
-            raise FileNotFoundError("dense truth of val or test, with labels and finite thresholds")
-        panels.append(figures.distance(modality, curves))
-        split, d = list(curves.items())[-1]
-        ups, steps = int((np.diff(d.accuracy) > 0).sum()), len(d.accuracy) - 1
-        seeds = [100 * x.concordance for y in saved.labels_of_all_seeds if (x := distance_of(saved, y, split, m))]
-        farther = "" if np.isnan(seeds).any() else (  # NaN: all labels are right, or all wrong
-            f", and a right label lies farther away than a wrong one in {100 * d.concordance:.0f} % of all pairs ("
-            + (f"{min(seeds):.0f} to {max(seeds):.0f} % over all seeds; " if len(seeds) > 1 else "")
-            + "50 %: distance says nothing)")
-        sentences.append(
-            f"{modality.capitalize()}, {split}: {100 * d.accuracy[0]:.0f} % of the labels nearest to the threshold are "
-            f"right and {100 * d.accuracy[-1]:.0f} % of the farthest; the share rises in {ups} of {steps} steps"
-            f"{farther}."
-            + (f" Classes left out because their threshold is -inf: {d.left_out}." if d.left_out else ""))
+        d, *of_seeds = (evidence.accuracy_by_distance(x.logits[split][m], x.thresholds[m], truth[m], weak)
+                        for x in (saved.labels, *saved.labels_of_all_seeds))
+        if not d:
+            continue
+        panels.append(figures.distance(f"{split}, {modality}", d))
+        said = (f"{modality.capitalize()}: {100 * d.accuracy[0]:.0f} % of the labels nearest to the threshold are "
+                f"right and {100 * d.accuracy[-1]:.0f} % of the farthest")
+        chances = [100 * x.concordance for x in of_seeds if x]
+        if not np.isnan(chances).any():  # NaN: all labels are right, or all wrong
+            spread = f"{min(chances):.0f} to {max(chances):.0f} % over all seeds; " if len(chances) > 1 else ""
+            said += (f", and a right label lies farther away than a wrong one in {100 * d.concordance:.0f} % of all "
+                     f"pairs ({spread}50 %: distance says nothing)")
+        sentences.append(said + (f"; left out are {d.left_out} classes with threshold -inf." if d.left_out else "."))
+    if not panels:
+        raise FileNotFoundError(f"labels of the {split} split with finite thresholds")
     return page.figure("distance", panels, "Is farther from the threshold more certain?", (
         "That is the claim soft labels rest on. Labels are sorted by the distance of their logit from the class's "
         f"threshold and cut into {evidence.DISTANCE_BINS} bins of equal count; the height is how often the hard label "
         f"is right. If the claim holds, curves rise. {' '.join(sentences)}"))
 
 
-# ---------------------------------------------------------------------------------------------
-# 5  Timelines
-# ---------------------------------------------------------------------------------------------
+# ---- 5-7  Timelines; classes and modalities; class balance and mixup -----------------------------
 
 
 def timeline_figure(page: Page) -> str:
     saved = page.saved
-    truth, predicted = saved.truth("test"), saved.predictions
+    truth, predicted = load_truth(saved.data, "test"), saved.predictions
     score = 100 * video_scores(*predicted, *truth)["seg_type"].numpy()  # (N,)
     chosen = evidence.choose_videos(score, *truth)
-    try:
-        weak = saved.weak("test")
-        soft = [uwav.soft_labels(z, theta, weak, saved.training.temperature).numpy()
-                for z, theta in zip(saved.labels.logits["test"], saved.labels.thresholds)]  # (N, T, C) each
-        without = ""
-    except FileNotFoundError as error:
-        soft, without = [None, None], f" Soft labels are missing: {page.said(error)}."
+    weak = load_weak(saved.data, "test")
+    soft = [uwav.soft_labels(z, theta, weak, saved.training.temperature).numpy()
+            for z, theta in zip(saved.labels.logits["test"], saved.labels.thresholds)]  # (N, T, C) each
     panels, names = [], []
     for kind, n in chosen.items():
         arrays = (*predicted, *truth)
@@ -519,24 +425,19 @@ def timeline_figure(page: Page) -> str:
         for m, modality in enumerate(MODALITIES):
             panels.append(figures.timeline(
                 f"{kind}: {modality}", modality, [saved.classes[c] for c in shown], truth[m][n][:, shown].numpy(),
-                None if soft[m] is None else soft[m][n][:, shown], predicted[m][n][:, shown].numpy()))
+                soft[m][n][:, shown], predicted[m][n][:, shown].numpy()))
         names.append(f"{kind}: {saved.index['llp']['videos']['test'][n]}, {score[n]:.0f}")
     return page.figure("timelines", panels, "Truth, soft labels and prediction, second by second", (
         "Per class three strips: filled, the truth; shaded, the teacher's soft label, the more opaque the more "
         "certain; hatched, what the parser predicts. Labels know which classes occur in the video, the parser does "
         "not. The videos of the test split with the best, median and worst segment-level Type (of equals, the one with "
         "the most events), and the one in which what is audible and what is visible coincide least. "
-        f"Video and its Type: {escape('; '.join(names))}.{without}"))
-
-
-# ---------------------------------------------------------------------------------------------
-# 6  Classes and modalities
-# ---------------------------------------------------------------------------------------------
+        f"Video and its Type: {escape('; '.join(names))}."))
 
 
 def class_figure(page: Page) -> str:
     saved = page.saved
-    pred, truth = saved.predictions, saved.truth("test")
+    pred, truth = saved.predictions, load_truth(saved.data, "test")
     f = {modality: evidence.class_f_scores(pred[m], truth[m]) for m, modality in enumerate(MODALITIES)}
     order = np.argsort(-sum(np.nan_to_num(x) for x in f.values()), kind="stable")
     names = [saved.classes[c] for c in order]
@@ -547,27 +448,22 @@ def class_figure(page: Page) -> str:
                            dict(zip(MODALITIES, seconds)), percent=False)]
     return page.figure("classes", panels, "The parser, class by class", (
         "Segment-level F-score of UWAV on the test split, counted over all seconds of all videos, and how many seconds "
-        f"of each class there are to find. Best: {escape(names[0].replace('_', ' '))}; "
-        f"worst: {escape(names[-1].replace('_', ' '))}. A class without a mark is neither true nor predicted."))
+        "of each class there are to find. A class without a mark is neither true nor predicted."))
 
 
 def threshold_figure(page: Page) -> str:
     saved = page.saved
-    truth, weak = saved.truth("val"), saved.weak("val")
-    panels, infinite = [], []
+    truth, weak = load_truth(saved.data, "val"), load_weak(saved.data, "val")
+    panels, infinite, C = [], [], len(saved.classes)
     for m, modality in enumerate(MODALITIES):
-        theta, logit = saved.labels.thresholds[m].numpy(), saved.labels.logits["val"][m]
-        order = np.argsort(theta, kind="stable")
-        infinite += [f"{saved.classes[c].replace('_', ' ')} ({modality})" for c in order if np.isinf(theta[c])]
-        spans = {}
+        threshold, logit = saved.labels.thresholds[m], saved.labels.logits["val"][m]
+        order, spans = threshold.argsort(stable=True), {}
+        infinite += [f"{saved.classes[c]} ({modality})" for c in order if threshold[c].isinf()]
         for name, value in (("true seconds", 1), ("other seconds", 0)):
-            bounds = np.full((len(theta), 2), np.nan)
-            for c in range(len(theta)):
-                z = logit[..., c][(weak[:, None, c] > 0) & (truth[m][..., c] == value)].numpy()  # (M,)
-                if len(z):
-                    bounds[c] = np.quantile(z, [0.1, 0.9])
-            spans[f"logits of {name}, middle 80 %"] = bounds[order]
-        drawn = np.where(np.isinf(theta), np.nan, theta)[order]
+            z = logit.masked_fill((weak[:, None] == 0) | (truth[m] != value), torch.nan).reshape(-1, C)  # (N T, C)
+            bounds = z.nanquantile(torch.tensor([0.1, 0.9]), 0).T  # (C, 2)
+            spans[f"logits of {name}, middle 80 %"] = bounds[order].numpy()
+        drawn = threshold.masked_fill(threshold.isinf(), torch.nan)[order].numpy()
         panels.append(figures.dots(modality, "teacher's logit", [saved.classes[c] for c in order],
                                    {"threshold": drawn}, spans, percent=False))
     return page.figure("thresholds", panels, "Thresholds of the teacher's logits", (
@@ -579,34 +475,21 @@ def threshold_figure(page: Page) -> str:
 
 
 def confusion_figure(page: Page) -> str:
-    saved = page.saved
-    counts = evidence.modality_confusion(*saved.predictions, *saved.truth("test"))
-    total = counts.sum(1)
-    sentences = [f"{100 * counts[r, r] / total[r]:.0f} % of what is {name} is predicted as such, "
-                 f"{100 * counts[r, 2] / total[r]:.0f} % as both, {100 * counts[r, 3] / total[r]:.0f} % is missed"
-                 for r, name in ((0, "audible only"), (1, "visible only")) if total[r]]
-    if total[2]:
-        sentences.append(f"of what is both, {100 * counts[2, 2] / total[2]:.0f} % is predicted as both and "
-                         f"{100 * counts[2, 3] / total[2]:.0f} % is missed")
+    counts = evidence.modality_confusion(*page.saved.predictions, *load_truth(page.saved.data, "test"))
     return page.figure("confusion", [figures.confusion(counts)], "Audible, visible or both", (
         "Each second of each class in the test videos, by what it truly is (row) and what the parser says (column); "
         "per cell the share of its row and the count. The last row holds false alarms; what is neither in truth nor in "
-        f"prediction is left out. {'; '.join(sentences)}."))
-
-
-# ---------------------------------------------------------------------------------------------
-# 7  Class balance and mixup
-# ---------------------------------------------------------------------------------------------
+        "prediction is left out."))
 
 
 def balance_table(page: Page) -> str:
     saved, rows = page.saved, []
-    weak, config = saved.weak("train"), saved.training
-    for m, modality in enumerate(MODALITIES):
-        b = evidence.balance(saved.labels.logits["train"][m], saved.labels.thresholds[m], weak, config.W,
-                             config.balance_sum)
-        ratio = f"{b['w_pos'] / b['w_neg']:.1f}" if b["w_neg"] else "–"
-        rows.append([modality, f"{100 * b['rate']:.2f} %", f"{b['w_pos']:.2f}", f"{b['w_neg']:.2f}", ratio])
+    weak, config = load_weak(saved.data, "train"), saved.training
+    for modality, logit, threshold in zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds):
+        hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
+        w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
+        ratio = f"{w_pos / w_neg:.1f}" if w_neg else "–"
+        rows.append([modality, f"{100 * hard.mean():.2f} %", f"{w_pos:.2f}", f"{w_neg:.2f}", ratio])
     return paragraph(
         "Few entries of the label table (video, second, class) are positive. Eq. 7-8 therefore let the classes of the "
         "video's weak label weigh w_pos in the loss and all others w_neg. Computed from the hard labels of the "
@@ -617,7 +500,7 @@ def balance_table(page: Page) -> str:
 
 def mixup_figure(page: Page) -> str:
     saved, panels = page.saved, []
-    weak, config = saved.weak("train"), saved.training
+    weak, config = load_weak(saved.data, "train"), saved.training
     for m, modality in enumerate(MODALITIES):
         soft = uwav.soft_labels(saved.labels.logits["train"][m], saved.labels.thresholds[m], weak, config.temperature)
         pair = evidence.mixed_pair(soft, config.alpha, config.batch, saved.seed)
@@ -632,22 +515,19 @@ def mixup_figure(page: Page) -> str:
         f"lambda ~ Beta({config.alpha:g}, {config.alpha:g})."))
 
 
-# ---------------------------------------------------------------------------------------------
-# The whole page
-# ---------------------------------------------------------------------------------------------
+# ---- The whole page ------------------------------------------------------------------------------
 
 
 def build(saved: Saved, pictures: Path) -> str:
     page = Page(saved.run, pictures, saved)
-    page.lead(data_notice)
     page.section("What ran", data_table, settings_table, stage_table, repeatability)
     page.section("Scores", score_tables, difference_figure, sweep_figure, label_table, label_figure)
-    page.section("Training", teacher_figure, parser_figure, rate_figure)
-    page.section("Uncertainty", reliability_figure, calibration_table, confidence_figure, distance_figure)
+    page.section("Training", teacher_figure, parser_figure)
+    page.section("Uncertainty", reliability_figure, calibration_table, distance_figure)
     page.section("Timelines", timeline_figure)
     page.section("Classes and modalities", class_figure, confusion_figure, threshold_figure)
     page.section("Class balance and mixup", balance_table, mixup_figure)
-    return page.html()
+    return page.html(page.attempt(data_notice))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -36,9 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# ---------------------------------------------------------------------------------------------
-# 1  Configurations
-# ---------------------------------------------------------------------------------------------
+# ---- 1  Configurations ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -116,9 +114,7 @@ class TrainConfig:
 # The HAN of feature set `clip_clap`; released code: its visual input, CLIP, enters the encoder unprojected.
 CLIP_CLAP = HANConfig(audio_dim=512, visual_2d_dim=768, visual_3d_dim=0, hidden=768, project_visual=False)
 
-# ---------------------------------------------------------------------------------------------
-# 2  Attention
-# ---------------------------------------------------------------------------------------------
+# ---- 2  Attention --------------------------------------------------------------------------------
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -165,9 +161,7 @@ class FeedForward(nn.Module):
         return self.norm(x + self.drop(self.linear2(self.drop(F.relu(self.linear1(x))))))  # (B, T, D)
 
 
-# ---------------------------------------------------------------------------------------------
-# 3  HAN: the parser (Eq. 1)
-# ---------------------------------------------------------------------------------------------
+# ---- 3  HAN: the parser (Eq. 1) ------------------------------------------------------------------
 
 
 class HANLayer(nn.Module):
@@ -231,9 +225,7 @@ class HAN(nn.Module):
         return (w_time * w_modal * p).sum((1, 2))  # (B, C); the products of weights may sum to more than 1
 
 
-# ---------------------------------------------------------------------------------------------
-# 4  Teacher: the pseudo-label generator (Eq. 2-3)
-# ---------------------------------------------------------------------------------------------
+# ---- 4  Teacher: the pseudo-label generator (Eq. 2-3) --------------------------------------------
 
 
 class TeacherLayer(nn.Module):
@@ -307,9 +299,7 @@ def teacher_loss(audio_logit: Tensor, visual_logit: Tensor, label: Tensor, mask:
     return (weight * bce).sum() / (mask.sum() * label.shape[-1])
 
 
-# ---------------------------------------------------------------------------------------------
-# 5  Pseudo-labels (Eq. 4)
-# ---------------------------------------------------------------------------------------------
+# ---- 5  Pseudo-labels (Eq. 4) --------------------------------------------------------------------
 
 
 def fit_thresholds(logit: Tensor, truth: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
@@ -350,9 +340,7 @@ def soft_labels(logit: Tensor, threshold: Tensor, weak: Tensor, temperature: flo
     return torch.sigmoid((logit - threshold) / temperature) * weak[:, None, :]  # released code: temperature 2
 
 
-# ---------------------------------------------------------------------------------------------
-# 6  Losses of the HAN (Eq. 5-9)
-# ---------------------------------------------------------------------------------------------
+# ---- 6  Losses of the HAN (Eq. 5-9) --------------------------------------------------------------
 
 
 def video_loss(video_prob: Tensor, weak: Tensor) -> Tensor:
@@ -429,9 +417,7 @@ def han_losses(model: HAN, output: HANOutput, weak: Tensor, labels: PseudoLabels
     return torch.stack(terms)
 
 
-# ---------------------------------------------------------------------------------------------
-# 7  Inference: the gate, and the ten scores
-# ---------------------------------------------------------------------------------------------
+# ---- 7  Inference: the gate, and the ten scores --------------------------------------------------
 
 GATE = 0.5  # a segment or video probability above it is a prediction
 MIN_IOU = 0.5  # for an event to be found
@@ -522,9 +508,7 @@ LEVELS = {"seg": segment_counts, "event": event_counts}
 SCORES = tuple(f"{level}_{kind}" for level in LEVELS for kind in ("a", "v", "av", "type", "event"))
 
 
-# ---------------------------------------------------------------------------------------------
-# 8  Training: the data in memory, the two loops, what both share
-# ---------------------------------------------------------------------------------------------
+# ---- 8  Training: the data in memory, the two loops, what both share -----------------------------
 
 EVAL_BATCH = 256  # videos at a time where no gradient is needed
 SEED_STRIDE = 10_000  # seeds * stride + epoch: no two epochs of any two seeds share their random numbers
@@ -768,9 +752,7 @@ def han_scores(model: HAN, data: TargetSplit) -> dict[str, float]:
     return parsing_scores(*gated_predictions(*han_probabilities(model, data)), data.audio_truth, data.visual_truth)
 
 
-# ---------------------------------------------------------------------------------------------
-# 9  Released checkpoints: weights that were trained with the authors' code
-# ---------------------------------------------------------------------------------------------
+# ---- 9  Released checkpoints: weights that were trained with the authors' code -------------------
 
 
 def load_released_teacher(state_dict: dict[str, Tensor], heads: int = 16) -> Teacher:

@@ -20,9 +20,7 @@ import numpy as np
 
 from common.files import CONTROL, is_plain_name, read_json, regular
 
-# ---------------------------------------------------------------------------------------------
-# LLP annotations
-# ---------------------------------------------------------------------------------------------
+# ---- LLP annotations -----------------------------------------------------------------------------
 
 LLP_SEGMENTS = 10  # T: an LLP clip lasts 10 s, one segment a second
 # In index order. The csv files name classes but do not number them, so the list stands here, once.
@@ -186,9 +184,7 @@ def _seconds(text: str, path: Path, line: int) -> int:
     return int(text)
 
 
-# ---------------------------------------------------------------------------------------------
-# UnAV-100 annotations
-# ---------------------------------------------------------------------------------------------
+# ---- UnAV-100 annotations ------------------------------------------------------------------------
 
 UNAV_SPLITS = ("train", "validation", "test")
 UNAV_LONGEST = 3600  # s: its videos last 10 to 60 s, so a longer one is a mistake
@@ -242,9 +238,7 @@ def read_unav(json_path: str | Path) -> UnAV:
     return UnAV(classes, **splits)
 
 
-# ---------------------------------------------------------------------------------------------
-# Your own annotations (their columns: docs/own_videos.md)
-# ---------------------------------------------------------------------------------------------
+# ---- Your own annotations (their columns: docs/own_videos.md) ------------------------------------
 
 VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 MODALITIES = {"audible": [0], "visible": [1], "both": [0, 1], "audio": [0], "visual": [1]}  # rows of a (2, T, C) truth

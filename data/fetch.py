@@ -40,9 +40,7 @@ OUR_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM,
 TIMEOUT = 30.0  # s without a byte
 BLOCK = 1 << 20  # bytes
 
-# ---------------------------------------------------------------------------------------------
-# Downloads
-# ---------------------------------------------------------------------------------------------
+# ---- Downloads -----------------------------------------------------------------------------------
 
 
 def download(url: str, path: Path, pause: float = 1.0) -> None:
@@ -122,9 +120,7 @@ def _continue(url: str, part: Path, tag_file: Path) -> int:
     return expected
 
 
-# ---------------------------------------------------------------------------------------------
-# Zip files
-# ---------------------------------------------------------------------------------------------
+# ---- Zip files -----------------------------------------------------------------------------------
 
 
 class BrokenArchive(ValueError):
@@ -173,9 +169,7 @@ def extract_features(archive: Path, folder: Path) -> int:
     return len(members)
 
 
-# ---------------------------------------------------------------------------------------------
-# fetch: the published files of both datasets
-# ---------------------------------------------------------------------------------------------
+# ---- fetch: the published files of both datasets -------------------------------------------------
 
 
 def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirror: str | None = None) -> None:

@@ -16,11 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uwav import class_balance, hard_labels, mix
+from uwav import hard_labels, mix
 
-# ---------------------------------------------------------------------------------------------
-# Soft labels as probabilities
-# ---------------------------------------------------------------------------------------------
+# ---- Soft labels as probabilities ----------------------------------------------------------------
 
 BINS = 15  # equal-width bins of the calibration error
 DISTANCE_BINS = 10  # equal-count bins of the distance to the threshold
@@ -89,9 +87,7 @@ def concordance(larger: np.ndarray, smaller: np.ndarray) -> float:
     return float(below.sum() / 2 / len(larger) / len(smaller))
 
 
-# ---------------------------------------------------------------------------------------------
-# What the parser gets right and wrong; per modality, (N, T, C) of 0 / 1
-# ---------------------------------------------------------------------------------------------
+# ---- What the parser gets right and wrong, per modality, (N, T, C) of 0 / 1; an example of mixup -
 
 EXPERIENCES = ("audible only", "visible only", "both", "neither")
 
@@ -135,18 +131,6 @@ def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) 
     if (overlap < 1).any():
         chosen["most unaligned"] = first(overlap, -events)
     return chosen
-
-
-# ---------------------------------------------------------------------------------------------
-# Class balance and mixup
-# ---------------------------------------------------------------------------------------------
-
-
-def balance(logit: Tensor, threshold: Tensor, weak: Tensor, W: float, balance_sum: bool) -> dict[str, float]:
-    """Positive rate of the hard labels of the training set, and the weights that Eq. 7-8 make of it."""
-    hard = hard_labels(logit, threshold, weak)  # (N, T, C)
-    w_pos, w_neg = class_balance(hard, W, balance_sum)
-    return dict(rate=float(hard.mean()), w_pos=float(w_pos), w_neg=float(w_neg))
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ STYLE = {
 }
 WIDTH = 4.6  # inches of a panel: on a phone its letters are as large as the page's small print
 MARKERS = "osD^vPX"
+PAIR = dict(color=BLUE, marker="o", linestyle="-"), dict(color=VERMILION, marker="s", linestyle="--")  # two curves
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,11 @@ def legend_below(axis: Axes, columns: int = 2) -> None:
     axis.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=columns, borderaxespad=0)
 
 
-# ---------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 
-def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str = "", from_zero: bool = True,
-          height: float = 2.7) -> Panel:
-    """One line a name over epochs 1, 2, ...; `strong` is drawn thick."""
+def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str = "") -> Panel:
+    """One line a name over epochs 1, 2, ...; `strong` is drawn thick, and the axis need not begin at 0."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
 
     def draw(axis: Axes) -> None:
@@ -120,21 +118,19 @@ def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str =
         longest = max(len(values) for values in series.values())
         axis.set(title=title, xlabel="epoch", ylabel=ylabel, xlim=(1 - 0.04 * longest, longest * 1.04))
         axis.xaxis.get_major_locator().set_params(integer=True)
-        if from_zero:
+        if not strong:
             axis.set_ylim(bottom=0)
         if len(series) > 1:
             legend_below(axis)
 
-    return Panel(draw, height + 0.17 * (len(series) // 2 if len(series) > 1 else 0))
+    return Panel(draw, 2.7 + 0.17 * (len(series) // 2 if len(series) > 1 else 0))
 
 
-# ---------------------------------------------------------------------------------------------
-# Ablation
-# ---------------------------------------------------------------------------------------------
+# ---- Ablation ------------------------------------------------------------------------------------
 
 
 def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
-    """Differences (name, one score of evidence.paired_differences): mean, interval, and below it every seed."""
+    """(name, one score of ablation.paired_differences): mean, interval, and below it every seed."""
 
     def draw(axis: Axes) -> None:
         axis.axvline(0, color=INK, linewidth=1)
@@ -161,8 +157,7 @@ def sweep(title: str, values: list[float], scores: dict[str, np.ndarray], defaul
     def draw(axis: Axes) -> None:
         for k, (name, x) in enumerate(scores.items()):
             spread = x.std(1, ddof=1) if x.shape[1] > 1 else None
-            axis.errorbar(values, x.mean(1), spread, label=name, marker=MARKERS[k], capsize=3, markersize=5,
-                          color=(BLUE, VERMILION)[k % 2], linestyle=("-", "--")[k % 2])
+            axis.errorbar(values, x.mean(1), spread, label=name, capsize=3, markersize=5, **PAIR[k])
         axis.axvline(default, color=FAINT, linestyle=":", label=f"setting of this run, {default:g}")
         axis.set(xscale="log", xlabel=title, ylabel="F-score, %")
         axis.set_xticks(values, [f"{v:g}" for v in values])
@@ -172,9 +167,7 @@ def sweep(title: str, values: list[float], scores: dict[str, np.ndarray], defaul
     return Panel(draw, 3.1)
 
 
-# ---------------------------------------------------------------------------------------------
-# Soft labels as probabilities
-# ---------------------------------------------------------------------------------------------
+# ---- Soft labels as probabilities ----------------------------------------------------------------
 
 
 def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
@@ -185,71 +178,46 @@ def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
         for k, (name, r) in enumerate(curves.items()):
             seen = r.count > 0
             label = f"{name}: error {100 * r.calibration_error:.1f} %"
-            axis.plot(r.probability[seen], r.frequency[seen], marker=MARKERS[k], label=label, markersize=4.5,
-                      color=(BLUE, VERMILION)[k % 2], linestyle=("-", "--")[k % 2])
+            axis.plot(r.probability[seen], r.frequency[seen], label=label, markersize=4.5, **PAIR[k])
         axis.set(title=title, xlabel="soft label", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
-        axis.legend(loc="upper left", borderaxespad=0.2)
+        legend_below(axis, columns=1)
 
-    return Panel(draw, 3.3)
+    return Panel(draw, 3.5)
 
 
-def confidence(title: str, curves: dict[str, Reliability]) -> Panel:
-    """How many labels have which probability, in the bins of the reliability diagram."""
-
+def distance(title: str, d: DistanceAccuracy) -> Panel:
     def draw(axis: Axes) -> None:
-        for k, (name, r) in enumerate(curves.items()):
-            edges = np.linspace(0, 1, len(r.count) + 1)
-            axis.stairs(100 * r.count / r.count.sum(), edges, label=name, color=(BLUE, VERMILION)[k % 2], linewidth=1.6,
-                        linestyle=("-", "--")[k % 2])
-        axis.set(title=title, xlabel="soft label", ylabel="% of the labels", xlim=(0, 1), ylim=(0, None))
-        axis.legend(loc="upper center")
-
-    return Panel(draw)
-
-
-def distance(title: str, curves: dict[str, DistanceAccuracy]) -> Panel:
-    def draw(axis: Axes) -> None:
-        for k, (name, d) in enumerate(curves.items()):
-            axis.plot(d.distance, 100 * d.accuracy, marker=MARKERS[k], label=name, markersize=4.5,
-                      color=(BLUE, VERMILION)[k % 2], linestyle=("-", "--")[k % 2])
+        axis.plot(d.distance, 100 * d.accuracy, marker="o", markersize=4.5, color=BLUE)
         axis.axhline(50, color=FAINT, linestyle=":")
         axis.set(title=title, xlabel="distance from the threshold, |logit - threshold|", ylabel="hard labels right, %",
-                 xlim=(0, None), ylim=(min([40, *(100 * d.accuracy.min() - 5 for d in curves.values())]), 101))
-        legend_below(axis)
+                 xlim=(0, None), ylim=(min(40, 100 * d.accuracy.min() - 5), 101))
 
-    return Panel(draw, 2.9)
-
-
-# ---------------------------------------------------------------------------------------------
-# Timelines
-# ---------------------------------------------------------------------------------------------
+    return Panel(draw, 2.6)
 
 
-def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray | None,
+# ---- Timelines -----------------------------------------------------------------------------------
+
+
+def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray,
              predicted: np.ndarray) -> Panel:
     """Per class three strips: truth (filled), soft label (the more certain the more opaque), prediction (hatched).
 
-    truth, soft, predicted (T, C) of the classes to show; soft None: not drawn.
+    truth, soft, predicted (T, C) of the classes to show.
     """
     T, C = truth.shape
     colour = MODALITIES[modality]
-    strips = [("truth", -0.38)] + ([("soft label", -0.1)] if soft is not None else []) + [("predicted", 0.18)]
 
     def draw(axis: Axes) -> None:
         for c in range(C):
-            for name, top in strips:
-                box = (c + top, 0.2)
-                if name == "soft label":
-                    for t in range(T):
-                        axis.broken_barh([(t, 1)], box, color=colour, alpha=float(soft[t, c]), linewidth=0)
-                    axis.broken_barh([(0, T)], box, facecolor="none", edgecolor=LINE, linewidth=0.6)
-                else:
-                    filled = dict(color=colour) if name == "truth" else dict(
-                        facecolor="none", edgecolor=colour, hatch="/////", linewidth=1)
-                    axis.broken_barh(_runs((truth if name == "truth" else predicted)[:, c]), box, **filled)
-                if c == 0:
-                    axis.annotate(name, (T, c + top + 0.1), (3, 0), textcoords="offset points", va="center",
-                                  fontsize=7, color=FAINT, annotation_clip=False)
+            axis.broken_barh(_runs(truth[:, c]), (c - 0.38, 0.2), color=colour)
+            for t in range(T):
+                axis.broken_barh([(t, 1)], (c - 0.1, 0.2), color=colour, alpha=float(soft[t, c]), linewidth=0)
+            axis.broken_barh([(0, T)], (c - 0.1, 0.2), facecolor="none", edgecolor=LINE, linewidth=0.6)
+            axis.broken_barh(_runs(predicted[:, c]), (c + 0.18, 0.2), facecolor="none", edgecolor=colour, hatch="/////",
+                             linewidth=1)
+        for name, y in zip(("truth", "soft label", "predicted") if C else (), (-0.28, 0, 0.28)):  # beside the first
+            axis.annotate(name, (T, y), (3, 0), textcoords="offset points", va="center", fontsize=7, color=FAINT,
+                          annotation_clip=False)
         axis.set(title=title, xlim=(0, T), ylim=(max(C, 1) - 0.45, -0.55), xlabel="second")
         axis.set_yticks(range(C), [shorten(c) for c in classes])
         axis.tick_params(axis="y", length=0)
@@ -269,14 +237,11 @@ def _runs(active: np.ndarray) -> list[tuple[int, int]]:
 
 
 def shorten(name: str, most: int = 18) -> str:
-    """A class name as people write it, cut to fit beside a panel."""
-    name = name.replace("_", " ")
+    """A class name, cut to fit beside a panel."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-# ---------------------------------------------------------------------------------------------
-# Classes
-# ---------------------------------------------------------------------------------------------
+# ---- Classes -------------------------------------------------------------------------------------
 
 
 def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarray],

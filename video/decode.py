@@ -231,9 +231,7 @@ class _Sounds(_Stream):
         return np.nan_to_num(wave).reshape(T, SAMPLE_RATE)  # (T, 48000)
 
 
-# ---------------------------------------------------------------------------------------------
-# Many files: processes that decode
-# ---------------------------------------------------------------------------------------------
+# ---- Many files: processes that decode -----------------------------------------------------------
 
 
 def read_clips(paths: list[Path], workers: int, segments: int | None = None, longest: float = LONGEST,

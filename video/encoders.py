@@ -31,9 +31,7 @@ from video import SAMPLE_RATE
 CLIP_MODEL = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
 ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenizer's files cannot be had
 
-# ---------------------------------------------------------------------------------------------
-# Reading files of weights
-# ---------------------------------------------------------------------------------------------
+# ---- Reading files of weights --------------------------------------------------------------------
 
 
 class _TensorsOnly(pickle.Unpickler):
@@ -86,9 +84,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a file of weights ({reason(error)})") from None
 
 
-# ---------------------------------------------------------------------------------------------
-# CLIP
-# ---------------------------------------------------------------------------------------------
+# ---- CLIP ----------------------------------------------------------------------------------------
 
 
 def import_torchvision() -> None:
@@ -177,9 +173,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> 
         raise ValueError(f"{path}: not weights of {what} ({' '.join(str(error).split())[:200]} ...)") from None
 
 
-# ---------------------------------------------------------------------------------------------
-# CLAP
-# ---------------------------------------------------------------------------------------------
+# ---- CLAP ----------------------------------------------------------------------------------------
 
 CLAP_SAMPLES = 480_000  # what the audio encoder reads: 10 s at 48 kHz; a second is repeated ten times
 FFT, HOP = 1024, 480  # samples

@@ -48,9 +48,7 @@ class Options:
     longest: float = decode.LONGEST  # s
 
 
-# ---------------------------------------------------------------------------------------------
-# Which videos, and what became of them
-# ---------------------------------------------------------------------------------------------
+# ---- Which videos, and what became of them -------------------------------------------------------
 
 
 def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[str, str]]:
@@ -126,9 +124,7 @@ def is_finished(out: Path, id: str) -> bool:
     return all(path.exists() for path in feature_files(out, id).values())
 
 
-# ---------------------------------------------------------------------------------------------
-# extract
-# ---------------------------------------------------------------------------------------------
+# ---- extract -------------------------------------------------------------------------------------
 
 
 def check(folder: Path, out: Path, made_with: dict) -> None:
@@ -279,9 +275,7 @@ def summary(result: dict[str, int], longer: int, causes: list[str], out: Path) -
     return "\n".join(lines)
 
 
-# ---------------------------------------------------------------------------------------------
-# text
-# ---------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------
 
 
 def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[str]], np.ndarray],

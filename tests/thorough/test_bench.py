@@ -1,8 +1,11 @@
 """The plain ways of bench.py do the same work as ours, and its command runs."""
 
+import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +13,8 @@ import pytest
 import torch
 
 import bench
-from data import pack
 import uwav
+from data import layout, pack
 from uwav import SourceSplit
 
 CPU = torch.device("cpu")
@@ -34,21 +37,22 @@ def test_plain_evaluation_and_plain_labels_give_our_scores_and_labels(tmp_path, 
     monkeypatch.setattr(bench, "FILES", 6)
     bench.write_files(tmp_path, np.full(6, 12))
     torch.manual_seed(0)
-    files = bench.TargetFiles(tmp_path, ("vggish", "res152", "r2plus1d_18"), 6)
-    arrays = [torch.stack(x) for x in zip(*(files[n][1:] for n in range(6)))]
-    arrays[1] = arrays[1].unflatten(1, (10, 8)).mean(2)
-    weak, *truth = bench.random_annotations(6, CPU)
-    data = bench.TargetSplit(*arrays, weak.float(), *truth)
-    han = uwav.HAN(uwav.HANConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval()
-    assert bench.plain_evaluate(han, files, data, CPU) == pytest.approx(uwav.han_scores(han, data))
 
-    files = bench.TargetFiles(tmp_path, ("clap", "clip"), 6)
-    arrays = [torch.stack(x) for x in zip(*(files[n][1:] for n in range(6)))]
-    data = bench.TargetSplit(*arrays, None, weak.float(), *truth)
+    def split(features: str) -> tuple[Callable, uwav.TargetSplit]:
+        read = functools.partial(bench.read_target, tmp_path, layout.FEATURE_SETS[features])
+        _, audio, visual, *rest = read(range(6))
+        visual = visual.unflatten(1, (10, -1)).mean(2)
+        return read, replace(bench.random_target(6, features, CPU), audio=audio, visual_2d=visual, visual_3d=rest[0] if rest else None)
+
+    read, data = split("base")
+    han = uwav.HAN(uwav.HANConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval()
+    assert bench.plain_evaluate(han, read, [data.audio_truth, data.visual_truth]) == pytest.approx(uwav.han_scores(han, data))
+
+    read, data = split("clip_clap")
     teacher, text = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval(), bench.random_text(25, CPU)
-    plain = bench.plain_labels(teacher, files, weak.numpy(), text, CPU)
+    plain = bench.plain_labels(teacher, read, data.weak.numpy(), text)
     logits = uwav.teacher_logits(teacher, data, text)
-    for ours, theirs in zip([f(z, torch.zeros(25), weak) for f in (uwav.hard_labels, uwav.soft_labels) for z in logits], zip(*plain)):
+    for ours, theirs in zip([f(z, torch.zeros(25), data.weak) for f in (uwav.hard_labels, uwav.soft_labels) for z in logits], zip(*plain)):
         torch.testing.assert_close(ours.double(), torch.from_numpy(np.stack(theirs)).double(), atol=1e-5, rtol=1e-5)
 
 
@@ -67,11 +71,10 @@ def test_padding_to_the_longest_of_all_leaves_the_masked_loss_as_it_is(tmp_path,
     monkeypatch.setattr(bench, "FILES", 4)
     length = np.array([12, 10, 30, 31])
     bench.write_files(tmp_path, length)
-    files = bench.SourceFiles(tmp_path, length)
-    audio, visual, mask = map(torch.stack, zip(*(files[n] for n in range(4))))
+    audio, visual, mask = bench.read_source(tmp_path, 31, range(4))
     data = SourceSplit(audio[mask], visual[mask], torch.zeros(83, 7), length)
-    rows, own_mask = data.rows(np.arange(4))
-    assert torch.equal(mask, own_mask) and torch.equal(audio[mask], data.batch(rows)[0][own_mask])
+    own_audio, _, _, own_mask = data.batch(np.arange(4))
+    assert torch.equal(mask, own_mask) and torch.equal(audio[mask], own_audio[own_mask])
 
 
 def test_one_command_prints_a_table_and_writes_the_figures(tmp_path):
