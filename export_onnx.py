@@ -74,9 +74,7 @@ VALUES = {  # of inputs that are not normal random numbers, by shape
 }
 LICENCE = "MIT (code and export); the weights follow the terms of the data and encoders they were trained with"
 
-# ---------------------------------------------------------------------------------------------
-# What is exported: functions of named inputs
-# ---------------------------------------------------------------------------------------------
+# ---- What is exported: functions of named inputs -------------------------------------------------
 
 PROBABILITIES, EVENTS = ("audio_prob", "visual_prob", "video_prob"), ("audio_event", "visual_event", "av_event")
 
@@ -158,9 +156,7 @@ def _feature_sizes(han: uwav.HAN) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size}
 
 
-# ---------------------------------------------------------------------------------------------
-# Tracing, checking, keeping: the parser's files, the encoders, smaller variants
-# ---------------------------------------------------------------------------------------------
+# ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
 
 def trace(export: Export) -> onnx.ModelProto:
@@ -329,9 +325,7 @@ def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], tr
     return dict(measured_on=measured_on, rows=rows)
 
 
-# ---------------------------------------------------------------------------------------------
-# The bundle
-# ---------------------------------------------------------------------------------------------
+# ---- The bundle ----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)

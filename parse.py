@@ -34,9 +34,7 @@ LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
 # string in protobuf, after a byte that ends its length, 8 (or 0, if that is written longer than needed).
 EXTERNAL = re.compile(rb"[\x08\x00]location")
 
-# ---------------------------------------------------------------------------------------------
-# The bundle
-# ---------------------------------------------------------------------------------------------
+# ---- The bundle ----------------------------------------------------------------------------------
 
 
 class Bundle:
@@ -123,9 +121,7 @@ def _quiet() -> Iterator[None]:
         os.close(null)
 
 
-# ---------------------------------------------------------------------------------------------
-# Features: from a file, or of a video by the bundle's encoders
-# ---------------------------------------------------------------------------------------------
+# ---- Features: from a file, or of a video by the bundle's encoders -------------------------------
 
 
 def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
@@ -180,9 +176,7 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------
-# Parsing
-# ---------------------------------------------------------------------------------------------
+# ---- Parsing -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -244,9 +238,7 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
                  event["visual"], event["audio"] & event["visual"])
 
 
-# ---------------------------------------------------------------------------------------------
-# Telling the result
-# ---------------------------------------------------------------------------------------------
+# ---- Telling the result --------------------------------------------------------------------------
 
 
 def timeline(result: Parse, width: int = 100) -> str:
