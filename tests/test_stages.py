@@ -14,15 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from data import splits
-from data import demo_world
-from data import pack
-from train import cli
-from train import stages
-from train import ablation
 import uwav
-from train import checkpoints
+from data import demo_world, pack, splits
 from sources import write_source
+from train import ablation, checkpoints, cli, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")

@@ -213,6 +213,15 @@ def no_patience() -> None:
     command.PATIENCE = 0.1
 
 
+def save_again(arguments: list[str]) -> None:
+    """A command: a checkpoint, written to another place."""
+    from common.command import one_sentence_errors
+    from train import checkpoints
+
+    with one_sentence_errors():
+        checkpoints.save_file(Path(arguments[1]), checkpoints.load_file(arguments[0]))
+
+
 TRACED: dict = {}  # (name, weights) -> graph
 STAND_INS = {f.__name__: f for f in (toy_encoders, toy_encoders_alone, traced_before, nothing_to_measure, tiny_world,
                                      save_every_epoch, dying_worker, no_patience)}

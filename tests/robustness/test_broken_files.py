@@ -24,21 +24,13 @@ import torch
 if __name__ == "__main__":  # the process with little memory, below
     sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
 
-from train import checkpoints
-from data import splits
-from video import encoders
-from data import pack
-from data import layout
-from data import annotations
-from video import extract
-from data import fetch
-from common import files
 import parse
-from train import cli
-from train import stages
-from train import ablation
 import uwav
+from common import files
+from data import annotations, fetch, layout, pack, splits
 from sources import write_llp, write_own, write_source, write_unav
+from train import ablation, checkpoints, cli, stages
+from video import encoders, extract
 
 CASES = 1000  # a reader
 SECONDS, BYTES = 10.0, 1 << 30  # at most, for one file
@@ -326,8 +318,8 @@ def of_source(folder: Path) -> Reader:
 
     def holds(split: uwav.SourceSplit) -> bool:
         S = int(split.length.sum())
-        rows, mask = split.rows(np.arange(len(split.length)))
-        return split.audio.shape == (S, 512) and split.visual.shape == (S, 768) and len(split.label) == S and int(mask.sum()) == S and rows.max() < S
+        *_, mask = split.batch(np.arange(len(split.length)))  # all videos, padded
+        return split.audio.shape == (S, 512) and split.visual.shape == (S, 768) and len(split.label) == S and int(mask.sum()) == S
 
     return Reader(lambda folder: splits.load_source(folder, "train", "cpu"), holds,
                   ("index.json", *(f"unav/train/{x}.npy" for x in ("clap", "clip", "label", "length"))))
@@ -379,14 +371,17 @@ def of_checkpoint(folder: Path) -> Reader:
 def of_state(folder: Path) -> Reader:
     def begin(folder: Path) -> checkpoints.Run:
         torch.manual_seed(0)
-        model = uwav.Teacher(uwav.TeacherConfig(audio_dim=6, visual_dim=8, **TINY))
-        return checkpoints.Run(folder / "teacher.pt", model, torch.optim.AdamW(model.parameters()), dict(data="x"))
+        run = checkpoints.Run(folder / "teacher.pt", "teacher", dict(data="x"))
+        run.begin(uwav.Teacher(uwav.TeacherConfig(audio_dim=6, visual_dim=8, **TINY)), uwav.PretrainConfig(), videos=1)
+        return run
 
     run = begin(folder)
     for x in run.model.parameters():
         x.grad = torch.ones_like(x)
     run.optimizer.step()
-    run.end_epoch(dict(epoch=1, loss=1.0, val_av=2.0), 2.0)
+    for epoch, _ in run.epochs():
+        run.end_epoch(dict(epoch=epoch, loss=1.0, val_av=2.0), 2.0)
+        break
     (folder / "teacher.jsonl").unlink()
 
     def holds(run: checkpoints.Run) -> bool:
@@ -395,7 +390,7 @@ def of_state(folder: Path) -> Reader:
         run.optimizer.step()
         if run.best_weights is not None:
             run.model.load_state_dict(run.best_weights)
-        return run.next_epoch == len(run.history) + 1
+        return [record["epoch"] for record in run.history] == list(range(1, len(run.history) + 1))
 
     return Reader(begin, holds)
 

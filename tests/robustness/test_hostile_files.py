@@ -15,20 +15,15 @@ from conftest import need
 
 need("onnx", "onnxscript", "onnxruntime")
 
-from train import checkpoints
-from video import encoders
 import export_onnx
-from data import pack
-from data import layout
-from data import annotations
-from video import extract
-from data import fetch
-from common import files
 import parse
-from train import stages
 import uwav
+from common import files
+from data import annotations, fetch, layout, pack
 from sources import unav_database, write_llp, write_own, write_unav
 from test_broken_files import toy_parser, write_bundle
+from train import checkpoints, stages
+from video import encoders, extract
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +82,8 @@ def test_code_in_checkpoints_and_states_is_not_executed(tmp_path, zipped):
         torch.save(content, f"{n}.pt", _use_new_zipfile_serialization=zipped)
         assert f"{n}.pt" in refused(checkpoints.load_model, f"{n}.pt") and f"{n}.pt" in refused(encoders.read_state_dict, Path(f"{n}.pt"))
         torch.save(content, tmp_path / "teacher.state.pt", _use_new_zipfile_serialization=zipped)
-        assert "teacher.state.pt" in refused(checkpoints.Run, tmp_path / "teacher.pt", model, torch.optim.AdamW(model.parameters()), {})
+        run = checkpoints.Run(tmp_path / "teacher.pt", "teacher", {})
+        assert "teacher.state.pt" in refused(run.begin, model, uwav.PretrainConfig(), 1)
         assert f"{n}.pt" in refused(export_onnx.source_of_released, Path(f"{n}.pt"), None, 2, None)
 
 

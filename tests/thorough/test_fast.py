@@ -7,11 +7,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from common import devices
-from train import cli
 import uwav
-from train import checkpoints
-from train import stages
+from common import devices
+from train import checkpoints, cli, stages
 from uwav import SourceSplit, TargetSplit
 
 CPU = torch.device("cpu")
