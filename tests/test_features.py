@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import features
 import uwav
 from common import files
 from data import annotations, layout, pack
@@ -172,7 +173,7 @@ def test_packing_again_notices_that_only_a_label_changed(tmp_path):
 
 def test_pack_killed_in_the_middle_and_rerun_equals_an_undisturbed_pack(source, packed, tmp_path):
     out = tmp_path / "out"
-    for finished in (3, 12, 20, 30):  # arrays: kill early, and later each time
+    for finished in (3, 20):  # arrays: kill early, and later
         process = subprocess.Popen([sys.executable, ROOT / "features.py", "pack", source, out, "--workers", "1"],
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and len(list(out.rglob("*.npy"))) < finished:
@@ -208,17 +209,19 @@ def break_pickled(path):
     (Path.unlink, "1 feature files are missing: .*train000000.npy"),
     (break_pickled, "not a complete .npy file"),
 ])
-def test_damaged_feature_file_is_one_sentence_and_exit_status_1_and_can_be_mended(tmp_path, damage, message):
+def test_damaged_feature_file_is_one_sentence_and_can_be_mended(tmp_path, damage, message):
     source = write_source(tmp_path / "source")
     path = source / "LLP/feats/res152/train000000.npy"
     intact = path.read_bytes()
     damage(path)
-    result = run("pack", source, tmp_path / "out", "--workers", 1)
-    last = result.stderr.strip().splitlines()[-1]
-    assert result.returncode == 1 and last.startswith("error: ") and re.search(message, last) and "res152" in last
-    assert "Traceback" not in result.stderr and not (tmp_path / "out/index.json").exists()
+    with pytest.raises(SystemExit) as stop:
+        features.main(["pack", str(source), str(tmp_path / "out"), "--workers", "1"])
+    sentence = stop.value.code
+    assert sentence.startswith("error: ") and re.search(message, sentence) and "res152" in sentence and "\n" not in sentence
+    assert not (tmp_path / "out/index.json").exists()
     path.write_bytes(intact)
-    assert run("pack", source, tmp_path / "out", "--workers", 1).returncode == 0
+    features.main(["pack", str(source), str(tmp_path / "out"), "--workers", "1"])
+    assert (tmp_path / "out/index.json").exists()
 
 
 def test_all_missing_videos_are_listed_in_one_sentence(tmp_path):
