@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import torch.nn.functional as F
 import features
 import uwav
 from common import files
-from data import annotations, layout, pack
-from sources import WEAK, write_llp, write_source, write_unav
+from data import annotations, layout, pack, splits
+from sources import WEAK, unav_database, write_llp, write_source, write_unav
 from train import ablation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def test_real_unav_has_the_known_sizes(shared):
     ("AVVP_train", "x_0_10\tSpeech,Unicorn\n", r"line 2: unknown class 'Unicorn'"),
     ("AVVP_eval_audio", "val00000001_0_10\t-1\t5\tCat\n", r"line 2: '-1' is not a whole second"),
     ("AVVP_eval_audio", "val00000001_0_10\t0\t11\tCat\n", r"line 2: '11' is not a whole second"),
-    ("AVVP_eval_audio", "val00000001_0_10\t0\n", r"line 2: a column is empty or missing"),
+    ("AVVP_eval_audio", "val00000001_0_10\t0\n", r"line 2: 2 cells, but the header line has 4"),
     ("AVVP_val_pd", WEAK["AVVP_train.csv"], r"line 2: the video a-_b_c_d_e1_20_30 is listed twice"),
 ])
 def test_bad_llp_row_is_refused_with_file_and_line(tmp_path, file, rows, message):
@@ -79,16 +80,23 @@ def test_missing_or_binary_annotation_file_is_refused(tmp_path):
         annotations.read_llp(tmp_path)
     write_llp(tmp_path)
     (tmp_path / "AVVP_train.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="AVVP_train.csv: not a tab-separated UTF-8"):
+    with pytest.raises(ValueError, match="AVVP_train.csv: not a csv file in UTF-8"):
         annotations.read_llp(tmp_path)
 
 
 def test_unav_by_hand(tmp_path):
-    reported = []
-    unav = annotations.read_unav(write_unav(tmp_path / "u.json"), reported.append)
+    unav = annotations.read_unav(write_unav(tmp_path / "u.json"))
     assert unav.classes == ("dog", "car")
     assert unav.train.labels[0].T.tolist() == [[1, 1, 1] + [0] * 8, [0] * 9 + [1, 1]]  # ceil(10.2) = 11; floor .. ceil
-    assert len(reported) == 1 and reported[0].startswith("UnAV: 1 annotations cover no segment")
+
+
+@pytest.mark.parametrize("event", [(0, 40, 41), (0, -1, 2), (0, 5, 5), (0, 6, 5), (0, 10, 11.5)])
+def test_an_event_of_unav_outside_its_video_or_without_length_is_refused(tmp_path, event):
+    database = unav_database()
+    c, *segment = event
+    database["u3"]["annotations"].append(dict(segment=segment, label="dog", label_id=c))
+    with pytest.raises(ValueError, match="u.json: not in the format of .*an event from .* in video 'u3' of 11 s"):
+        annotations.read_unav(write_unav(tmp_path / "u.json", database))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"database": {"a": {}}}', '{"database": {"a": {"annotations": 3}}}'])
@@ -153,21 +161,45 @@ def test_pack_leaves_nothing_temporary_and_is_not_done_twice(source, packed, cap
     assert before == {p: p.stat().st_mtime_ns for p in packed.rglob("*")}
 
 
-def test_packing_again_from_changed_annotations_starts_over(tmp_path):
+def test_packing_again_from_changed_annotations_is_refused_or_on_demand_starts_over(tmp_path):
     source, out = write_source(tmp_path / "source"), tmp_path / "out"
     pack.pack(source, out, workers=1)
     write_llp(source / "LLP", AVVP_train="train000000_0_10\tDog\n", AVVP_val_pd="test0000001_5_15\tCat\n",
               AVVP_test_pd="val00000001_0_10\tCat\n", AVVP_eval_audio="", AVVP_eval_visual="")
-    pack.pack(source, out, workers=1)
+    before = tree(out)
+    with pytest.raises(ValueError, match="holds another finished pack, or one of data that changed since; --replace"):
+        pack.pack(source, out, workers=1)
+    assert tree(out) == before
+    pack.pack(source, out, workers=1, replace=True)
     np.testing.assert_allclose(np.load(out / "llp/val/clap.npy")[0],
                                np.load(source / "LLP/feats_CLAP/segment_feats/test0000001.npy"), atol=2e-3)
+
+
+def test_a_folder_that_holds_files_of_somebody_else_is_not_packed_into(tmp_path):
+    source, out = write_source(tmp_path / "source"), tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="holds files that no pack wrote .thesis.tex.; choose another folder"):
+        pack.pack(source, out, workers=1, replace=True)
+    assert tree(out) == {"thesis.tex": b"precious"}
+
+
+def test_a_packed_array_that_is_not_the_one_that_was_packed_is_not_read(packed, tmp_path):
+    out = shutil.copytree(packed, tmp_path / "out")
+    x = np.load(out / "llp/val/clap.npy")
+    x[0, 0, 0] += 1
+    np.save(out / "llp/val/clap.npy", x)
+    with pytest.raises(ValueError, match="clap.npy: .*it is not the file that index.json records.*features.py pack"):
+        splits.load_target(out, "val", "clip_clap", "cpu")
 
 
 def test_packing_again_notices_that_only_a_label_changed(tmp_path):
     source, out = write_source(tmp_path / "source"), tmp_path / "out"
     pack.pack(source, out, workers=1)
     write_llp(source / "LLP", AVVP_train="train000000_0_10\tSpeech\n", AVVP_eval_visual="val00000001_0_10\t0\t9\tCat\n")
-    pack.pack(source, out, workers=1)
+    with pytest.raises(ValueError, match="--replace"):
+        pack.pack(source, out, workers=1)
+    pack.pack(source, out, workers=1, replace=True)
     assert np.load(out / "llp/val/visual.npy").sum() == 9
 
 
@@ -238,7 +270,7 @@ def test_all_unusable_files_are_listed_in_one_sentence_and_the_rest_is_packed(tm
     break_shape(source / "LLP/feats/r2plus1d_18/val00000001.npy")
     with pytest.raises(ValueError, match=r"2 feature files cannot be used: .*train000001.npy: holds NaN.*; .*val00000001.npy: has shape"):
         pack.pack(source, tmp_path / "out", workers=1)
-    assert (tmp_path / "out/llp/train/res152.npy").exists() and not (tmp_path / "out/llp/train/vggish.npy").exists()
+    assert (tmp_path / "out/.packing/llp/train/res152.npy").exists() and not list((tmp_path / "out").rglob("train/vggish.npy"))
 
 
 def test_half_precision_overflow_is_refused(tmp_path):
@@ -252,7 +284,7 @@ def test_half_precision_overflow_is_refused(tmp_path):
 def test_unpacked_folder_is_refused_with_a_way_out(tmp_path):
     with pytest.raises(FileNotFoundError, match="features.py pack"):
         layout.read_index(tmp_path)
-    (tmp_path / "index.json").write_text('{"format": 99}')
+    files.write_sealed(tmp_path / "index.json", {"format": 99})
     with pytest.raises(ValueError, match="pack again"):
         layout.read_index(tmp_path)
 
@@ -295,7 +327,7 @@ def test_features_of_random_encoders_never_pass_for_real_ones(tmp_path, capsys):
     source = write_source(tmp_path / "source")
     assert pack.pack(source, tmp_path / "out", workers=1)["source"] == "pack"
     files.write_json(source / "UnAV/extract.json", {"clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
-    assert pack.pack(source, tmp_path / "out", workers=1)["source"] == layout.RANDOM_SOURCE
+    assert pack.pack(source, tmp_path / "out", workers=1, replace=True)["source"] == layout.RANDOM_SOURCE
     assert "RANDOM WEIGHTS" in capsys.readouterr().err
     assert "RANDOM WEIGHTS: a dry run. Do not compare" in ablation.tables(*tables_input(), layout.RANDOM_SOURCE)
 

@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {"common": 0, "uwav": 0, "data": 1, "video": 2, "train": 2, "reporting": 3}  # the commands at the root: 4
+FLOORS = {"common": 0, "uwav": 1, "data": 2, "video": 3, "train": 3, "reporting": 4}  # the commands at the root: 5
 TEXTS = {path.relative_to(ROOT).with_suffix(""): path.read_text(encoding="utf-8")
          for path in (*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")) if path.parent.name != "tests"}
 MODULES = {".".join(path.parts).removesuffix(".__init__"): text for path, text in TEXTS.items()}
@@ -35,7 +35,7 @@ def test_everything_imports_downwards_and_nothing_in_a_circle():
     assert all("." not in name for name in MODULES if not folder[name]), "a new folder needs a floor"
     for name in MODULES:
         for other in imports(name):
-            assert folder[other] == folder[name] or FLOORS[folder[other]] < FLOORS.get(folder[name], 4), f"{name} imports {other}"
+            assert folder[other] == folder[name] or FLOORS[folder[other]] < FLOORS.get(folder[name], 5), f"{name} imports {other}"
     TopologicalSorter({name: imports(name) for name in MODULES}).prepare()  # CycleError names the circle
     assert imports("parse", inside=False) == set(), "the deployed parser stands alone"
 
