@@ -96,4 +96,4 @@ def test_shares_of_all_ranks_cover_a_batch_once_in_order(monkeypatch, world_size
 
 def test_without_torchrun_a_model_is_called_as_it_is():
     model = torch.nn.Linear(2, 2)
-    assert devices.forward_of(model, fast=False, one_shape=True) is model and devices.all_of(5) == [5]
+    assert devices.shared_out(devices.parallel(model)) is model and devices.all_of(5) == [5]
