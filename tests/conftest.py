@@ -23,7 +23,7 @@ atexit.register(shutil.rmtree, HUB, ignore_errors=True)
 os.environ |= {"HF_HOME": str(HUB), "HF_HUB_OFFLINE": "1"}
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers")]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / folder) for folder in ("helpers", "thorough", "robustness"))]
 SHARED = Path(os.environ.get("UWAV_SHARED", ROOT.parent / "shared"))
 
 
