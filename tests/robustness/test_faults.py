@@ -242,7 +242,7 @@ def test_a_worker_of_pack_that_is_killed_ends_the_command_with_one_sentence(benc
 def test_workers_end_with_a_pack_that_is_killed(bench):
     work = bench.fresh("pack")
     pid = bench.start("pack", work)
-    wait_for(lambda: (work / "out/llp/train/clap.npy").exists())
+    wait_for(lambda: (work / "out/.packing/llp/train/clap.npy").exists())
     os.kill(pid, signal.SIGKILL)  # it alone
     ended = bench.faults.wait(pid)
     assert ended.status == -signal.SIGKILL and not ended.orphans
@@ -261,8 +261,8 @@ def wait_for(happened: Callable[[], bool]) -> None:
 # ---- stopped ----
 
 LONG = {  # name -> (main, arguments, stand-ins, a file that tells that work has begun)
-    "demo": ("features.main", lambda given, run: ["demo", run], (), "llp/text_clap.npy"),
-    "pack": ("features.main", lambda given, run: ["pack", given / "source", run], (), "llp/train/weak.npy"),
+    "demo": ("features.main", lambda given, run: ["demo", run], (), ".packing/llp/text_clap.npy"),
+    "pack": ("features.main", lambda given, run: ["pack", given / "source", run], (), ".packing/llp/train/weak.npy"),
     "extract": ("features.main", lambda given, run: [
         "extract", given / "videos", run, "--clip-weights", "random", "--clap-weights", "random", "--device", "cpu",
         "--workers", "1"], ("toy_encoders_alone",), "extract.json"),
@@ -294,7 +294,7 @@ def test_ctrl_c_during_run_all_stops_all_of_it(tmp_path):
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     process = subprocess.Popen(["bash", ROOT / "run_all.sh", "--out", tmp_path], env=environment, start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: (tmp_path / "data/plan.json").exists())
+    wait_for(lambda: (tmp_path / "data/.packing/plan.json").exists())
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=10)
     assert process.returncode == 128 + signal.SIGINT, err
@@ -316,8 +316,8 @@ def assert_one_sentence(ended: Ended, *words: str) -> None:
 def assert_nothing_spoilt(before: dict, after: dict, made: dict) -> None:
     """Earlier files are as they were, and every new one is whole, or one of those from which the next run goes on."""
     for name, bytes in after.items():
-        if not name.endswith(("plan.json", ".part", ".done", ".state.pt", ".jsonl", "failures.rank0.csv")):
-            assert bytes in (before.get(name), made.get(name)), name
+        if not name.endswith(("plan.json", ".part", ".state.pt", ".jsonl", "failures.rank0.csv")):
+            assert bytes in (before.get(name), made.get(name.replace(".packing/", ""))), name
     assert before.keys() <= after.keys() and not [name for name in after if "/." in name and ".part" in name]
 
 
