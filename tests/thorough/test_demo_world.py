@@ -1,4 +1,4 @@
-"""The demo world: honest structure, calibrated noise, and the layout of a packed folder."""
+"""The demo world: annotations as measured, labels as good as published, and the layout of a packed folder."""
 
 from dataclasses import replace
 
@@ -6,24 +6,75 @@ import numpy as np
 import pytest
 import torch
 
-from data import splits
-from data import demo_world
-from data import layout
-from data import annotations
-from data.demo_world import WorldConfig
+from data import annotations, demo_world, layout, splits
+from data.demo_world import World, WorldConfig
+from uwav import PretrainConfig
 
 TINY = replace(WorldConfig(), train=12, val=6, test=6, source_train=6, source_validation=3, source_test=3)
 
 
 @pytest.fixture(scope="module")
 def invented() -> annotations.LLP:
-    return demo_world.invented_llp(replace(WorldConfig(), train=2000, val=2000, test=2000))
+    return demo_world.invented_llp(replace(WorldConfig(), train=4000, val=2000, test=2000))
 
 
-def test_calibration_is_within_5_points_of_valor_on_the_demo_test_set():
-    scores = demo_world.segment_label_scores(WorldConfig())
-    for name, published in demo_world.VALOR.items():
-        assert abs(scores[name] - published) < 5, (name, scores[name])
+@pytest.fixture(scope="module")
+def unav(shared) -> annotations.UnAV:
+    return annotations.read_unav(shared / "data/unav/unav100_annotations.json")
+
+
+def runs(x: np.ndarray) -> np.ndarray:
+    """(..., T) -> number of runs."""
+    return (np.diff(x.astype(int), axis=-1, prepend=0) == 1).sum(-1)
+
+
+def test_labels_per_segment_score_as_published_on_a_fresh_draw():
+    """The mean of three worlds that neither the fit nor a table knows. 2 points: a world alone has a deviation of 1."""
+    worlds = [World(WorldConfig(seed=s, train=1, val=649, test=1000)) for s in (501, 502, 503)]
+    scores = demo_world.mean(map(demo_world.segment_scores, worlds))
+    for name, published in demo_world.SEGMENT_LABELS.items():
+        assert abs(scores[name] - published) < 2, (name, scores[name])
+
+
+def test_labels_per_segment_score_as_published_with_the_real_annotations(shared):
+    """Within 3 points: the constants were fitted to invented ones."""
+    worlds = [World(WorldConfig(seed=s, source_train=1), annotations.read_llp(shared / "data/llp", lambda line: None))
+              for s in (0, 1, 2)]
+    scores = demo_world.mean(map(demo_world.segment_scores, worlds))
+    for name, published in demo_world.SEGMENT_LABELS.items():
+        assert abs(scores[name] - published) < 3, (name, scores[name])
+
+
+def test_calibrate_finds_the_constants_of_the_published_scores_and_goes_on_from_finished_trials(tmp_path, monkeypatch):
+    """With scores that are known functions of noise and alignment instead of labels."""
+    seeds = set()
+
+    def segment_scores(config: WorldConfig) -> dict[str, float]:
+        seeds.add(config.seed)
+        return {"seg_a": 70 + 20 * config.audio_alignment - config.audio_noise,
+                "seg_v": 50 + 30 * config.visual_alignment - config.visual_noise}
+
+    def teacher_scores(config: WorldConfig, seed: int) -> dict[str, float]:
+        seeds.add(config.seed)
+        assert config.test * demo_world.FIT_WORLDS >= 2000  # videos
+        if len(list(tmp_path.glob("trials.json"))) and interrupted and seed == 1:
+            raise KeyboardInterrupt
+        return {"seg_a": 85 + seed - 8 * np.log(config.audio_noise), "seg_v": 80 - seed - 9 * np.log(config.visual_noise)}
+
+    for name, stand_in in (("World", lambda config, *annotations: config), ("segment_scores", segment_scores),
+                           ("teacher_scores", teacher_scores), ("invented_llp", str), ("invented_unav", str)):
+        monkeypatch.setattr(demo_world, name, stand_in)
+    interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        demo_world.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig())
+    interrupted = False
+    found = demo_world.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig())
+    assert (found.audio_noise, found.visual_noise) == pytest.approx((np.exp((86 - 78.4) / 8), np.exp((79 - 74.5) / 9)))
+    scores = segment_scores(found)
+    assert scores == pytest.approx({"seg_a": 80.5, "seg_v": 61.7}, abs=0.2)
+    assert seeds - {found.seed} == {demo_world.FIT_SEED + n for n in range(demo_world.FIT_WORLDS)} and found.seed < demo_world.FIT_SEED
+    monkeypatch.setattr(demo_world, "teacher_scores", None)  # everything is finished
+    assert demo_world.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig()) == found
 
 
 def test_invented_annotations_follow_what_was_measured_on_llp(invented):
@@ -37,26 +88,72 @@ def test_invented_annotations_follow_what_was_measured_on_llp(invented):
     perceived = (heard | seen).sum()
     pairs = [(heard & seen).sum() / perceived, (heard & ~seen).sum() / perceived, (~heard & seen).sum() / perceived]
     assert pairs == pytest.approx([0.60, 0.34, 0.04], abs=0.04)
-    assert (audio.all(1).sum() / heard.sum(), visual.all(1).sum() / seen.sum()) == pytest.approx((0.41, 0.63), abs=0.04)
-    assert (audio.mean(), visual.mean()) == pytest.approx((0.049, 0.039), abs=0.004)
+    assert (audio.all(1).sum() / heard.sum(), visual.all(1).sum() / seen.sum()) == pytest.approx((0.41, 0.62), abs=0.04)
+    assert (audio.mean(), visual.mean()) == pytest.approx((0.049, 0.039), abs=0.003)
     n, c = np.nonzero(heard & seen)
     a, v = audio[n, :, c], visual[n, :, c]
     iou = (a & v).sum(1) / (a | v).sum(1)
     assert ((iou == 1).mean(), (iou < 0.5).mean()) == pytest.approx((0.60, 0.14), abs=0.04)
-    runs = {m: ((np.diff(x, axis=1, prepend=0) == 1).sum(1)) for m, x in (("a", audio.astype(int)), ("v", visual.astype(int)))}
-    one = [(runs[m][runs[m] > 0] == 1).mean() for m in ("a", "v")]
-    assert one == pytest.approx([0.79, 0.89], abs=0.04)
-    assert weak[:, 0].mean() == pytest.approx(0.5, abs=0.05) and 0.003 < weak.mean(0).min() < 0.02
+    of_classes = [runs(x.swapaxes(1, 2)) for x in (audio, visual)]  # (N, C) each
+    assert [(r[r > 0] == 1).mean() for r in of_classes] == pytest.approx([0.79, 0.89], abs=0.04)
 
 
-def test_invented_unav_has_lengths_and_events_like_the_real_one(shared):
-    real = annotations.read_unav(shared / "data/unav/unav100_annotations.json").validation
-    ours = demo_world.invented_unav(replace(WorldConfig(), source_validation=1500)).validation
-    mean_length, positive_rate = ([f(s.labels) for s in (ours, real)] for f in (
-        lambda labels: np.mean([len(x) for x in labels]), lambda labels: np.mean([x.mean() for x in labels])))
-    assert mean_length[0] == pytest.approx(mean_length[1], rel=0.05)
-    assert positive_rate[0] == pytest.approx(positive_rate[1], rel=0.2)
-    assert min(len(x) for x in ours.labels) >= 10 and max(len(x) for x in ours.labels) <= 60
+def test_speech_is_as_frequent_as_in_llp_and_hardly_ever_alone(invented):
+    assert invented.train.weak[:, 0].mean() == pytest.approx(0.50, abs=0.03)
+    weak = invented.test.weak
+    assert weak[:, 0].mean() == pytest.approx(0.535, abs=0.03) and not weak[weak.sum(1) == 1, 0].any()
+
+
+def test_invented_classes_are_as_frequent_and_as_often_seen_as_the_real_ones(invented, shared):
+    real = annotations.read_llp(shared / "data/llp", lambda line: None)
+
+    def rates(llp: annotations.LLP) -> np.ndarray:
+        """(3, C): share of the videos with a class; of these, the share in which it is audible, visible."""
+        weak, audio, visual = (np.concatenate([getattr(s, x) for s in (llp.val, llp.test)])
+                               for x in ("weak", "audio", "visual"))
+        return np.stack([weak.mean(0), *((x.any(1) & weak.astype(bool)).sum(0) / weak.sum(0) for x in (audio, visual))])
+
+    difference = np.abs(rates(invented) - rates(real))  # (3, C)
+    assert difference[0].max() < 0.03 and difference[1:].max() < 0.2 and difference[1:].mean() < 0.04
+
+
+def test_invented_unav_has_lengths_events_and_frequencies_like_the_real_one(unav):
+    real, ours = unav.train, demo_world.invented_unav(replace(WorldConfig(), source_train=2500)).train
+
+    def statistics(labels: list[np.ndarray]) -> list[float]:
+        events = [x[:, c] for x in labels for c in np.flatnonzero(x.any(0))]
+        share = np.array([x.mean() for x in events])
+        return [np.mean([len(x) for x in labels]) / 100, np.mean([x.mean() for x in labels]), (share == 1).mean(),
+                share.mean(), np.mean([runs(x) for x in events]), len(events) / len(labels)]
+
+    assert statistics(ours.labels) == pytest.approx(statistics(real.labels), rel=0.06)
+    assert min(map(len, ours.labels)) >= 10 and max(map(len, ours.labels)) <= 60
+    frequency = np.mean([x.any(0) for x in ours.labels], 0)  # (C,); in the real one: speaking, singing, the median
+    assert (frequency[0], frequency[10], np.median(frequency)) == pytest.approx((0.19, 0.07, 0.0125), rel=0.15)
+
+
+def test_a_span_covers_any_part_of_a_video_but_all_of_it_in_as_many_runs_as_asked_for():
+    rng = np.random.default_rng(0)
+    spans = np.array([demo_world.draw_span(40, 0.0, 0.5, rng) for _ in range(4000)])  # (4000, T)
+    share = spans.mean(1)
+    assert share.min() > 0 and share.max() < 1 and share.mean() == pytest.approx(0.5, abs=0.02)
+    assert [(runs(spans) == k).mean() for k in (1, 2, 3)] == pytest.approx([0.5, 0.25, 0.125], abs=0.03)
+    assert all(demo_world.draw_span(2, 0.0, 0.5, rng).sum() == 1 for _ in range(20))
+    assert demo_world.draw_span(1, 0.0, 0.5, rng).all()
+
+
+def test_source_label_is_where_a_class_is_both_audible_and_visible():
+    labels = demo_world.invented_unav(replace(WorldConfig(), source_train=600)).train.labels
+    audible, visible = demo_world.draw_source_truth(labels, np.random.default_rng(0))
+    assert all(np.array_equal(a & v, label) for a, v, label in zip(audible, visible, labels))
+    heard, seen = (np.mean([(x.any(0) & ~label.any(0)).any() for x, label in zip(truths, labels)])
+                   for truths in (audible, visible))
+    assert (heard, seen) == pytest.approx(tuple(demo_world.UNANNOTATED.values()), abs=0.05)
+    events = [(a[:, c], v[:, c]) for a, v, label in zip(audible, visible, labels)
+              for c in np.flatnonzero(label.any(0) & ~label.all(0))]
+    same = np.mean([np.array_equal(a, v) for a, v in events])
+    visual_full = np.mean([v.all() and not a.all() for a, v in events])
+    assert (same, visual_full) == pytest.approx((0.31, 0.35), abs=0.06)  # as in LLP
 
 
 def test_truth_drawn_for_weak_labels_agrees_with_them(invented):
@@ -65,37 +162,52 @@ def test_truth_drawn_for_weak_labels_agrees_with_them(invented):
     assert (audio | visual).any(1).sum() > 0.97 * invented.train.weak.sum()
 
 
-def test_most_real_target_classes_have_a_relative_among_the_source_classes(shared):
-    unav = annotations.read_unav(shared / "data/unav/unav100_annotations.json")
-    alone = [t for t in annotations.LLP_CLASSES if not any(demo_world.related(t, s) for s in unav.classes)]
-    assert alone == ["Frying_(food)", "Chicken_rooster", "Blender"]
+def test_real_target_classes_find_their_nearest_relative(unav):
+    def named(target: str) -> str | None:
+        s = demo_world.relative(target, unav.classes)
+        return None if s is None else unav.classes[s]
+
+    assert tuple(t for t in annotations.LLP_CLASSES if named(t) is None) == demo_world.WITHOUT_RELATIVE
+    assert named("Baby_cry_infant_cry") == "baby crying" and named("Baby_laughter") == "baby laughter"
+    assert named("Acoustic_guitar") == "playing acoustic guitar" and named("Lawn_mower") == "lawn mowing"
+    assert named("Speech") == "man speaking" and named("Telephone_bell_ringing") == "telephone bell ringing"
+
+
+def test_invented_target_classes_find_their_own_relative():
+    found = [demo_world.relative(t, demo_world.invented_unav(TINY).classes) for t in annotations.LLP_CLASSES]
+    tied = [s for s in found if s is not None]
+    assert len(tied) == 22 and tied == list(range(22))
+
+
+def test_every_class_has_the_alignment_of_its_modality():
+    """At alignment 1 the direction of a class is its text's, seen from the cones."""
+    straight = World(replace(TINY, audio_alignment=1.0, visual_alignment=1.0)).geometry
+    turned = World(replace(TINY, audio_alignment=0.8, visual_alignment=0.3)).geometry
+    for (dataset, feature), g in turned.items():
+        u = straight[dataset, feature].direction  # (C, K)
+        np.testing.assert_allclose(np.linalg.norm(g.direction, axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose((u * g.direction).sum(1), 0.8 if feature == "clap" else 0.3, atol=1e-6)
+        own_part = g.text @ g.basis.T  # (C, K): the text within the subspace of the class signals
+        assert (demo_world.unit(own_part) * u).sum(1).min() > 0.9
 
 
 def test_related_classes_are_closer_than_others():
-    config = WorldConfig()
-    llp, unav = demo_world.invented_llp(TINY), demo_world.invented_unav(TINY)
-    geometry = demo_world.build_geometry(llp, unav, config.seed)
+    geometry = World(TINY).geometry
     for feature in demo_world.SIZES:
         target, source = geometry["llp", feature].direction, geometry["unav", feature].direction
         cosine = target @ source.T  # (25, 100)
-        relatives = np.arange(22)
-        assert cosine[relatives, relatives].mean() > 0.6 and abs(np.median(cosine)) < 0.1
+        tied = [t for t, name in enumerate(annotations.LLP_CLASSES) if name not in demo_world.WITHOUT_RELATIVE]
+        assert cosine[tied, np.arange(22)].mean() > 0.7 and abs(np.median(cosine)) < 0.1
 
 
 def test_embeddings_have_unit_length_and_remember_their_neighbours():
-    geometry = demo_world.build_geometry(demo_world.invented_llp(TINY), demo_world.invented_unav(TINY), 0)["llp", "clip"]
+    geometry = World(TINY).geometry["llp", "clip"]
     truth = np.zeros((50, 10, 25), np.uint8)
     x = demo_world.render(truth, truth.any(1), geometry, 1.0, np.random.default_rng(0))
     np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1, atol=1e-5)
     z = x - x.mean((0, 1))
     near, far, other = (z[:, 0] * z[:, 1]).sum(-1).mean(), (z[:, 0] * z[:, 9]).sum(-1).mean(), (z[:-1, 0] * z[1:, 0]).sum(-1).mean()
     assert near > far > other + 0.05  # background drifts, the scene of the video stays
-
-
-def test_lost_evidence_comes_back():
-    lost = demo_world.lost_evidence((2000, 20, 1), np.random.default_rng(0)) < 1
-    assert lost.mean() == pytest.approx(demo_world.LOSE / (demo_world.LOSE + demo_world.RECOVER), abs=0.02)
-    assert lost[:, 1:][lost[:, :-1]].mean() == pytest.approx(1 - demo_world.RECOVER, abs=0.02)
 
 
 def test_same_seed_makes_the_same_world_and_another_seed_another(tmp_path):
@@ -131,8 +243,8 @@ def test_an_interrupted_world_is_completed_to_the_same_world(tmp_path, monkeypat
             raise KeyboardInterrupt
         return original(*arguments)
 
-    original = demo_world.render_split
-    monkeypatch.setattr(demo_world, "render_split", render_a_little)
+    original = demo_world.render
+    monkeypatch.setattr(demo_world, "render", render_a_little)
     with pytest.raises(KeyboardInterrupt):
         demo_world.make(tmp_path / "part", TINY)
     assert not (tmp_path / "part/index.json").exists()
