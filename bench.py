@@ -5,13 +5,11 @@
     python bench.py decode --video CLIP      # decoding of a video file
     python bench.py --preset paper --fast    # on a GPU: the published models, in bf16, compiled
 
-The plain way is how the field's repositories do it, in our own straightforward version: one file per feature and
-video, a DataLoader, nn.MultiheadAttention, evaluation video by video, scores in NumPy. The floor is what this machine
-could do at best: operations over its measured rate of matrix products, or bytes over its measured bandwidth, whichever
-is longer.
+The plain way is how the field's repositories do it: one file per feature and video, a DataLoader,
+nn.MultiheadAttention, evaluation video by video, scores in NumPy. The floor is what this machine could do at best:
+operations over its measured rate of matrix products, or bytes over its bandwidth, whichever is longer.
 
-Sizes are real (10,000 + 1,200 videos of 10 s, the lengths of UnAV-100), data and weights random. Where a whole job
-would take long, a part of it is timed and scaled up; the last column says which. Ours and the plain way take turns.
+Sizes are real, data and weights random. Of a long job a part is timed and scaled up; the last column says which.
 """
 
 from __future__ import annotations
@@ -72,7 +70,6 @@ class Row:
     operations: float = 0
     bytes: float = 0
     note: str = ""
-    floor: float = 0
 
 
 def seconds_of(function: Callable, device: torch.device, calls: int = 1) -> float:
@@ -145,20 +142,9 @@ def random_truth(weak: Tensor) -> list[Tensor]:
     return [((before <= t) & (t < T - after)).byte() * weak[:, None].byte() for before, after in drawn]
 
 
-def random_source(length: np.ndarray, device: torch.device) -> SourceSplit:
-    """The training split of UnAV; length (N,) in segments."""
-    S = int(length.sum())
-    features = (torch.randn(S, SIZES[name], dtype=torch.half, device=device) for name in ("clap", "clip"))
-    return SourceSplit(*features, (torch.rand(S, SOURCE_CLASSES, device=device) < 0.03).byte(), length)
-
-
-def random_text(classes: int, device: torch.device) -> list[Tensor]:
-    return [F.normalize(torch.randn(classes, SIZES[name], device=device), dim=-1) for name in ("clap", "clip")]
-
-
-def random_logits(weak: Tensor) -> list[Tensor]:
-    """Of both modalities, (N, T, C) each."""
-    return [torch.randn(len(weak), T, C, device=weak.device) for _ in range(2)]
+def random_pair(rows: int, device: torch.device, width: int | None = None) -> list[Tensor]:
+    """Unit vectors of CLAP and of CLIP, (rows, D) each."""
+    return [F.normalize(torch.randn(rows, width or SIZES[x], device=device), dim=-1) for x in ("clap", "clip")]
 
 
 def write_files(folder: Path, length: np.ndarray) -> None:
@@ -174,11 +160,10 @@ def write_files(folder: Path, length: np.ndarray) -> None:
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         np.save(folder / file, rng.standard_normal(shape, np.float32))
     for split, videos in (("train", ids[2:]), ("val", ids[:1]), ("test", ids[1:2])):
-        rows = "".join(f"{video}_0_10\tSpeech\n" for video in videos)
-        (folder / "LLP" / annotations.LLP_WEAK_FILES[split]).write_text("filename\tevent_labels\n" + rows)
+        rows = ["filename\tevent_labels", *(f"{video}_0_10\tSpeech" for video in videos)]
+        (folder / "LLP" / annotations.LLP_WEAK_FILES[split]).write_text("\n".join(rows))
     for file in annotations.LLP_DENSE_FILES.values():
-        row = f"{ids[0]}_0_10\t0\t5\tSpeech\n"
-        (folder / "LLP" / file).write_text("filename\tonset\toffset\tevent_labels\n" + row)
+        (folder / "LLP" / file).write_text(f"filename\tonset\toffset\tevent_labels\n{ids[0]}_0_10\t0\t5\tSpeech")
     events = [dict(segment=[1, 3], label="a", label_id=0)]
     database = {video: dict(duration=float(seconds), subset=subset, annotations=events) for video, seconds, subset
                 in zip(ids, length, ["validation", "test"] + ["train"] * (FILES - 2))}
@@ -278,12 +263,9 @@ def plain_scores(audio_pred: np.ndarray, visual_pred: np.ndarray, audio_truth: n
 
     per_video = []
     for ap, vp, at, vt in zip(audio_pred, visual_pred, audio_truth, visual_truth):  # (T, C) each
-        row = []
+        row, pairs = [], ((ap, at), (vp, vt), (ap & vp, at & vt))  # audible, visible, both at once
         for count in (plain_segment_counts, plain_event_counts):
-            classes = range(ap.shape[1])
-            a = [count(ap[:, c], at[:, c]) for c in classes]
-            v = [count(vp[:, c], vt[:, c]) for c in classes]
-            av = [count(ap[:, c] & vp[:, c], at[:, c] & vt[:, c]) for c in classes]
+            a, v, av = ([count(p[:, c], t[:, c]) for c in range(ap.shape[1])] for p, t in pairs)
             pooled = [tuple(x + y for x, y in zip(*both)) for both in zip(a, v)]
             f = [f_score(x) for x in (a, v, av, pooled)]
             row += [*f[:3], sum(f[:3]) / 3, f[3]]
@@ -344,13 +326,12 @@ class Bench:
     def __init__(self, preset: str, device: torch.device, half: bool, unav: Path | None, folder: Path):
         self.preset, self.device, self.folder = PRESETS[preset], device, folder
         self.config, self.pretrain_config = (replace(c, fast=half) for c in (self.preset.train, self.preset.pretrain))
-        self.zeros = [torch.zeros(C, device=device) for _ in range(2)]  # thresholds
+        self.zeros = torch.zeros(2, C, device=device)  # thresholds
+        shortest, longest, mean, deviation = SOURCE_SECONDS
+        drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
+        self.length = np.clip(drawn.round(), shortest, longest).astype(np.int64)
         if unav:
             self.length = np.array([len(x) for x in annotations.read_unav(unav).train.labels])
-        else:
-            shortest, longest, mean, deviation = SOURCE_SECONDS
-            drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
-            self.length = np.clip(drawn.round(), shortest, longest).astype(np.int64)
 
     @functools.cached_property
     def files(self) -> Path:
@@ -383,7 +364,7 @@ class Bench:
         config, device, data = self.config, self.device, self.data(TRAIN)
         steps = math.ceil(TRAIN / config.batch)
         batches = plain_batches(self.reader("base"), TRAIN, config.batch, device)
-        labels = uwav.pseudo_labels(random_logits(data.weak), self.zeros, data.weak, config)
+        labels = uwav.pseudo_labels(torch.randn(2, TRAIN, T, C, device=device), self.zeros, data.weak, config)
         model, rng = plain_model(self.han).train(), np.random.default_rng(0)
         update = plain_updates(model, config)
 
@@ -405,7 +386,9 @@ class Bench:
         steps, segments = math.ceil(SOURCE / config.batch), int(length.sum())
         torch.manual_seed(0)
         own = uwav.Teacher(self.preset.teacher).to(device)
-        data, text = random_source(length, device), random_text(SOURCE_CLASSES, device)
+        text, label = random_pair(SOURCE_CLASSES, device), torch.rand(segments, SOURCE_CLASSES, device=device) < 0.03
+        features = (torch.randn(segments, SIZES[x], dtype=torch.half, device=device) for x in ("clap", "clip"))
+        data = SourceSplit(*features, label.byte(), length)
         own_optimizer = uwav.adamw(own, config)
         forward = devices.accelerate(own, config.fast, device, one_shape=False)
         ours = (loss for epoch in itertools.count()
@@ -413,11 +396,10 @@ class Bench:
         model = plain_model(own).train()
         update, read = plain_updates(model, config), functools.partial(read_source, self.files, int(length.max()))
         batches = plain_batches(read, SOURCE, config.batch, device)
-        label = (torch.rand(config.batch, int(length.max()), SOURCE_CLASSES, device=device) < 0.03).float()  # (B, T, C)
 
         def plain(audio: Tensor, visual: Tensor, mask: Tensor) -> float:
-            loss = uwav.teacher_loss(*model(audio, visual, *text, mask), label[: len(mask)], mask, config.pos_weight)
-            return update(loss)
+            some = label[: mask.numel()].reshape(*mask.shape, -1).float()  # (B, T, C)
+            return update(uwav.teacher_loss(*model(audio, visual, *text, mask), some, mask, config.pos_weight))
 
         seconds = measure(device, lambda: next(ours), lambda: plain(*next(batches)), warm=5)
         audio, visual, mask = next(batches)
@@ -438,8 +420,7 @@ class Bench:
                     note=f"plain: {part} videos, scaled")]
 
     def evaluate(self) -> list[Row]:
-        part, model, read = TEST // 12, plain_model(self.han).eval(), self.reader("base")
-        data = self.data(TEST)
+        part, model, read, data = TEST // 12, plain_model(self.han).eval(), self.reader("base"), self.data(TEST)
         ours, plain = measure(self.device, lambda: uwav.han_scores(self.han, data),
                               lambda: plain_evaluate(model, read, [data.audio_truth[:part], data.visual_truth[:part]]))
         flops = operations(lambda: uwav.han_probabilities(self.han, data))
@@ -447,17 +428,15 @@ class Bench:
                     note=f"plain: {part} videos, scaled")]
 
     def label(self) -> list[Row]:
-        text, part, read = random_text(C, self.device), TRAIN // 50, self.reader("clip_clap")
+        text, part, read = random_pair(C, self.device), TRAIN // 50, self.reader("clip_clap")
         data = random_target(TRAIN, "clip_clap", self.device)
         torch.manual_seed(0)
         own = uwav.Teacher(self.preset.teacher).to(self.device).eval()
         model, weak = plain_model(own).eval(), data.weak[:part].cpu().numpy()
-
-        def ours() -> uwav.PseudoLabels:
-            return uwav.pseudo_labels(uwav.teacher_logits(own, data, text), self.zeros, data.weak, self.config)
-
-        seconds, plain = measure(self.device, ours, lambda: plain_labels(model, read, weak, text))
-        flops = operations(lambda: uwav.teacher_logits(own, data, text))
+        logits = functools.partial(uwav.teacher_logits, own, data, text)
+        seconds, plain = measure(self.device, lambda: uwav.pseudo_labels(logits(), self.zeros, data.weak, self.config),
+                                 lambda: plain_labels(model, read, weak, text))
+        flops = operations(logits)
         return [Row("labels of 10,000 videos, teacher and Eq. 4", seconds, plain * TRAIN / part, flops,
                     note=f"plain: {part} videos, scaled")]
 
@@ -506,17 +485,14 @@ def decode(path: Path, clips: int) -> dict:
     print(line("processes; MB: first, last tenth of the clips", ["clips/s", "ratio", "MB first", "MB last", "MB peak"]))
     rows = {}
     for workers in sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1}):
-        used, begun = [], 2 * workers  # by then all processes are up
-        for n, _ in enumerate(video.read_clips([path] * clips, workers)):
-            if n == begun:
-                started = time.perf_counter()
-            if n >= begun and n % 20 == 0:
-                used.append(memory() + sum(memory(pid=p.pid) for p in multiprocessing.active_children()))
-        rate, tenth = (clips - 1 - begun) / (time.perf_counter() - started), max(1, len(used) // 10)
-        first, last, peak = statistics.mean(used[:tenth]), statistics.mean(used[-tenth:]), max(used)
-        rows[workers] = dict(clips_per_s=rate, mb_first=first, mb_last=last, mb_peak=peak)
-        ratio = rate / rows[1]["clips_per_s"]
-        print(line(str(workers), [f"{rate:.1f}", f"{ratio:.2f}x", *(f"{mb:.0f}" for mb in (first, last, peak))]))
+        samples = [(time.perf_counter(), memory() + sum(memory(pid=p.pid) for p in multiprocessing.active_children()))
+                   for _ in video.read_clips([path] * clips, workers)]
+        times, mb = zip(*samples[2 * workers:])  # by then all processes are up
+        rate, tenth = (len(times) - 1) / (times[-1] - times[0]), max(1, len(mb) // 10)
+        used = dict(mb_first=statistics.mean(mb[:tenth]), mb_last=statistics.mean(mb[-tenth:]), mb_peak=max(mb))
+        rows[workers] = dict(clips_per_s=rate, **used)
+        ratio = f"{rate / rows[1]['clips_per_s']:.2f}x"
+        print(line(str(workers), [f"{rate:.1f}", ratio, *(f"{x:.0f}" for x in used.values())]))
     return dict(seconds=seconds, ms_per_clip=ms, processes=rows)
 
 
@@ -526,32 +502,27 @@ PART = 40  # training steps timed
 
 
 def scaled(factor: int, preset: str, device_name: str, half: bool) -> dict[str, float]:
-    """Seconds of each job at `factor` times the size of LLP, features `clip_clap`, and peak memory in MB. Wants a
-    process of its own."""
+    """Seconds of each job at `factor` times the size of LLP, features `clip_clap`, and this process's peak memory."""
     device, settings = torch.device(device_name), PRESETS[preset]
-    width = NARROW if device.type == "cpu" else None
-    audio, visual, config = width or SIZES["clap"], width or SIZES["clip"], replace(settings.train, fast=half)
+    width, config = NARROW if device.type == "cpu" else None, replace(settings.train, fast=half)
     torch.manual_seed(0)
-    sizes = dict(audio_dim=audio, visual_2d_dim=visual, project_visual=True)
-    model = uwav.HAN(replace(settings.han["clip_clap"], **sizes)).to(device)
+    train, test = (random_target(factor * n, "clip_clap", device, width) for n in (TRAIN, TEST))
+    audio, visual = train.audio.shape[-1], train.visual_2d.shape[-1]
+    han = replace(settings.han["clip_clap"], audio_dim=audio, visual_2d_dim=visual, project_visual=True)
+    model = uwav.HAN(han).to(device)
     teacher = uwav.Teacher(replace(settings.teacher, audio_dim=audio, visual_dim=visual)).to(device)
-    text = [torch.randn(C, size, device=device) for size in (audio, visual)]
-    train, test, small = (random_target(n, "clip_clap", device, width) for n in (factor * TRAIN, factor * TEST, 300))
-    predicted, logits, val = random_truth(test.weak), random_logits(train.weak), slice(0, factor * VAL)
-    thresholds = [torch.zeros(C, device=device) for _ in range(2)]
-    labels = uwav.pseudo_labels(logits, thresholds, train.weak, config)
-    steps = training_steps(model, train, labels, config)
+    text, predicted, val = random_pair(C, device, width), random_truth(test.weak), slice(0, factor * VAL)
+    given = torch.randn(2, factor * TRAIN, T, C, device=device), torch.zeros(2, C, device=device), train.weak, config
+    steps = training_steps(model, train, uwav.pseudo_labels(*given), config)
     jobs = {
         "evaluation": lambda: uwav.han_scores(model, test),
         "ten scores": lambda: parsing_scores(*predicted, test.audio_truth, test.visual_truth),
         "labels: teacher": lambda: uwav.teacher_logits(teacher, train, text),
-        "labels: thresholds": lambda: uwav.fit_thresholds(logits[0][val], train.audio_truth[val], train.weak[val]),
-        "labels: Eq. 4, 7, 8": lambda: uwav.pseudo_labels(logits, thresholds, train.weak, config),
+        "labels: thresholds": lambda: uwav.fit_thresholds(given[0][0, val], train.audio_truth[val], train.weak[val]),
+        "labels: Eq. 4, 7, 8": lambda: uwav.pseudo_labels(*given),
         "HAN epoch": lambda: list(itertools.islice(steps, PART)),
     }
-    uwav.han_scores(model, small)  # warms up
-    list(itertools.islice(steps, 5))
-    seconds = {name: seconds_of(job, device) for name, job in jobs.items()}
+    seconds = {name: [seconds_of(job, device) for _ in range(2)][1] for name, job in jobs.items()}  # the first warms up
     seconds["HAN epoch"] *= math.ceil(factor * TRAIN / config.batch) / PART
     peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else memory("VmHWM")
     return seconds | {"peak memory, MB": peak}
@@ -559,14 +530,12 @@ def scaled(factor: int, preset: str, device_name: str, half: bool) -> dict[str, 
 
 def scale(preset: str, device: torch.device, half: bool) -> dict:
     """The table over SCALES; `exponent` e: cost grows as size ** e (slope of a line through the logarithms)."""
-    columns = {}
-    for factor in SCALES:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, for the peak of its memory
-            columns[factor] = pool.apply(scaled, (factor, preset, str(device), half))
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # so that each has a peak of memory
+        columns = pool.starmap(scaled, [(factor, preset, str(device), half) for factor in SCALES], chunksize=1)
     table = {}
     print("\n" + line("seconds at n times the size of LLP", [f"{n}x" for n in SCALES] + ["exponent"]))
-    for name in columns[1]:
-        values = [columns[n][name] for n in SCALES]
+    for name in columns[0]:
+        values = [column[name] for column in columns]
         exponent = float(np.polyfit(np.log(SCALES), np.log(values), 1)[0])
         table[name] = dict(zip(map(str, SCALES), values), exponent=exponent)
         print(line(name, [f"{v:.0f}" if "MB" in name else f"{v:.3g}" for v in values] + [f"{exponent:.2f}"]))
@@ -581,8 +550,7 @@ def line(title: str, cells: list[str], note: str = "") -> str:
 
 
 def in_units(seconds: float) -> str:
-    factor, unit = next(((f, u) for f, u in ((1, "s"), (1e3, "ms")) if f * seconds >= 1), (1e6, "us"))
-    return f"{factor * seconds:.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def machine(device: torch.device) -> str:
@@ -632,12 +600,11 @@ def run(options: argparse.Namespace) -> None:
         result["rows"] = []
         with tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder:
             bench = Bench(preset, device, options.fast, options.unav, Path(folder))
-            for name in (name for name in ROWS if name in chosen):
-                for row in getattr(bench, name)():
-                    row.floor = max(row.operations / result["operations_per_s"], row.bytes / result["bytes_per_s"])
-                    ours, plain, floor = map(in_units, (row.seconds, row.plain, row.floor))
-                    print(line(row.what, [ours, plain, f"{row.plain / row.seconds:.2f}x", floor], row.note), flush=True)
-                    result["rows"].append(asdict(row))
+            for row in itertools.chain.from_iterable(getattr(bench, name)() for name in ROWS if name in chosen):
+                floor = max(row.operations / result["operations_per_s"], row.bytes / result["bytes_per_s"])
+                ours, plain, best = map(in_units, (row.seconds, row.plain, floor))
+                print(line(row.what, [ours, plain, f"{row.plain / row.seconds:.2f}x", best], row.note), flush=True)
+                result["rows"].append(asdict(row) | dict(floor=floor))
         result["peak_mb"] = memory("VmHWM")
         print(f"\npeak memory: {result['peak_mb']:,.0f} MB")
         if device.type == "cuda":

@@ -1,9 +1,5 @@
 """How far the numbers of a run can be trusted, computed from what the run saved.
 
-    soft labels as probabilities                `reliability`, `accuracy_by_distance`
-    what the parser gets wrong                  `class_f_scores`, `modality_confusion`, `choose_videos`
-    what mixup does to labels                   `mixed_pair`
-
 N videos, T segments, C classes, M entries: the (video, segment, class) triples that are looked at.
 """
 
@@ -53,21 +49,14 @@ def labelled(x: Tensor, weak: Tensor) -> np.ndarray:
     return x[(weak > 0)[:, None, :].expand(x.shape)].numpy()
 
 
-@dataclass(frozen=True)
-class DistanceAccuracy:
-    """Accuracy of hard labels by distance from the threshold, |z - theta|, in bins of equal count."""
-
-    distance: np.ndarray  # (bins,) mean
-    accuracy: np.ndarray  # (bins,)
-    concordance: float  # chance that a correct label lies farther away than a wrong one; 0.5: distance says nothing
-    left_out: int  # classes whose threshold is -inf: there is no distance
-
-
 def accuracy_by_distance(logit: Tensor, threshold: Tensor, truth: Tensor, weak: Tensor,
-                         bins: int = DISTANCE_BINS) -> DistanceAccuracy | None:
-    """logit, truth (N, T, C), threshold (C,), weak (N, C); entries of the weak label only. None if there are none."""
-    finite = threshold.isfinite()  # (C,)
-    weak, infinite = weak * finite, int((~finite).sum())
+                         bins: int = DISTANCE_BINS) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """Of hard labels in bins of equal count: mean distance |z - theta| and accuracy, (bins,) each, and concordance.
+
+    logit, truth (N, T, C), threshold (C,), weak (N, C); entries of the weak label with a finite threshold only. None
+    if there are none. Concordance: chance that a correct label lies farther away than a wrong one; 0.5 says nothing.
+    """
+    weak = weak * threshold.isfinite()  # (N, C)
     distance = labelled((logit - threshold).abs(), weak).astype(float)  # (M,)
     correct = labelled(hard_labels(logit, threshold, weak) == truth, weak)  # (M,) bool
     if not len(distance):
@@ -75,7 +64,7 @@ def accuracy_by_distance(logit: Tensor, threshold: Tensor, truth: Tensor, weak: 
     order = np.argsort(distance, kind="stable")
     parts = np.array_split(order, min(bins, len(order)))
     means = [np.array([x[part].mean() for part in parts]) for x in (distance, correct)]
-    return DistanceAccuracy(*means, concordance(distance[correct], distance[~correct]), infinite)
+    return *means, concordance(distance[correct], distance[~correct])
 
 
 def concordance(larger: np.ndarray, smaller: np.ndarray) -> float:
@@ -89,7 +78,7 @@ def concordance(larger: np.ndarray, smaller: np.ndarray) -> float:
 
 # ---- What the parser gets right and wrong, per modality, (N, T, C) of 0 / 1; an example of mixup -
 
-EXPERIENCES = ("audible only", "visible only", "both", "neither")
+EXPERIENCES = ("both", "visible only", "audible only", "neither")  # 3 - audible - 2 visible
 
 
 def class_f_scores(pred: Tensor, truth: Tensor) -> np.ndarray:
@@ -102,13 +91,9 @@ def class_f_scores(pred: Tensor, truth: Tensor) -> np.ndarray:
 def modality_confusion(audio_pred: Tensor, visual_pred: Tensor,
                        audio_truth: Tensor, visual_truth: Tensor) -> np.ndarray:
     """(4, 4) counts of (video, segment, class): row, the truth, and column, the prediction, are EXPERIENCES."""
-
-    def experience(a: Tensor, v: Tensor) -> Tensor:
-        a, v = a.bool(), v.bool()
-        return torch.where(a & v, 2, torch.where(a, 0, torch.where(v, 1, 3)))  # (N, T, C), index in EXPERIENCES
-
-    pairs = 4 * experience(audio_truth, visual_truth) + experience(audio_pred, visual_pred)
-    return torch.bincount(pairs.flatten(), minlength=16).reshape(4, 4).numpy()
+    pairs = (audio_truth, visual_truth), (audio_pred, visual_pred)
+    true, predicted = (3 - a.long() - 2 * v.long() for a, v in pairs)  # (N, T, C), index in EXPERIENCES
+    return torch.bincount((4 * true + predicted).flatten(), minlength=16).reshape(4, 4).numpy()
 
 
 def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, int]:
@@ -133,28 +118,20 @@ def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) 
     return chosen
 
 
-@dataclass(frozen=True)
-class MixedPair:
-    """Two segments of one batch and what mixup makes of their labels, each (C,)."""
+def mixed_pair(soft: Tensor, alpha: float, batch: int, seed: int = 0) -> tuple[float, list[np.ndarray]] | None:
+    """One batch of soft labels (N, T, C), mixed as in training -> lambda; labels of two segments and mixed, (C,) each.
 
-    lam: float
-    first: np.ndarray
-    second: np.ndarray
-    mixed: np.ndarray
-
-
-def mixed_pair(soft: Tensor, alpha: float, batch: int, seed: int = 0) -> MixedPair | None:
-    """One batch of soft labels (N, T, C), mixed as in training: its first segment whose partner has another likeliest
-    class, both labels being above 0.2. None if there is no such segment."""
+    The first segment whose partner has another likeliest class, both being above 0.2. None if there is no such segment.
+    """
     torch.manual_seed(seed)
     labels = soft[torch.randperm(len(soft))[:batch]].flatten(0, 1)  # (M, C), M = B T
     perm = torch.randperm(len(labels))
     lam = torch.distributions.Beta(alpha, alpha).sample()
     mixed = mix(labels, lam, perm)  # (M, C)
     value, likeliest = labels.max(-1)  # (M,) each
-    visible = 0.2  # an example should show something
-    candidates = ((value > visible) & (value[perm] > visible) & (likeliest != likeliest[perm])).nonzero()
+    certain = value > 0.2  # an example should show something
+    candidates = (certain & certain[perm] & (likeliest != likeliest[perm])).nonzero()
     if not len(candidates):
         return None
     m = int(candidates[0])
-    return MixedPair(float(lam), *(x.numpy() for x in (labels[m], labels[perm[m]], mixed[m])))
+    return float(lam), [x.numpy() for x in (labels[m], labels[perm[m]], mixed[m])]

@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
 
 from common.files import atomic
-from reporting.evidence import EXPERIENCES, DistanceAccuracy, MixedPair, Reliability
+from reporting.evidence import EXPERIENCES, Reliability
 
 # light -> dark: drawn in light colours; in SVG each becomes a variable that follows the reader's colour scheme
 INK, PAPER, LINE, FAINT = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"
@@ -41,7 +41,6 @@ STYLE = {
 }
 WIDTH = 4.6  # inches of a panel: on a phone its letters are as large as the page's small print
 MARKERS = "osD^vPX"
-PAIR = dict(color=BLUE, marker="o", linestyle="-"), dict(color=VERMILION, marker="s", linestyle="--")  # two curves
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,11 @@ def _svg(panel: Panel) -> str:
 
 def _png(panels: Sequence[Panel], path: Path) -> None:
     columns = min(2, len(panels))
-    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    heights = [max(p.height for p in row) for row in rows]
-    figure, axes = plt.subplots(len(rows), columns, figsize=(WIDTH * columns, sum(heights)), squeeze=False,
-                                layout="constrained", height_ratios=heights)
-    for axis in axes.flat[len(panels):]:
-        axis.set_axis_off()
-    for axis, panel in zip(axes.flat, panels):
-        panel.draw(axis)
+    heights = [max(p.height for p in panels[i : i + columns]) for i in range(0, len(panels), columns)]
+    figure = plt.figure(figsize=(WIDTH * columns, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
+    for k, panel in enumerate(panels):
+        panel.draw(figure.add_subplot(grid[k // columns, k % columns]))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -101,6 +97,13 @@ def legend_below(axis: Axes, columns: int = 2) -> None:
     """A legend under the label of the x axis, where it covers no data."""
     below = offset_copy(axis.transAxes, axis.figure, 0, -32, units="points")
     axis.legend(loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, ncols=columns, borderaxespad=0)
+
+
+def without_rows(axis: Axes) -> None:
+    """Names at the left, and no line, tick or grid of the y axis."""
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.grid(axis="y", visible=False)
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -115,8 +118,7 @@ def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str =
             axis.plot(range(1, len(values) + 1), values, label=name, markersize=3.5, marker=MARKERS[k % len(MARKERS)],
                       markevery=max(1, len(values) // 10), color=INK if name == strong else colours[k % len(colours)],
                       linewidth=2.4 if name == strong else 1.2)
-        longest = max(len(values) for values in series.values())
-        axis.set(title=title, xlabel="epoch", ylabel=ylabel, xlim=(1 - 0.04 * longest, longest * 1.04))
+        axis.set(title=title, xlabel="epoch", ylabel=ylabel)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if not strong:
             axis.set_ylim(bottom=0)
@@ -145,52 +147,36 @@ def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
                 axis.annotate(text, (where, y - 0.3), ha=side, xycoords=("axes fraction", "data"),
                               bbox=dict(facecolor=PAPER, edgecolor="none", pad=1))
         axis.set(title=title, xlabel="points", yticks=[], ylim=(len(differences) - 0.5, -0.75))
-        axis.grid(axis="y", visible=False)
-        axis.spines["left"].set_visible(False)
+        without_rows(axis)
 
     return Panel(draw, 0.8 + 0.5 * len(differences))
-
-
-def sweep(title: str, values: list[float], scores: dict[str, np.ndarray], default: float) -> Panel:
-    """scores: name -> (values, seeds): mean, and a bar of one standard deviation over seeds."""
-
-    def draw(axis: Axes) -> None:
-        for k, (name, x) in enumerate(scores.items()):
-            spread = x.std(1, ddof=1) if x.shape[1] > 1 else None
-            axis.errorbar(values, x.mean(1), spread, label=name, capsize=3, markersize=5, **PAIR[k])
-        axis.axvline(default, color=FAINT, linestyle=":", label=f"setting of this run, {default:g}")
-        axis.set(xscale="log", xlabel=title, ylabel="F-score, %")
-        axis.set_xticks(values, [f"{v:g}" for v in values])
-        axis.minorticks_off()
-        legend_below(axis)
-
-    return Panel(draw, 3.1)
 
 
 # ---- Soft labels as probabilities ----------------------------------------------------------------
 
 
 def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
-    """How often labels of a given probability are true; on the diagonal a label means what it says."""
+    """How often labels of a given probability are true, by what the legend says; honest ones lie on the diagonal."""
 
     def draw(axis: Axes) -> None:
         axis.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
-        for k, (name, r) in enumerate(curves.items()):
-            seen = r.count > 0
-            label = f"{name}: error {100 * r.calibration_error:.1f} %"
-            axis.plot(r.probability[seen], r.frequency[seen], label=label, markersize=4.5, **PAIR[k])
+        for style, colour, (name, r) in zip(("o-", "s--"), (BLUE, VERMILION), curves.items()):
+            seen = r.count > 0  # (bins,)
+            axis.plot(r.probability[seen], r.frequency[seen], style, color=colour, label=name, markersize=4.5)
         axis.set(title=title, xlabel="soft label", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
         legend_below(axis, columns=1)
 
     return Panel(draw, 3.5)
 
 
-def distance(title: str, d: DistanceAccuracy) -> Panel:
+def distance(title: str, mean: np.ndarray, accuracy: np.ndarray) -> Panel:
+    """(bins,) each, of evidence.accuracy_by_distance."""
+
     def draw(axis: Axes) -> None:
-        axis.plot(d.distance, 100 * d.accuracy, marker="o", markersize=4.5, color=BLUE)
+        axis.plot(mean, 100 * accuracy, marker="o", markersize=4.5, color=BLUE)
         axis.axhline(50, color=FAINT, linestyle=":")
         axis.set(title=title, xlabel="distance from the threshold, |logit - threshold|", ylabel="hard labels right, %",
-                 xlim=(0, None), ylim=(min(40, 100 * d.accuracy.min() - 5), 101))
+                 xlim=(0, None), ylim=(min(40, 100 * accuracy.min() - 5), 101))
 
     return Panel(draw, 2.6)
 
@@ -210,8 +196,7 @@ def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, s
     def draw(axis: Axes) -> None:
         for c in range(C):
             axis.broken_barh(_runs(truth[:, c]), (c - 0.38, 0.2), color=colour)
-            for t in range(T):
-                axis.broken_barh([(t, 1)], (c - 0.1, 0.2), color=colour, alpha=float(soft[t, c]), linewidth=0)
+            axis.broken_barh([(t, 1) for t in range(T)], (c - 0.1, 0.2), facecolor=[(colour, a) for a in soft[:, c]])
             axis.broken_barh([(0, T)], (c - 0.1, 0.2), facecolor="none", edgecolor=LINE, linewidth=0.6)
             axis.broken_barh(_runs(predicted[:, c]), (c + 0.18, 0.2), facecolor="none", edgecolor=colour, hatch="/////",
                              linewidth=1)
@@ -220,9 +205,7 @@ def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, s
                           annotation_clip=False)
         axis.set(title=title, xlim=(0, T), ylim=(max(C, 1) - 0.45, -0.55), xlabel="second")
         axis.set_yticks(range(C), [shorten(c) for c in classes])
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
-        axis.grid(axis="y", visible=False)
+        without_rows(axis)
         axis.xaxis.get_major_locator().set_params(integer=True)
         if not C:
             axis.text(T / 2, 0.2, "nothing, in truth and prediction", ha="center", color=FAINT)
@@ -249,11 +232,13 @@ def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarr
     """One row a class, in the order given. series: name -> (C,), NaN: not drawn; spans: name -> (C, 2), a bar each."""
     C, colours = len(classes), (BLUE, VERMILION, GREEN)
 
+    styles = dict(color=SKY), dict(facecolor="none", edgecolor=FAINT, hatch="////")
+
     def draw(axis: Axes) -> None:
-        for k, (name, bounds) in enumerate((spans or {}).items()):
-            axis.barh(np.arange(C) + (0.18, -0.18)[k % 2], bounds[:, 1] - bounds[:, 0], 0.3, bounds[:, 0], label=name,
-                      facecolor="none" if k else SKY, edgecolor=FAINT if k else SKY, hatch="////" if k else None,
-                      linewidth=0.8)
+        axis.use_sticky_edges = False  # of bars, which would end at the frame
+        for (name, bounds), style, y in zip((spans or {}).items(), styles, (0.18, -0.18)):
+            low, high = bounds.T  # (C,) each
+            axis.barh(np.arange(C) + y, high - low, 0.3, low, label=name, linewidth=0.8, **style)
         for k, (name, values) in enumerate(series.items()):
             axis.plot(values, range(C), MARKERS[k], label=name, markersize=5.5,
                       color=colours[k] if not spans else INK, markerfacecolor="none" if k else None)
@@ -261,10 +246,6 @@ def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarr
         axis.set(title=title, xlabel=xlabel, ylim=(C - 0.4, -0.6))
         if percent:
             axis.set_xlim(-2, 102)
-        elif spans:  # bars would end at the frame
-            ends = np.concatenate([np.ravel(x) for x in (*spans.values(), *series.values())])
-            margin = 0.03 * (np.nanmax(ends) - np.nanmin(ends)) + 0.01
-            axis.set_xlim(np.nanmin(ends) - margin, np.nanmax(ends) + margin)
         if len(series) + len(spans or {}) > 1:
             legend_below(axis, columns=1 if spans else 2)
 
@@ -273,22 +254,14 @@ def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarr
 
 def confusion(counts: np.ndarray) -> Panel:
     """counts (4, 4), truth by prediction: each row in percent of what is truly so; neither / neither is left out."""
-    counts = counts.astype(float)
-    counts[3, 3] = np.nan
-    size = np.nansum(counts, 1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        share = 100 * counts / size
+    counts = counts * (np.arange(16) < 15).reshape(4, 4)  # (4, 4)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (4, 4)
 
     def draw(axis: Axes) -> None:
-        for r in range(4):
-            for c in range(4):
-                if np.isnan(share[r, c]):
-                    axis.text(c, r, "–", ha="center", va="center", color=FAINT)
-                    continue
-                axis.add_patch(plt.Rectangle((c - 0.47, r - 0.46), 0.94, 0.92, linewidth=0,
-                                             facecolor=BLUE, alpha=0.75 * share[r, c] / 100))
-                axis.text(c, r, f"{share[r, c]:.0f} %\n{counts[r, c]:.0f}", ha="center", va="center", fontsize=8.5,
-                          fontweight="bold" if r == c else "normal")
+        for r, c in np.ndindex(4, 4):
+            axis.broken_barh([(c - 0.47, 0.94)], (r - 0.46, 0.92), color=BLUE, alpha=0.75 * share[r, c], linewidth=0)
+            text = "–" if r == c == 3 else f"{share[r, c]:.0%}\n{counts[r, c]}"
+            axis.text(c, r, text, ha="center", va="center", fontsize=8.5, fontweight="bold" if r == c else "normal")
         axis.set(xlim=(-0.5, 3.5), ylim=(3.5, -0.5), ylabel="truth")
         names = [name.replace(" ", "\n") for name in EXPERIENCES]
         axis.set_xticks(range(4), names)
@@ -301,20 +274,17 @@ def confusion(counts: np.ndarray) -> Panel:
     return Panel(draw, 3.4)
 
 
-def mixed_labels(title: str, classes: list[str], pair: MixedPair) -> Panel:
-    """Labels of two segments and their mixture, for the classes that have any label above 1%."""
-    shown = np.flatnonzero(np.maximum(pair.first, pair.second) > 0.01)
-    bars = ((f"segment A, weight {pair.lam:.2f}", pair.first, dict(color=BLUE)),
-            (f"segment B, weight {1 - pair.lam:.2f}", pair.second, dict(color=ORANGE)),
-            ("mixed", pair.mixed, dict(facecolor="none", edgecolor=INK, hatch="////", linewidth=1)))
+def mixed_labels(title: str, classes: list[str], lam: float, labels: list[np.ndarray]) -> Panel:
+    """Labels of two segments and their mixture, (C,) each, for the classes that have any label above 1%."""
+    shown = np.flatnonzero(np.max(labels, 0) > 0.01)
+    bars = ((f"segment A, weight {lam:.2f}", dict(color=BLUE)),
+            (f"segment B, weight {1 - lam:.2f}", dict(color=ORANGE)),
+            ("mixed", dict(facecolor="none", edgecolor=INK, hatch="////", linewidth=1)))
 
     def draw(axis: Axes) -> None:
-        for k, (name, values, style) in enumerate(bars):
-            y = np.arange(len(shown)) + 0.27 * (k - 1)
-            axis.barh(y, values[shown], 0.24, label=name, **style)
-            for where, value in zip(y, values[shown]):
-                axis.annotate(f"{value:.2f}", (value, where), (3, 0), textcoords="offset points", va="center",
-                              fontsize=7.5)
+        for k, (values, (name, style)) in enumerate(zip(labels, bars)):
+            drawn = axis.barh(np.arange(len(shown)) + 0.27 * (k - 1), values[shown], 0.24, label=name, **style)
+            axis.bar_label(drawn, fmt="%.2f", padding=3, fontsize=7.5)
         axis.set_yticks(range(len(shown)), [shorten(classes[c]) for c in shown])
         axis.set(title=title, xlabel="soft label", xlim=(0, 1.12), ylim=(len(shown) - 0.4, -0.6),
                  xticks=np.linspace(0, 1, 6))

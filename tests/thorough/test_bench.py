@@ -28,7 +28,7 @@ def test_plain_attention_gives_the_same_model():
         torch.testing.assert_close(ours, plain)
     teacher = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=2)).eval()
     mask = torch.arange(7) < torch.tensor([[3], [7]])
-    inputs = torch.randn(2, 7, 512), torch.randn(2, 7, 768), *bench.random_text(5, CPU), mask
+    inputs = torch.randn(2, 7, 512), torch.randn(2, 7, 768), *bench.random_pair(5, CPU), mask
     for ours, plain in zip(teacher(*inputs), bench.plain_model(teacher).eval()(*inputs)):
         torch.testing.assert_close(ours[mask], plain[mask])
 
@@ -49,7 +49,7 @@ def test_plain_evaluation_and_plain_labels_give_our_scores_and_labels(tmp_path, 
     assert bench.plain_evaluate(han, read, [data.audio_truth, data.visual_truth]) == pytest.approx(uwav.han_scores(han, data))
 
     read, data = split("clip_clap")
-    teacher, text = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval(), bench.random_text(25, CPU)
+    teacher, text = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval(), bench.random_pair(25, CPU)
     plain = bench.plain_labels(teacher, read, data.weak.numpy(), text)
     logits = uwav.teacher_logits(teacher, data, text)
     for ours, theirs in zip([f(z, torch.zeros(25), data.weak) for f in (uwav.hard_labels, uwav.soft_labels) for z in logits], zip(*plain)):

@@ -65,7 +65,7 @@ def test_page_has_every_section_and_nothing_is_missing(page):
     assert titles == ["What ran", "Scores", "Training", "Uncertainty", "Timelines", "Classes and modalities", "Class balance and mixup"]
     assert "<h2>Terms</h2>" in page
     assert 'class="missing"' not in page
-    assert page.count("<figure") == page.count("<figcaption>") == 12 and page.count("<img alt=") == page.count("<img ")
+    assert page.count("<figure") == page.count("<figcaption>") == 11 and page.count("<img alt=") == page.count("<img ")
 
 
 def test_page_loads_nothing_from_anywhere(page):
@@ -82,6 +82,7 @@ def test_scores_and_differences_on_the_page_are_those_of_the_ablation(finished, 
     clear = [x for x in changes if len({v > 0 for v in (*x["interval"], *x["by_seed"])}) == 1]
     assert f"the interval excludes zero, and every seed has its sign, in {len(clear)} of 7 steps" in page
     assert "the paper's</em>" not in page  # the features are invented
+    assert "The sweep of alpha and W is in tables.txt" in page and "alpha" in (finished / "tables.txt").read_text()
 
 
 def test_time_of_a_stage_is_that_of_the_runs_that_made_something(page):
@@ -89,7 +90,7 @@ def test_time_of_a_stage_is_that_of_the_runs_that_made_something(page):
 
 
 def test_page_says_what_comes_out_the_same_again_and_what_on_a_gpu_does_not(page):
-    assert "to the last bit" in page and "On a GPU not quite: the backward pass of attention" in page
+    assert "to the last bit; on a GPU not quite (docs/promises.md)" in page
 
 
 def test_every_picture_is_written_as_svg_for_both_colour_schemes_and_as_png(finished, page):
@@ -111,7 +112,11 @@ def test_the_same_run_gives_the_same_page(finished, page):
 def test_another_seed_can_be_shown(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
     run = copied(finished, tmp_path)
+    curves, draw = [], figures.reliability
+    monkeypatch.setattr(figures, "reliability", lambda title, by_name: curves.extend(by_name) or draw(title, by_name))
     first, other = text_of(run), text_of(run, "--seed", "1")
+    assert len(curves) == 8 and all(re.search(r"error \d+\.\d ± \d", name) for name in curves)
+    assert set(curves[:4]) == set(curves[4:])  # the error is of all seeds, whichever is shown
     assert other != first and "<th>seed in pictures</th><td>1</td>" in other and 'class="missing"' not in other
 
 
@@ -146,14 +151,14 @@ def test_packed_data_may_lie_elsewhere(finished, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("without, sentence, figures_left", [
     (["ablation.json"], "ablation.json: no such file; make it with <code>python uwav.py ablate</code>", 10),
-    (["stages.tsv"], "stages.tsv: no such file", 12),
-    (["labels_segment.npz"], "labels_segment.npz: no such file", 11),
-    (["seed0/teacher.pt"], "seed0/teacher.pt: no such file", 11),
-    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with <code>python uwav.py evaluate</code>", 9),
-    (["seed0/clip_clap/valor"], "Missing in this run: VALOR", 12),
+    (["stages.tsv"], "stages.tsv: no such file", 11),
+    (["labels_segment.npz"], "labels_segment.npz: no such file", 10),
+    (["seed0/teacher.pt"], "seed0/teacher.pt: no such file", 10),
+    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with <code>python uwav.py evaluate</code>", 8),
+    (["seed0/clip_clap/valor"], "Missing in this run: VALOR", 11),
     (["seed0/clip_clap"], "no trained parser", 6),
     (["seed0", "seed1"], "seed0/labels_teacher.npz: no such file", 1),
-    (["data"], "data/index.json: no such file", 4),
+    (["data"], "data/index.json: no such file", 3),
 ])
 def test_a_missing_stage_is_named_in_its_place_and_the_rest_is_written(finished, tmp_path, monkeypatch, without, sentence, figures_left):
     monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
@@ -177,8 +182,8 @@ def test_a_run_with_one_seed_and_no_sweep_says_that_no_spread_is_known(finished,
     run = copied(finished, tmp_path, "seed1")
     cli.main(["ablate", str(run / "data"), str(run), *SMALL])
     page = text_of(run)
-    assert "One seed, so no spread is known" in page and "--seeds 3 would show it" in page and "±" not in page and "calibration error, %" not in page
-    assert "the sweep of alpha and W, which is off by default" in page
+    assert "One seed, so no spread is known" in page and "--seeds 3 would show it" in page and "±" not in page
+    assert "sweep" not in page
 
 
 def test_a_run_with_one_class(finished, tmp_path):
