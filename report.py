@@ -26,10 +26,10 @@ from common.command import one_sentence_errors
 from common.files import atomic, made_by
 from data.annotations import LLP_CLASSES
 from data.layout import read_index
-from data.splits import load_truth, load_weak, target_shape
+from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import Page, facts, mean_and_spread, paragraph, table
-from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, paper_column, read_ablation
+from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, paper_column, read_ablation
 from train.checkpoints import check_fields, load_file, read_history
 from train.stages import Labels, dead_branch, read_labels, read_predictions
 from uwav import SCORES, video_scores
@@ -62,7 +62,11 @@ class Saved:
 
     @cached_property
     def ablation(self) -> dict:
-        return read_ablation(self.run / "ablation.json")
+        path = self.run / "ablation.json"
+        ablation = read_ablation(path)
+        if ablation["data"] != self.index["sha256"]:
+            raise ValueError(f"{path}: made from other data than {self.data}")
+        return ablation
 
     @cached_property
     def parser(self) -> Path:
@@ -85,10 +89,8 @@ class Saved:
     def labels_of(self, path: Path) -> Labels:
         """Labels of these very videos."""
         labels = read_labels(path, "cpu")
-        shapes = {split: target_shape(self.data, split) for split in self.index["llp"]["videos"]}
-        found = {split: tuple(audio.shape) for split, (audio, _) in labels.logits.items()}
-        if labels.settings.get("data") != self.index["sha256"] or found != shapes:
-            raise ValueError(f"{path}: its labels are not of the videos in {self.data}")
+        if labels.settings.get("data") != self.index["sha256"]:
+            raise ValueError(f"{path}: labels of other data than {self.data}")
         return labels
 
     @cached_property
@@ -173,12 +175,12 @@ def score_tables(page: Page) -> str:
     for features, rows in ablation["scores"].items():
         shown = []
         for name, values in rows.items():
-            row = ROWS[name]
+            row = (ROWS | SWEEP)[name]
             title = f"{escape(row.title)} <small>{escape(row.short)}</small>"
             shown.append([title] + [mean_and_spread([v[s] for v in values]) for s in SCORES])
             if llp and name == "full":
                 shown.append(paper_row(map("{:.1f}".format, PAPER_FULL[features])))
-            elif llp and paper_column(features, "pack"):
+            elif llp and row.paper_type and paper_column(features, "pack"):
                 shown.append(paper_row(str(row.paper_type) if s == "seg_type" else "" for s in SCORES))
         parts.append(f"<h3>Parser, features {escape(features)}</h3>" + table(
             ["row of the ablation"] + 2 * KINDS, shown, [("", 1), ("segment level", 5), ("event level", 5)]))
@@ -188,7 +190,7 @@ def score_tables(page: Page) -> str:
         "event level whole events (at least half overlap). The small name is used in pictures. "
         + ("Mean and standard deviation over seeds." if ablation["seeds"][1:] else "One seed, so no spread is known.")
         + ("" if llp else " The paper's rows stand here only when the data are LLP with its features.")
-        + (" The sweep of alpha and W is in tables.txt." if ablation["sweep"] else "")) + "".join(parts)
+    ) + "".join(parts)
 
 
 def paper_row(cells: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 
 from data import annotations, demo_world, layout, splits
 from data.demo_world import World, WorldConfig
-from uwav import PretrainConfig
+from uwav import PretrainConfig, TeacherConfig
 
 TINY = replace(WorldConfig(), train=12, val=6, test=6, source_train=6, source_validation=3, source_test=3)
 
@@ -54,7 +54,8 @@ def test_calibrate_finds_the_constants_of_the_published_scores_and_goes_on_from_
         return {"seg_a": 70 + 20 * config.audio_alignment - config.audio_noise,
                 "seg_v": 50 + 30 * config.visual_alignment - config.visual_noise}
 
-    def teacher_scores(config: WorldConfig, seed: int) -> dict[str, float]:
+    def teacher_scores(config: WorldConfig, _: TeacherConfig, training: PretrainConfig) -> dict[str, float]:
+        seed = training.seed - PretrainConfig().seed
         seeds.add(config.seed)
         assert config.test * demo_world.FIT_WORLDS >= 2000  # videos
         if len(list(tmp_path.glob("trials.json"))) and interrupted and seed == 1:
