@@ -56,8 +56,8 @@ def ran(tmp_path_factory) -> Ran:
 
 
 def test_run_all_goes_from_nothing_to_two_tables_a_bundle_and_a_report(ran):
-    assert "Label quality" in ran.first and "Parsing scores" in ran.first and "== 6. Ablation" in ran.first
-    assert "== 7. Export" in ran.first and (ran.out / "bundle/bundle.json").exists() and (ran.out / "report.html").exists()
+    assert "Label quality" in ran.first and "Parsing scores" in ran.first and "== 3. Pseudo-labels" in ran.first
+    assert "== 4. Export" in ran.first and (ran.out / "bundle/bundle.json").exists() and (ran.out / "report.html").exists()
 
 
 def test_run_all_is_quick_the_second_time_and_prints_the_same_tables(ran):
@@ -70,8 +70,8 @@ def test_run_all_notes_every_stage_and_whether_it_made_kept_or_lost_results(ran)
     assert ran.mistaken.returncode == 1 and "no such field" in ran.mistaken.stderr
     stages = ran.stages
     assert [r[2] for r in stages[:2]] == ["new", "interrupted"] and stages[1][3].startswith("Pre-train")
-    outcomes = [r[2] for r in stages[2:]]  # data, teacher, labels, HAN, scores, ablation, export, report
-    assert outcomes == ["kept", "new", "new", "new", "kept", "new", "new", "kept"] + ["kept"] * 8
+    outcomes = [r[2] for r in stages[2:]]  # data, teacher, ablation, export, report; twice
+    assert outcomes == ["kept", "new", "new", "new", "kept"] + ["kept"] * 5
     assert all(len(r) == 7 for r in stages) and "PyTorch" in stages[0][5] and stages[0][6].startswith("bash run_all.sh --out")
     assert not (ran.out / ".started").exists()
 
