@@ -479,14 +479,14 @@ class Bench:
         import export_onnx
 
         torch.manual_seed(0)
-        export = next(e for e in export_onnx.exports_of_han(uwav.HAN().eval()) if e.name == "han")
+        export = export_onnx.exports_of(uwav.HAN().eval(), None)["han"]
         path = self.folder / "han.onnx"
         onnx.save(export_onnx.trace(export), path)
         session, rows = export_onnx.session(path), []
         for B in (1, 64):
             inputs = export.inputs(B, T, 0)
             in_onnx = functools.partial(session.run, None, {k: x.numpy() for k, x in inputs.items()})
-            in_torch = torch.inference_mode()(functools.partial(export.module, **inputs))
+            in_torch = torch.inference_mode()(functools.partial(export, *inputs.values()))
             rows.append(Row(f"HAN of preset paper, onnxruntime, batch {B}",
                             *measure(torch.device("cpu"), in_onnx, in_torch), operations(in_torch),
                             note="CPU; plain: PyTorch"))

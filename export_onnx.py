@@ -23,17 +23,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+import timeit
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -43,164 +43,138 @@ from torch.export import Dim
 try:
     import onnx
     import onnxruntime
-    import onnxscript  # noqa: F401  (the exporter needs it)
+    import onnxscript.optimizer
 except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
 import uwav
 from common.command import one_sentence_errors, working_in
-from common.files import atomic, write_json
+from common.files import atomic, file_hash, hash_of, read_json, write_json
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
 from data.splits import load_target, load_text
 from train.checkpoints import load_model
 from train.stages import read_labels
-from uwav import SCORES
+from video import IMAGE_SIZE, PROMPTS, SAMPLE_RATE
 from video.encoders import quiet
 
 OPSET = 20
 FORMAT = 1  # of the bundle
 TOLERANCE = 1e-4  # largest difference to PyTorch that is accepted
-BATCHES, LENGTHS = (1, 2, 7, 64), (1, 10, 60)  # that every export is tried at
+SIZES = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
+TIMED_RUNS = 50  # of a variant
 EXAMPLE = dict(B=3, T=5, C=4)  # what is traced: none of the sizes above
+VALUES = {  # of inputs that are not normal random numbers, by shape
+    "mask": lambda shape: torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1)),  # some are shorter
+    **dict.fromkeys(("audio_text", "visual_text"), lambda shape: nn.functional.normalize(torch.randn(shape), dim=-1)),
+    "weak": lambda shape: (torch.rand(shape) < 0.5).float(),
+    "audio_threshold": lambda shape: torch.randn(shape).index_fill(0, torch.tensor([0]), -math.inf),  # "always"
+    "pixels": lambda shape: torch.randint(0, 256, shape, dtype=torch.uint8),
+    "wave": lambda shape: 0.3 * torch.randn(shape),
+}
 LICENCE = "MIT (code and export); the weights follow the terms of the data and encoders they were trained with"
 
-# ---------------------------------------------------------------------------------------------
-# What is exported: thin modules around the models, with named inputs and outputs
-# ---------------------------------------------------------------------------------------------
+# ---- What is exported: functions of named inputs -------------------------------------------------
+
+PROBABILITIES, EVENTS = ("audio_prob", "visual_prob", "video_prob"), ("audio_event", "visual_event", "av_event")
 
 
-class Probabilities(nn.Module):
-    """han.onnx"""
+def probabilities(out: uwav.HANOutput) -> tuple[Tensor, ...]:
+    return out.audio_logit.sigmoid(), out.visual_logit.sigmoid(), out.video_prob  # (B, T, C) twice, (B, C)
 
-    outputs = ("audio_prob", "visual_prob", "video_prob")
 
-    def __init__(self, han: uwav.HAN):
+def gated(audio_prob: Tensor, visual_prob: Tensor, video_prob: Tensor) -> tuple[Tensor, ...]:
+    """The gate of inference, which is part of parser.onnx: EVENTS, (B, T, C) bool each, before PROBABILITIES."""
+    audio_event, visual_event = uwav.gated_predictions(video_prob, audio_prob, visual_prob)
+    return audio_event, visual_event, audio_event & visual_event, audio_prob, visual_prob, video_prob
+
+
+def labels(audio_logit: Tensor, visual_logit: Tensor, weak: Tensor, *thresholds: Tensor) -> tuple[Tensor, ...]:
+    pairs = tuple(zip((audio_logit, visual_logit), thresholds))
+    hard = (uwav.hard_labels(z, theta, weak) for z, theta in pairs)  # (B, T, C) each
+    soft = (uwav.soft_labels(z, theta, weak, uwav.TrainConfig().temperature) for z, theta in pairs)
+    return *hard, *soft
+
+
+class Export(nn.Module):
+    """One file: a function, the axes of its inputs in order (B, T and C are free), the names of its outputs, and the
+    model whose weights it uses, if any. What `part_of` names computes the same outputs, and more."""
+
+    def __init__(self, name: str, function: Callable, axes: dict[str, tuple[str | int, ...]], outputs: tuple[str, ...],
+                 model: nn.Module | None = None, part_of: str | None = None):
         super().__init__()
-        self.han = han
+        self.name, self.function, self.axes, self.outputs = name, function, axes, outputs
+        self.model, self.part_of = model, part_of
 
-    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, ...]:
-        out = self.han(audio, visual_2d, visual_3d)
-        return out.audio_logit.sigmoid(), out.visual_logit.sigmoid(), out.video_prob  # (B, T, C) twice, (B, C)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...] | Tensor:
+        return self.function(*inputs)
 
+    def inputs(self, B: int, T: int, C: int) -> dict[str, Tensor]:
+        size = dict(B=B, T=T, C=C)
+        return {name: VALUES.get(name, torch.randn)(tuple(size.get(axis, axis) for axis in axes))
+                for name, axes in self.axes.items()}
 
-class Parser(Probabilities):
-    """parser.onnx: the same behind the gate of inference (`uwav.gated_predictions`), which is part of the graph."""
-
-    outputs = ("audio_event", "visual_event", "av_event", *Probabilities.outputs)
-
-    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, ...]:
-        audio_prob, visual_prob, video_prob = super().forward(audio, visual_2d, visual_3d)
-        audio_event, visual_event = uwav.gated_predictions(video_prob, audio_prob, visual_prob)  # (B, T, C) bool each
-        return audio_event, visual_event, audio_event & visual_event, audio_prob, visual_prob, video_prob
-
-
-class TeacherLogits(nn.Module):
-    """teacher.onnx"""
-
-    outputs = ("audio_logit", "visual_logit")
-
-    def __init__(self, teacher: uwav.Teacher):
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, audio: Tensor, visual: Tensor, mask: Tensor, audio_text: Tensor,
-                visual_text: Tensor) -> tuple[Tensor, ...]:
-        return self.teacher(audio, visual, audio_text, visual_text, mask)  # (B, T, C) each
+    def sizes(self) -> list[tuple[int, int]]:
+        """(B, T) to try; what has no time is tried once at every B."""
+        timed = any("T" in axes for axes in self.axes.values())
+        return list(dict.fromkeys((B, T if timed else 1) for B, T in SIZES))
 
 
-class Labels(nn.Module):
-    """labels.onnx"""
-
-    outputs = ("audio_hard", "visual_hard", "audio_soft", "visual_soft")
-
-    def forward(self, audio_logit: Tensor, visual_logit: Tensor, weak: Tensor, audio_threshold: Tensor,
-                visual_threshold: Tensor) -> tuple[Tensor, ...]:
-        pairs = ((audio_logit, audio_threshold), (visual_logit, visual_threshold))
-        hard = [uwav.hard_labels(z, theta, weak) for z, theta in pairs]  # (B, T, C) each
-        soft = [uwav.soft_labels(z, theta, weak, uwav.TrainConfig().temperature) for z, theta in pairs]
-        return *hard, *soft
-
-
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """One file: the module, and inputs of any size to trace and to try it with."""
-
-    name: str
-    module: nn.Module
-    inputs: Callable[[int, int, int], dict[str, Tensor]]  # (B, T, C) -> by name
-    free: dict[str, dict[int, str]]  # input -> axis -> B, T or C
-    lengths: tuple[int, ...] = LENGTHS
+def exports_of(han: uwav.HAN, teacher: uwav.Teacher | None) -> dict[str, Export]:
+    """Every file but the encoders, by name."""
+    features = {name: ("B", "T", D) for name, D in _feature_sizes(han).items()}
+    logit, C = ("B", "T", "C"), ("C",)
+    found = [
+        Export("parser", lambda *x: gated(*probabilities(han(*x))), features, EVENTS + PROBABILITIES, han),
+        Export("han", lambda *x: probabilities(han(*x)), features, PROBABILITIES, han, part_of="parser"),
+        Export("labels", labels, dict(audio_logit=logit, visual_logit=logit, weak=("B", "C"), audio_threshold=C,
+                                      visual_threshold=C), ("audio_hard", "visual_hard", "audio_soft", "visual_soft"))]
+    if teacher is not None:
+        audio, visual = teacher.config.audio_dim, teacher.config.visual_dim
+        found.append(Export(
+            "teacher", lambda audio, visual, mask, *texts: teacher(audio, visual, *texts, mask),
+            dict(audio=("B", "T", audio), visual=("B", "T", visual), mask=("B", "T"), audio_text=("C", audio),
+                 visual_text=("C", visual)), ("audio_logit", "visual_logit"), teacher))
+    return {export.name: export for export in found}
 
 
-def exports_of_han(han: uwav.HAN) -> Iterator[Export]:
-    config = han.config
-    sizes = dict(audio=config.audio_dim, visual_2d=config.visual_2d_dim)
-    if config.visual_3d_dim:
-        sizes["visual_3d"] = config.visual_3d_dim
+def export_of_encoder(name: str, weights: Path | None) -> Export:
+    """`clip` or `clap`: what video/encoders.py computes, but resizing and cropping pictures."""
+    from video import encoders
 
-    def inputs(B: int, T: int, C: int) -> dict[str, Tensor]:
-        return {name: torch.randn(B, T, D) for name, D in sizes.items()}
-
-    for name, module in (("parser", Parser(han)), ("han", Probabilities(han))):
-        yield Export(name, module, inputs, {k: {0: "B", 1: "T"} for k in sizes})
-
-
-def exports_of_teacher(teacher: uwav.Teacher) -> Iterator[Export]:
-    config = teacher.config
-
-    def inputs(B: int, T: int, C: int) -> dict[str, Tensor]:
-        length = torch.randint(1, T + 1, (B, 1))  # of each video; the rest is padding
-        text = [nn.functional.normalize(torch.randn(C, D), dim=-1) for D in (config.audio_dim, config.visual_dim)]
-        return dict(audio=torch.randn(B, T, config.audio_dim), visual=torch.randn(B, T, config.visual_dim),
-                    mask=torch.arange(T) < length, audio_text=text[0], visual_text=text[1])
-
-    free = {k: {0: "B", 1: "T"} for k in ("audio", "visual", "mask")} | dict(audio_text={0: "C"}, visual_text={0: "C"})
-    yield Export("teacher", TeacherLogits(teacher), inputs, free)
+    if name == "clip":
+        clip = encoders.ClipEncoder(weights)
+        pixels = ("B", IMAGE_SIZE, IMAGE_SIZE, 3)
+        return Export("clip_image", clip.embed, dict(pixels=pixels), ("embedding",), clip.model)
+    clap = encoders.ClapEncoder(weights)
+    return Export("clap_audio", clap, dict(wave=("B", SAMPLE_RATE)), ("embedding",), clap)
 
 
-def exports_of_labels() -> Iterator[Export]:
-    def inputs(B: int, T: int, C: int) -> dict[str, Tensor]:
-        theta = torch.randn(2, C)
-        theta[0, 0] = -math.inf  # "every segment of a video that has the class"
-        return dict(audio_logit=3 * torch.randn(B, T, C), visual_logit=3 * torch.randn(B, T, C),
-                    weak=(torch.rand(B, C) < 0.5).float(), audio_threshold=theta[0], visual_threshold=theta[1])
-
-    free = {k: {0: "B", 1: "T", 2: "C"} for k in ("audio_logit", "visual_logit")}
-    free |= {"weak": {0: "B", 1: "C"}, "audio_threshold": {0: "C"}, "visual_threshold": {0: "C"}}
-    yield Export("labels", Labels(), inputs, free)
+def _feature_sizes(han: uwav.HAN) -> dict[str, int]:
+    """Of the inputs that it takes."""
+    sizes = {name: getattr(han.config, f"{name}_dim") for name in ("audio", "visual_2d", "visual_3d")}
+    return {name: size for name, size in sizes.items() if size}
 
 
-# ---------------------------------------------------------------------------------------------
-# Tracing, checking, keeping
-# ---------------------------------------------------------------------------------------------
+# ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
 
 def trace(export: Export) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
-    module = export.module.eval()
-    inputs = export.inputs(EXAMPLE["B"], EXAMPLE["T"], EXAMPLE["C"])
+    inputs = export.inputs(**EXAMPLE)
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
-    shapes = {name: {axis: dims[d] for axis, d in export.free.get(name, {}).items()} for name in inputs}
+    shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
     with quiet(), torch.no_grad():  # the exporter speaks of itself
         program = torch.onnx.export(
-            module, tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
-            input_names=list(inputs), output_names=list(module.outputs), dynamic_shapes=tuple(shapes.values()))
+            export.eval(), tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+            optimize=False, input_names=list(inputs), output_names=list(export.outputs), dynamic_shapes=(shapes,))
+        onnxscript.optimizer.optimize(program.model, num_iterations=1)  # by default 2, the second of which finds little
     model = program.model_proto
-    for graph in (model.graph, *model.functions):  # the exporter notes source files and stack traces
-        for node in graph.node:
-            node.ClearField("metadata_props")
-            node.ClearField("doc_string")
-        for value in graph.value_info:
-            value.ClearField("metadata_props")
-            value.ClearField("doc_string")
-        graph.ClearField("doc_string")
-        graph.ClearField("metadata_props")
-    for value in (*model.graph.input, *model.graph.output):
-        value.ClearField("metadata_props")
-    model.ClearField("metadata_props")
-    model.producer_name, model.producer_version = "uwav", str(FORMAT)
-    onnx.checker.check_model(model, full_check=True)
+    graph = model.graph
+    inside = (x for g in (graph, *model.functions) for x in (g, *g.node, *g.value_info))
+    for part in (model, *graph.input, *graph.output, *inside):  # the exporter notes source files and stack traces
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
     return model
 
 
@@ -210,98 +184,59 @@ def session(path: str | Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def largest_difference(export: Export, path: Path, batches: tuple[int, ...]) -> float:
-    """Between onnxruntime and PyTorch, over all outputs and sizes. A bool may differ where rounding decides it."""
-    run, worst = session(path), 0.0
-    generator = torch.Generator().manual_seed(0)
-    for n, (B, T) in enumerate((B, T) for B in batches for T in export.lengths):
-        torch.manual_seed(int(torch.randint(1 << 30, (), generator=generator)))
+def largest_difference(export: Export, run: onnxruntime.InferenceSession) -> float:
+    """Between onnxruntime and PyTorch, over all outputs and sizes. The gate is compared on onnxruntime's own
+    probabilities: rounding may carry one across it, but then its event must go with it."""
+    differences = []
+    for n, (B, T) in enumerate(export.sizes()):
+        torch.manual_seed(n)
         inputs = export.inputs(B, T, 1 + n)
+        got = [torch.from_numpy(x) for x in run.run(None, {k: v.numpy() for k, v in inputs.items()})]
         with torch.inference_mode():
-            expected = export.module(*inputs.values())
-        got = run.run(None, {k: v.numpy() for k, v in inputs.items()})
-        expected = dict(zip(export.module.outputs, expected if isinstance(expected, tuple) else (expected,)))
-        for (name, a), b in zip(expected.items(), got):
-            a = a.numpy()
+            expected = export(*inputs.values())
+            expected = expected if isinstance(expected, tuple) else (expected,)
+            if export.outputs[:3] == EVENTS:
+                expected = *gated(*got[3:])[:3], *expected[3:]
+        for name, a, b in zip(export.outputs, expected, got):
             if a.shape != b.shape or a.dtype != b.dtype:
-                raise ValueError(f"{export.name}.onnx, B = {B}, T = {T}: {name} is {b.dtype} {b.shape} instead of "
-                                 f"{a.dtype} {a.shape}")
-            if a.dtype == bool:
-                worst = max(worst, float(((a != b) & ~_on_the_edge(expected, name)).any()))
-            else:
-                finite = np.isfinite(a)
-                worst = max(worst, float(np.abs(a[finite] - b[finite]).max(initial=0.0)),
-                            float((finite != np.isfinite(b)).any()))
-    return worst
+                raise ValueError(f"{export.name}.onnx, B = {B}, T = {T}: {name} is {b.dtype} {tuple(b.shape)}")
+            differences.append(torch.where(a == b, 0.0, (a.double() - b.double()).abs()).max())  # NaN stays NaN
+    return float(torch.stack(differences).max())
 
 
-def _on_the_edge(outputs: dict[str, Tensor], event: str) -> np.ndarray:
-    """Where rounding may decide: a segment's or the video's probability within the tolerance of the gate."""
-    near = {k: (outputs[k] - uwav.GATE).abs() < TOLERANCE for k in Probabilities.outputs}
-    sides = {"audio_event": ("audio",), "visual_event": ("visual",), "av_event": ("audio", "visual")}[event]
-    edge = near["video_prob"][:, None, :]
-    for side in sides:
-        edge = edge | near[f"{side}_prob"]
-    return edge.numpy()
-
-
-def keep(export: Export, out: Path, properties: dict[str, str], batches: tuple[int, ...] = BATCHES) -> dict:
+def keep(export: Export, out: Path, properties: dict[str, str]) -> dict:
     """Export, check, and only then write OUT/NAME.onnx; returns what bundle.json says of it. Raises ValueError."""
-    started = time.monotonic()
-    model = trace(export)
+    started, path = time.monotonic(), out / f"{export.name}.onnx"
+    if export.part_of is None:
+        model = trace(export)
+    else:  # the same network is not traced twice
+        whole = onnx.utils.Extractor(onnx.load(out / f"{export.part_of}.onnx"))
+        model = whole.extract_model(list(export.axes), list(export.outputs))
+    model.producer_name, model.producer_version = "uwav", str(FORMAT)
     onnx.helper.set_model_props(model, properties)
-    path = out / f"{export.name}.onnx"
     with atomic(path) as temporary:
         onnx.save(model, temporary)
-        onnx.checker.check_model(str(temporary))
-        difference = largest_difference(export, temporary, batches)
+        onnx.checker.check_model(str(temporary), full_check=True)
+        run = session(temporary)
+        difference = largest_difference(export, run)
         if not difference <= TOLERANCE:
             raise ValueError(f"{path.name}: not written, onnxruntime and PyTorch differ by {difference:.1e}, "
                              f"more than {TOLERANCE:.0e}")
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, onnxruntime within {difference:.1e} of PyTorch at "
-          f"{len(batches) * len(export.lengths)} sizes, {time.monotonic() - started:.0f} s", flush=True)
-    return describe(path) | dict(verified=dict(batches=batches, lengths=export.lengths, largest_difference=difference))
+          f"{len(export.sizes())} sizes, {time.monotonic() - started:.0f} s", flush=True)
+    batches, lengths = (sorted(set(x)) for x in zip(*export.sizes()))
+    return describe(path, run) | dict(verified=dict(batches=batches, lengths=lengths, largest_difference=difference))
 
 
-def describe(path: Path) -> dict:
-    run = session(path)
-
+def describe(path: Path, run: onnxruntime.InferenceSession) -> dict:
     def values(items: list) -> dict:
         return {v.name: dict(type=v.type.removeprefix("tensor(").removesuffix(")"), shape=v.shape) for v in items}
 
-    return dict(file=path.name, bytes=path.stat().st_size, sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-                inputs=values(run.get_inputs()), outputs=values(run.get_outputs()))
+    return dict(file=path.name, bytes=path.stat().st_size, sha256=file_hash(path), inputs=values(run.get_inputs()),
+                outputs=values(run.get_outputs()))
 
 
-# ---------------------------------------------------------------------------------------------
-# The encoders
-# ---------------------------------------------------------------------------------------------
-
-
-class Embedding(nn.Module):
-    """clip_image.onnx and clap_audio.onnx: what video/encoders.py computes, but resizing and cropping pictures."""
-
-    outputs = ("embedding",)
-
-    def __init__(self, model: nn.Module, embed: Callable[[Tensor], Tensor]):
-        super().__init__()
-        self.model, self.embed = model, embed
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.embed(x)  # (N, D)
-
-
-def exports_of_encoders(clip, clap) -> Iterator[Export]:
-    if clip is not None:
-        yield Export("clip_image", Embedding(clip.model, clip.embed), lambda B, T, C: dict(
-            pixels=torch.randint(0, 256, (B, 224, 224, 3), dtype=torch.uint8)), {"pixels": {0: "B"}}, lengths=(1,))
-    if clap is not None:
-        yield Export("clap_audio", Embedding(clap, clap.forward), lambda B, T, C: dict(
-            wave=0.3 * torch.randn(B, 48_000)), {"wave": {0: "B"}}, lengths=(1,))
-
-
-@contextlib.contextmanager
-def free_batch_size_of_htsat() -> Iterator[None]:
+def free_batch_size_of_htsat() -> contextlib.AbstractContextManager:
     """HTSAT computes its batch size with `int(...)`, which a trace would bake in without a word."""
     from video import encoders
 
@@ -313,41 +248,26 @@ def free_batch_size_of_htsat() -> Iterator[None]:
         x = windows.reshape(-1, H // w, W // w, w, w, C)  # (B, H/w, W/w, w, w, C)
         return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, H, W, C)  # (B, H, W, C)
 
-    original, htsat.window_reverse = htsat.window_reverse, window_reverse
-    try:
-        yield
-    finally:
-        htsat.window_reverse = original
+    return mock.patch.object(htsat, "window_reverse", window_reverse)
 
 
-def export_encoders(out: Path, clip_choice: str | None, clap_choice: str | None, properties: dict[str, str]) -> dict:
-    """clip_image.onnx and clap_audio.onnx of the weights named; what bundle.json says of them."""
-    from video import encoders, weights
-    from features import need_feature_packages
+def export_encoders(out: Path, clip: str | None, clap: str | None, properties: dict[str, str]) -> dict:
+    """clip_image.onnx and clap_audio.onnx of the weights named, if any; what bundle.json says of them."""
+    if not (clip or clap):
+        return {}
+    from video import weights
 
-    need_feature_packages()
-    files = {}
-    if clip_choice:
-        files["clip"] = weights.clip_weights(clip_choice)
-    if clap_choice:
-        files["clap"] = weights.clap_weights(clap_choice)
+    weights.need_packages()
+    choices, find = dict(clip=clip, clap=clap), dict(clip=weights.clip_weights, clap=weights.clap_weights)
+    files = {name: find[name](choice) for name, choice in choices.items() if choice}  # a missing one is said at once
     weights.warn_of_random(files)
-    clip = encoders.ClipEncoder(files["clip"]) if "clip" in files else None
-    clap = encoders.ClapEncoder(files["clap"]) if "clap" in files else None
     entries = {}
-    for export in exports_of_encoders(clip, clap):
-        choice, file = (clip_choice, files["clip"]) if export.name == "clip_image" else (clap_choice, files["clap"])
+    for name, file in files.items():
+        export = export_of_encoder(name, file)
         with free_batch_size_of_htsat():
             entry = keep(export, out, properties)
-        entries[export.name] = entry | dict(weights=weights.identity_of_weights(choice, file))
+        entries[export.name] = entry | dict(weights=weights.identity_of_weights(choices[name], file))
     return entries
-
-
-# ---------------------------------------------------------------------------------------------
-# Smaller variants of the parser, each measured
-# ---------------------------------------------------------------------------------------------
-
-TIMED_RUNS = 50
 
 
 def make_variant(kind: str, source: Path, target: Path) -> None:
@@ -355,7 +275,7 @@ def make_variant(kind: str, source: Path, target: Path) -> None:
     if kind == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        with quiet():  # it would like the model to be preprocessed, which changes nothing here
+        with quiet():  # it would like the model to be preprocessed
             quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
         return
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -366,54 +286,46 @@ def make_variant(kind: str, source: Path, target: Path) -> None:
     onnx.save(model.model, target)
 
 
-def measure(path: Path, inputs: dict[str, np.ndarray], truth: tuple[Tensor, Tensor] | None) -> tuple[dict, dict]:
-    """(outputs on all of `inputs`, {bytes, ms_batch_1, and the ten scores if there is truth})."""
-    run, N = session(path), len(inputs["audio"])
-    chunks = [run.run(None, {k: x[i : i + 64] for k, x in inputs.items()}) for i in range(0, N, 64)]
-    outputs = dict(zip(Parser.outputs, (np.concatenate(x) for x in zip(*chunks))))
-    one, times = {k: x[:1] for k, x in inputs.items()}, []
-    for _ in range(TIMED_RUNS):
-        started = time.perf_counter()
-        run.run(None, one)
-        times.append(1e3 * (time.perf_counter() - started))
-    figures = dict(bytes=path.stat().st_size, ms_batch_1=statistics.median(times))
+def measure(run: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray],
+            truth: tuple[Tensor, Tensor] | None) -> tuple[dict[str, Tensor], dict]:
+    """(outputs on all of `inputs`, {ms_batch_1, and the ten scores if there is truth})."""
+    starts = range(0, len(inputs["audio"]), 64)
+    chunks = [run.run(None, {k: x[i : i + 64] for k, x in inputs.items()}) for i in starts]
+    outputs = dict(zip(EVENTS + PROBABILITIES, (torch.from_numpy(np.concatenate(x)) for x in zip(*chunks))))
+    one = {k: x[:1] for k, x in inputs.items()}
+    times = timeit.repeat(lambda: run.run(None, one), number=1, repeat=TIMED_RUNS)
+    figures = dict(ms_batch_1=1e3 * statistics.median(times))
     if truth is not None:
-        events = [torch.from_numpy(outputs[k]) for k in ("audio_event", "visual_event")]
-        figures["scores"] = uwav.parsing_scores(*events, *truth)
+        figures["scores"] = uwav.parsing_scores(outputs["audio_event"], outputs["visual_event"], *truth)
     return outputs, figures
 
 
 def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], truth: tuple[Tensor, Tensor] | None,
                   measured_on: str) -> dict:
     """parser_KIND.onnx beside parser.onnx; size, speed, and how far and how often it disagrees with fp32."""
-    reference, figures = measure(out / "parser.onnx", inputs, truth)
-    rows = {"fp32": figures | dict(file="parser.onnx")}
+    source, events, rows = out / "parser.onnx", EVENTS[:2], {}
+    reference, figures = measure(session(source), inputs, truth)
+    rows["fp32"] = dict(file=source.name, bytes=source.stat().st_size) | figures
     for kind in kinds:
         path = out / f"parser_{kind}.onnx"
         with atomic(path) as temporary:
-            make_variant(kind, out / "parser.onnx", temporary)
+            make_variant(kind, source, temporary)
             onnx.checker.check_model(str(temporary))
-            outputs, figures = measure(temporary, inputs, truth)
-        flips = sum(int((outputs[k] != reference[k]).sum()) for k in ("audio_event", "visual_event"))
-        difference = max(float(np.abs(outputs[k] - reference[k]).max()) for k in Probabilities.outputs)
-        rows[kind] = figures | describe(path) | dict(
-            largest_difference=difference, flips=flips, predictions=2 * reference["audio_event"].size,
-            events=int(sum(reference[k].sum() for k in ("audio_event", "visual_event"))))
+        run = session(path)
+        outputs, figures = measure(run, inputs, truth)
+        rows[kind] = describe(path, run) | figures | dict(
+            largest_difference=max(float((outputs[k] - reference[k]).abs().max()) for k in PROBABILITIES),
+            flips=int(sum((outputs[k] != reference[k]).sum() for k in events)),
+            predictions=sum(reference[k].numel() for k in events), events=int(sum(reference[k].sum() for k in events)))
     print(f"parser, measured on {measured_on}:")
     for kind, row in rows.items():
-        line = f"  {kind:5s} {row['bytes'] / 1e6:7.1f} MB  {row['ms_batch_1']:6.2f} ms at batch 1"
-        if kind != "fp32":
-            line += (f"  largest difference of a probability {row['largest_difference']:.1e}, {row['flips']} of "
-                     f"{row['predictions']} predictions flip ({row['events']} are positive)")
-        print(line)
-        if "scores" in row:
-            print("        " + "  ".join(f"{k} {row['scores'][k]:.2f}" for k in SCORES))
+        numbers = {k: x for k, x in row.items() if isinstance(x, int | float)}
+        print(f"  {kind}: " + ", ".join(f"{k} {x:{',' if isinstance(x, int) else '.3g'}}" for k, x in numbers.items()))
+        print("      " + "  ".join(f"{k} {x:.2f}" for k, x in row.get("scores", {}).items()))
     return dict(measured_on=measured_on, rows=rows)
 
 
-# ---------------------------------------------------------------------------------------------
-# The bundle
-# ---------------------------------------------------------------------------------------------
+# ---- The bundle ----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -424,10 +336,46 @@ class Source:
     teacher: uwav.Teacher | None
     classes: list[str]
     made_from: str
+    features: str = "clip_clap"  # the feature set
     segments: int = LLP_SEGMENTS  # of the clips it was trained on
     thresholds: tuple[Tensor, Tensor] | None = None  # (C,) audio and visual, of the pseudo-labels
     texts: tuple[Tensor, Tensor] | None = None  # (C, 512), (C, 768)
     data: Path | None = None  # packed folder, on whose test split variants are measured
+
+    def describe(self) -> dict:
+        """All that a program must know besides the files themselves."""
+        inputs = {}
+        for feature, (name, size) in zip(FEATURE_SETS[self.features], _feature_sizes(self.han).items()):
+            inputs[name] = dict(feature=feature, size=size, per_second=1)
+            if feature and LLP_FEATURES[feature][1] > 1:
+                inputs[name]["averaged_from"] = LLP_FEATURES[feature][1]
+        thresholds = self.thresholds and {  # JSON has no infinity: null is a threshold of -inf
+            m: [x if math.isfinite(x) else None for x in theta.tolist()]
+            for m, theta in zip(("audio", "visual"), self.thresholds)}
+        return dict(
+            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, licence=LICENCE, gate=uwav.GATE,
+            features=dict(set=self.features, inputs=inputs), segments=self.segments,
+            preprocessing=dict(
+                segment_seconds=1,
+                picture=dict(shown_at=0.5, short_side=IMAGE_SIZE, resize="bicubic, antialiased, as Pillow does",
+                             crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
+                sound=dict(rate=SAMPLE_RATE, channels="averaged", samples=SAMPLE_RATE, values="float32 in [-1, 1]"),
+                prompts=PROMPTS),
+            label_thresholds=thresholds, label_temperature=uwav.TrainConfig().temperature,
+            versions={name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")})
+
+    def measuring_data(self) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor] | None, str]:
+        """The test split of the run (of own data without one: val, else train), or random features; dense truth, if
+        there is; what these are."""
+        if self.data is None:
+            torch.manual_seed(0)
+            inputs = exports_of(self.han, None)["parser"].inputs(256, 10, 0)
+            return {k: x.numpy() for k, x in inputs.items()}, None, "random features"
+        split = list(read_index(self.data)["llp"]["videos"])[-1]
+        data = load_target(self.data, split, self.features, "cpu")
+        named = zip(("audio", "visual_2d", "visual_3d"), data.inputs(slice(None)))
+        truth = None if data.audio_truth is None else (data.audio_truth, data.visual_truth)
+        return {k: x.numpy() for k, x in named if x is not None}, truth, f"the {split} split of {self.made_from}"
 
 
 def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Path | None) -> Source:
@@ -435,82 +383,49 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Pa
     folder, data = run / f"seed{seed}", data or run / "data"
     index = read_index(data)
     if features is None:
-        found = [name for name in ("clip_clap", "base") if (folder / name / row / "han.pt").exists()]
-        if not found:
-            raise FileNotFoundError(f"{folder}/clip_clap/{row}/han.pt: no such file, so {run} holds no trained HAN")
-        features = found[0]
-    han, teacher, labels = _load(folder / features / row / "han.pt", uwav.HAN), None, folder / "labels_teacher.npz"
+        features = next((f for f in ("clip_clap", "base") if (folder / f / row / "han.pt").exists()), None)
+    if features is None:
+        raise FileNotFoundError(f"{folder}/clip_clap/{row}/han.pt: no such file, so {run} holds no trained HAN")
+    checkpoint, teacher, labels = folder / features / row / "han.pt", None, folder / "labels_teacher.npz"
+    han = load_model(checkpoint, kind=uwav.HAN)
     if "unav" in index or (folder / "teacher.pt").exists():  # with own data it may be elsewhere, or there is none
-        teacher = _load(folder / "teacher.pt", uwav.Teacher)
+        teacher = load_model(folder / "teacher.pt", kind=uwav.Teacher)
     if "unav" not in index and not labels.exists():
         labels = folder / "labels_segment.npz"
     kind = index["source"] if isinstance(index["source"], str) else "demo world"
     made_from = f"{'LLP' if kind == 'pack' else kind}, features {features}, {row}, seed {seed}"
-    segments, classes = index["llp"].get("segments", LLP_SEGMENTS), index["llp"]["classes"]
-    thresholds = read_labels(labels, "cpu").thresholds
-    for path, C in ((folder / features / row / "han.pt", han.config.classes), (labels, len(thresholds[0]))):
+    classes, thresholds = index["llp"]["classes"], read_labels(labels, "cpu").thresholds
+    for path, C in ((checkpoint, han.config.classes), (labels, len(thresholds[0]))):
         if C != len(classes):
             raise ValueError(f"{path}: made for {C} classes, but {data} has {len(classes)}")
-    return Source(han, teacher, classes, made_from, segments, thresholds, load_text(data, "llp", "cpu"), data)
+    return Source(han, teacher, classes, made_from, features, index["llp"].get("segments", LLP_SEGMENTS), thresholds,
+                  load_text(data, "llp", "cpu"), data)
 
 
 def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:
     """Checkpoints of the authors' code."""
-    models = (_load(han, uwav.HAN, heads, visual_3d_dim), teacher and _load(teacher, uwav.Teacher, heads))
-    C = models[0].config.classes
+    model = load_model(han, "cpu", heads, visual_3d_dim, uwav.HAN)
+    C = model.config.classes
     classes = list(LLP_CLASSES) if C == len(LLP_CLASSES) else [f"class {c}" for c in range(C)]
-    return Source(*models, classes, "checkpoints of the authors' code")
-
-
-def _load(path: Path, kind: type, *sizes: int | None) -> nn.Module:
-    model = load_model(path, "cpu", *sizes)
-    if not isinstance(model, kind):
-        raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {kind.__name__}")
-    return model
-
-
-def describe_source(source: Source) -> dict:
-    """All that a program must know besides the files themselves."""
-    config = source.han.config
-    feature_set = "base" if config.audio_dim == uwav.HANConfig().audio_dim else "clip_clap"
-    names = dict(zip(("audio", "visual_2d", "visual_3d"), FEATURE_SETS[feature_set]))
-    sizes = dict(audio=config.audio_dim, visual_2d=config.visual_2d_dim, visual_3d=config.visual_3d_dim)
-    inputs = {k: dict(feature=names[k], size=sizes[k], per_second=1) for k in sizes if sizes[k]}
-    if LLP_FEATURES[names["visual_2d"]][1] > 1:
-        inputs["visual_2d"]["averaged_from"] = LLP_FEATURES[names["visual_2d"]][1]
-    thresholds = None
-    if source.thresholds is not None:  # JSON has no infinity: null is a threshold of -inf
-        finite = [[x if math.isfinite(x) else None for x in theta.tolist()] for theta in source.thresholds]
-        thresholds = dict(audio=finite[0], visual=finite[1])
-    return dict(
-        format=FORMAT, name="uwav", classes=source.classes, made_from=source.made_from, licence=LICENCE, gate=uwav.GATE,
-        features=dict(set=feature_set, inputs=inputs), segments=source.segments,
-        preprocessing=dict(
-            segment_seconds=1,
-            picture=dict(shown_at=0.5, short_side=224, resize="bicubic, antialiased, as Pillow does",
-                         crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
-            sound=dict(rate=48_000, channels="averaged", samples=48_000, values="float32 in [-1, 1]"),
-            prompts=dict(clip="A photo of {}", clap="This is the sound of {}")),
-        label_thresholds=thresholds, label_temperature=uwav.TrainConfig().temperature,
-        versions={name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")})
+    features = "base" if model.config.visual_3d_dim else "clip_clap"  # only one of them has 3D features
+    return Source(model, teacher and load_model(teacher, "cpu", heads, kind=uwav.Teacher), classes,
+                  "checkpoints of the authors' code", features)
 
 
 def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
-                  variants: list[str] | None = None) -> dict:
+                  variants: tuple[str, ...] = ()) -> dict:
     """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch.
 
     A complete bundle of the same models and options is kept as it is.
     """
-    info = describe_source(source)
+    info = source.describe()
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
     weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]
-    info["made_with"] = dict(
-        models=hashlib.sha256(b"".join(x.numpy().tobytes() for x in weights)).hexdigest(), clip_weights=clip_weights,
-        clap_weights=clap_weights, variants=variants or [])
-    before = _complete_bundle(out)
-    if before and {k: before.get(k) for k in info} == json.loads(json.dumps(info)):
+    info["made_with"] = dict(models=hash_of(b"".join(x.numpy().tobytes() for x in weights)), clip_weights=clip_weights,
+                             clap_weights=clap_weights, variants=list(variants))
+    if _is_finished(out, info):
         print(f"{out}: exported before, kept")
-        return before
+        return read_json(out / "bundle.json")
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -528,45 +443,26 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
 
 def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, str]) -> None:
     """All files into an empty folder; `info` gets what bundle.json says of them."""
-    clip_weights, clap_weights, variants = (info["made_with"][k] for k in ("clip_weights", "clap_weights", "variants"))
-    exports = [*exports_of_han(source.han), *exports_of_labels()]
-    if source.teacher is not None:
-        exports += exports_of_teacher(source.teacher)
-    info["files"] = {export.name: keep(export, out, properties) for export in exports}
-    if clip_weights or clap_weights:
-        info["files"] |= export_encoders(out, clip_weights, clap_weights, properties)
+    made_with, exports = info["made_with"], exports_of(source.han, source.teacher)
+    info["files"] = {name: keep(export, out, properties) for name, export in exports.items()}
+    info["files"] |= export_encoders(out, made_with["clip_weights"], made_with["clap_weights"], properties)
     if source.texts is not None:
         clap, clip = (x.tolist() for x in source.texts)
         write_json(out / "texts.json", dict(classes=source.classes, clap=clap, clip=clip))
-    if variants:
-        info["variants"] = keep_variants(variants, out, *_measuring_data(source, info["features"]["set"]))
+    if made_with["variants"]:
+        info["variants"] = keep_variants(made_with["variants"], out, *source.measuring_data())
     write_json(out / "bundle.json", info)
 
 
-def _complete_bundle(out: Path) -> dict | None:
-    """The description of a bundle that was finished; None if there is none."""
+def _is_finished(out: Path, info: dict) -> bool:
+    """Whether `out` holds a complete bundle of the same models and options."""
     try:
-        info = json.loads((out / "bundle.json").read_text(encoding="utf-8"))
-        files = [*info["files"].values(), *info.get("variants", {}).get("rows", {}).values()]
-        whole = all((out / f["file"]).stat().st_size == f["bytes"] for f in files)
-        return info if whole else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-
-
-def _measuring_data(source: Source,
-                    feature_set: str) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor] | None, str]:
-    """The test split of the run (of own data without one: val, else train), or random features."""
-    if source.data is not None:
-        split = list(read_index(source.data)["llp"]["videos"])[-1]
-        data = load_target(source.data, split, feature_set, "cpu")
-        named = zip(("audio", "visual_2d", "visual_3d"), data.inputs(slice(None)))
-        inputs = {k: x.numpy() for k, x in named if x is not None}
-        truth = None if data.audio_truth is None else (data.audio_truth, data.visual_truth)
-        return inputs, truth, f"the {split} split of {source.made_from}"
-    torch.manual_seed(0)
-    inputs = next(exports_of_han(source.han)).inputs(256, 10, 0)
-    return {k: x.numpy() for k, x in inputs.items()}, None, "random features"
+        before = read_json(out / "bundle.json")
+        files = [*before["files"].values(), *before.get("variants", {}).get("rows", {}).values()]
+        return (all((out / f["file"]).stat().st_size == f["bytes"] for f in files)
+                and {k: before[k] for k in info} == json.loads(json.dumps(info)))
+    except Exception:  # it is missing or damaged: made again
+        return False
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -584,8 +480,9 @@ def main(arguments: list[str] | None = None) -> None:
                         help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
-    parser.add_argument("--fp16", action="store_true", help="also parser_fp16.onnx, measured")
-    parser.add_argument("--int8", action="store_true", help="also parser_int8.onnx, measured")
+    for kind, what in dict(fp16="in half precision", int8="with 8-bit weights").items():
+        parser.add_argument(f"--{kind}", dest="variants", action="append_const", const=kind, default=[],
+                            help=f"also parser_{kind}.onnx, {what}, measured")
     options = parser.parse_args(arguments)
     with one_sentence_errors():
         if len(options.paths) != (1 if options.released_han else 2):
@@ -595,10 +492,10 @@ def main(arguments: list[str] | None = None) -> None:
                                         options.visual_3d_dim)
         else:
             source = source_of_run(options.paths[0], options.seed, options.features, options.row, options.data)
-        variants = [kind for kind in ("fp16", "int8") if getattr(options, kind)]
-        with working_in(options.paths[-1]):
-            export_bundle(source, options.paths[-1], options.clip_weights, options.clap_weights, variants)
-        print(f"{options.paths[-1]}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {options.paths[-1]}`")
+        out = options.paths[-1]
+        with working_in(out):
+            export_bundle(source, out, options.clip_weights, options.clap_weights, tuple(sorted(set(options.variants))))
+        print(f"{out}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {out}`")
         if not (options.clip_weights and options.clap_weights):
             print("(without the encoders, which --clip-weights and --clap-weights add: it parses features, not videos)")
 

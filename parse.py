@@ -34,9 +34,7 @@ LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
 # string in protobuf, after a byte that ends its length, 8 (or 0, if that is written longer than needed).
 EXTERNAL = re.compile(rb"[\x08\x00]location")
 
-# ---------------------------------------------------------------------------------------------
-# The bundle
-# ---------------------------------------------------------------------------------------------
+# ---- The bundle ----------------------------------------------------------------------------------
 
 
 class Bundle:
@@ -52,18 +50,18 @@ class Bundle:
             self.window = self.info.get("segments", WINDOW)  # longer videos are parsed piece by piece
             self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
             numbers, checksums = [self.window, *self.sizes.values()], [f["sha256"] for f in self.files.values()]
-            whole = (all(type(n) is int and n > 0 for n in numbers) and all(isinstance(c, str) for c in checksums)
-                     and 0 < self.gate < 1 and {"audio", "visual_2d"} <= self.sizes.keys()
-                     and not any(map(CONTROL.search, self.classes))
-                     and 0 < len(set(self.classes)) == len(self.classes))
+            whole = version != FORMAT or (
+                all(type(n) is int and n > 0 for n in numbers) and all(isinstance(c, str) for c in checksums)
+                and 0 < self.gate < 1 and {"audio", "visual_2d"} <= self.sizes.keys()
+                and not any(map(CONTROL.search, self.classes)) and 0 < len(set(self.classes)) == len(self.classes))
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"{path}: no such file; make a bundle with export_onnx.py") from None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            raise ValueError(f"{path}: not the description of a bundle") from None
-        if version != FORMAT:
-            raise ValueError(f"{path}: a bundle of format {version!r:.20}, this program reads {FORMAT}")
+            whole = False
         if not whole:
             raise ValueError(f"{path}: not the description of a bundle")
+        if version != FORMAT:
+            raise ValueError(f"{path}: a bundle of format {version!r:.20}, this program reads {FORMAT}")
         self.wanted, self.providers, self.sessions = provider, {}, {}
 
     def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -123,9 +121,7 @@ def _quiet() -> Iterator[None]:
         os.close(null)
 
 
-# ---------------------------------------------------------------------------------------------
-# Features: from a file, or of a video by the bundle's encoders
-# ---------------------------------------------------------------------------------------------
+# ---- Features: from a file, or of a video by the bundle's encoders -------------------------------
 
 
 def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
@@ -159,10 +155,10 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
                          "here; give it an .npz file of features")
     try:
         from video import decode
+
+        clip = decode.read_clip(path)
     except ModuleNotFoundError as error:
         raise ValueError(f"reading videos needs {error.name}: pip install av pillow") from None
-    try:
-        clip = decode.read_clip(path)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     found = {}
@@ -180,9 +176,7 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------
-# Parsing
-# ---------------------------------------------------------------------------------------------
+# ---- Parsing -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -197,10 +191,13 @@ class Parse:
     visual_event: np.ndarray  # (T, C) bool
     av_event: np.ndarray  # (T, C) bool
 
+    def shown(self) -> list[int]:
+        """The classes that have an event."""
+        return np.flatnonzero((self.audio_event | self.visual_event).any(0)).tolist()
+
     def events(self) -> list[dict]:
         """Every run of positive segments: class, modality, onset and offset in s, mean probability."""
-        found = []
-        both = np.minimum(self.audio_prob, self.visual_prob)  # (T, C)
+        found, both = [], np.minimum(self.audio_prob, self.visual_prob)  # (T, C)
         probability = {"audio": self.audio_prob, "visual": self.visual_prob, "av": both}
         for modality, name in MODALITIES.items():
             positive = getattr(self, f"{name}_event")  # (T, C)
@@ -210,8 +207,7 @@ class Parse:
                     mean = float(probability[name][onset:offset, c].mean())
                     found.append(dict(label=self.classes[c], modality=modality, onset=int(onset), offset=int(offset),
                                       probability=round(mean, 6)))
-        order = list(MODALITIES)
-        return sorted(found, key=lambda e: (self.classes.index(e["label"]), order.index(e["modality"]), e["onset"]))
+        return sorted(found, key=lambda e: self.classes.index(e["label"]))  # then as found: modality, onset
 
 
 def window_starts(T: int, window: int = WINDOW) -> list[int]:
@@ -225,38 +221,31 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
     starts, length = window_starts(T, bundle.window), min(T, bundle.window)
     rows = np.add.outer(starts, np.arange(length))  # (windows, length)
     out = bundle.run("parser", {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()})
-    B, C = len(rows), len(bundle.classes)
-    names = ("audio_prob", "visual_prob", "audio_event", "visual_event", "av_event")
-    shapes = dict.fromkeys(names, (B, length, C)) | {"video_prob": (B, C)}
-    if any(name not in out or out[name].shape != shape for name, shape in shapes.items()):
-        raise ValueError(f"{bundle.folder / 'parser.onnx'}: its outputs are not those of a parser of {C} classes")
-    if len(starts) == 1:
-        names = ("audio_prob", "visual_prob", "video_prob", "audio_event", "visual_event", "av_event")
-        return Parse(bundle.classes, *(out[name][0] for name in names))
-    gate = bundle.gate
-    windows = np.zeros(T)
-    total, admitted = {"audio": np.zeros((T, C)), "visual": np.zeros((T, C))}, np.zeros((T, C), bool)
-    for w, row in enumerate(rows):
-        windows[row] += 1
-        admitted[row] |= out["video_prob"][w] > gate
-        for m in total:
-            total[m][row] += out[f"{m}_prob"][w]
-    prob = {m: (x / windows[:, None]).astype(np.float32) for m, x in total.items()}
-    event = {m: (p > gate) & admitted for m, p in prob.items()}
+    C, names = len(bundle.classes), ("audio_prob", "visual_prob", "video_prob")
+    shapes = dict.fromkeys(names[:2], (len(rows), length, C)) | {"video_prob": (len(rows), C)}
+    if any(n not in out or out[n].shape != shape or not np.isfinite(out[n]).all() for n, shape in shapes.items()):
+        raise ValueError(f"{bundle.folder / 'parser.onnx'}: its outputs are not those of a parser of {C} classes, or "
+                         "not finite")
+    windows = np.bincount(rows.ravel())[:, None]  # (T, 1), those that hold a segment
+    admitted, prob, event = np.zeros((T, C), bool), {}, {}
+    np.logical_or.at(admitted, rows, out["video_prob"][:, None] > bundle.gate)
+    for m in ("audio", "visual"):
+        total = np.zeros((T, C))
+        np.add.at(total, rows, out[f"{m}_prob"])
+        prob[m] = (total / windows).astype(np.float32)  # (T, C)
+        event[m] = (prob[m] > bundle.gate) & admitted
     return Parse(bundle.classes, prob["audio"], prob["visual"], out["video_prob"].max(0), event["audio"],
                  event["visual"], event["audio"] & event["visual"])
 
 
-# ---------------------------------------------------------------------------------------------
-# Telling the result
-# ---------------------------------------------------------------------------------------------
+# ---- Telling the result --------------------------------------------------------------------------
 
 
 def timeline(result: Parse, width: int = 100) -> str:
     """A line per event class and modality; a character is a second, or several in a long video (# if any has it)."""
     T = len(result.audio_prob)
     per = -(-T // width)  # seconds a character
-    shown = [c for c in range(len(result.classes)) if (result.audio_event | result.visual_event)[:, c].any()]
+    shown = result.shown()
     if not shown:
         return f"no event in {T} s"
     indent = max(len(result.classes[c]) for c in shown) + 11
@@ -277,14 +266,13 @@ def plot(result: Parse, title: str, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    shown = [c for c in range(len(result.classes)) if (result.audio_event | result.visual_event)[:, c].any()]
+    shown = result.shown()
     colours = {"audible": "#0072b2", "visible": "#d55e00", "both": "#555555"}
     T = len(result.audio_prob)
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.75 * max(1, len(shown))), layout="constrained")
-    for row, c in enumerate(shown):
-        for m, (modality, name) in enumerate(MODALITIES.items()):
-            for t in np.flatnonzero(getattr(result, f"{name}_event")[:, c]):
-                axes.barh(row + 0.27 * (m - 1), 1, 0.24, left=t, color=colours[modality])
+    for e in result.events():
+        row = shown.index(result.classes.index(e["label"])) + 0.27 * (list(MODALITIES).index(e["modality"]) - 1)
+        axes.barh(row, e["offset"] - e["onset"], 0.24, left=e["onset"], color=colours[e["modality"]])
     axes.set_yticks(range(len(shown)), [result.classes[c].replace("_", " ") for c in shown])
     axes.set(xlim=(0, T), ylim=(max(1, len(shown)) - 0.5, -0.5), xlabel="s", title=title)
     figure.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=x, label=m) for m, x in colours.items()], ncols=3,
@@ -315,9 +303,9 @@ def _written(path: Path) -> Iterator[Path]:
 
 def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
     content = dict(source=source.name, seconds=len(result.audio_prob), classes=result.classes, events=result.events(),
-                   providers=bundle.providers, video_prob=result.video_prob.astype(float).round(6).tolist(),
-                   audio_prob=result.audio_prob.astype(float).round(6).tolist(),
-                   visual_prob=result.visual_prob.astype(float).round(6).tolist())
+                   providers=bundle.providers)
+    for name in ("video_prob", "audio_prob", "visual_prob"):
+        content[name] = getattr(result, name).astype(float).round(6).tolist()
     with _written(path) as temporary:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
@@ -352,10 +340,9 @@ def main(arguments: list[str] | None = None) -> None:
             write_csv(result, options.csv)
         if options.plot:
             plot(result, options.source.name, options.plot)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+    except (ValueError, OSError) as error:
+        named = isinstance(error, OSError) and error.filename
+        sys.exit(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: this needs {error.name}: pip install {error.name}")
 

@@ -8,7 +8,7 @@ bash run_all.sh [options]          every stage on the demo world (invented featu
 bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: docs/real_data.md); with --fetch
                                    they are downloaded first, as far as they can be: add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
-bash run_all.sh test [pytest options]    set up and run the tests
+bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 2 minutes, or all of them, 15 minutes
 
   --out DIR        where everything goes (default: runs/demo, runs/real or runs/paper)
   --seeds N        repeat with N seeds and report mean and standard deviation (default: 1)
@@ -34,7 +34,9 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || die
 
 setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unless the active python has the modules
     python=python3
-    if python3 -c "import $2" 2>/dev/null; then return; fi
+    local found='import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
+    # shellcheck disable=SC2086  # words are wanted
+    if python3 -c "$found" $2; then return; fi
     python=.venv/bin/python
     local installed
     installed=.venv/installed-$1-$(cksum <pyproject.toml | cut -d' ' -f1)
@@ -47,7 +49,9 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
     if [ -n "${UWAV_TORCH:-}" ] || ! "$python" -c "import torch" 2>/dev/null; then # keep the one that is there
         "$python" -m pip install --quiet "${UWAV_TORCH:-$torch}"
     fi
-    "$python" -m pip install --quiet --editable ".[$1]"
+    # No package may bring another PyTorch: torchvision would, and with it the GPU build in place of the CPU's.
+    "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >.venv/constraints.txt
+    "$python" -m pip install --quiet --constraint .venv/constraints.txt --editable ".[$1]"
     touch "$installed"
 }
 
@@ -55,11 +59,15 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
 called="bash run_all.sh $*"
+needs="torch numpy tqdm matplotlib onnx onnxscript onnxruntime" # modules, of any run
 if [ "${1:-}" = test ]; then
     shift
-    setup "test,features,onnx${UWAV_EXTRAS:+,$UWAV_EXTRAS}" \
-        "torch, numpy, tqdm, matplotlib, pytest, xdist, hypothesis, av, open_clip, onnx, onnxscript, onnxruntime"
-    exec env OMP_NUM_THREADS=1 "$python" -m pytest -n auto --dist loadfile "$@" # a file of tests a core, one thread each
+    if [[ " $* " == *" --thorough "* ]]; then
+        setup "onnx,test,thorough,features${UWAV_EXTRAS:+,$UWAV_EXTRAS}" "$needs pytest xdist hypothesis av open_clip laion_clap"
+        exec env OMP_NUM_THREADS=1 "$python" -m pytest -n auto --dist loadfile "$@" # a file of tests a core, one thread each
+    fi
+    setup onnx,test "$needs pytest"
+    exec "$python" -m pytest "$@"
 fi
 
 data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' sweep='' extra=()
@@ -91,7 +99,7 @@ case ${preset:-demo} in demo | paper) ;; *) die "--preset $preset: demo or paper
 case $features in '' | base | clip_clap) ;; *) die "--features $features: base or clip_clap" ;; esac
 case $out in *[$'\t\n']*) die "--out: a tab or a line break in the name of a folder" ;; esac
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
-setup onnx "torch, numpy, tqdm, matplotlib, onnx, onnxscript, onnxruntime"
+setup onnx "$needs"
 if [ -n "$fresh" ] && [ -d "$out" ]; then # only what a run writes, and nothing at all if anything else is there
     encoders='clap|clip|vggish|res152|r2plus1d_18'
     ours="stages\.tsv|tables\.txt|ablation\.json|report\.html|\.started|labels_segment\.(npz|json)|pictures/[a-z_]+(-[0-9]+)?\.(svg|png)"

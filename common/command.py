@@ -19,8 +19,6 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from tqdm import tqdm
-
 from common.files import reason
 
 try:
@@ -88,8 +86,10 @@ class _Lines(io.TextIOBase):
         sys.stderr.flush()
 
 
-def progress(*items: Iterable, **options) -> tqdm:
+def progress(*items: Iterable, **options):
     """A progress bar; a line now and then where nobody watches."""
+    from tqdm import tqdm
+
     watched = sys.stderr.isatty()
     return tqdm(*items, dynamic_ncols=watched, mininterval=0.2 if watched else 30, file=None if watched else _Lines(),
                 **options)

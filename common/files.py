@@ -81,11 +81,6 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
 
-def is_number(x: object) -> bool:
-    """Of JSON, whose true is 1 and which may hold NaN."""
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e100
-
-
 def json_text(content: object) -> str:
     return json.dumps(content, indent=1) + "\n"
 

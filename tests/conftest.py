@@ -9,7 +9,8 @@ import os
 import shutil
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ atexit.register(shutil.rmtree, HUB, ignore_errors=True)
 os.environ |= {"HF_HOME": str(HUB), "HF_HUB_OFFLINE": "1"}
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/helpers")]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / folder) for folder in ("helpers", "thorough", "robustness"))]
 SHARED = Path(os.environ.get("UWAV_SHARED", ROOT.parent / "shared"))
 
 
@@ -31,9 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Folders of the thorough tier, unless it is asked for or a file of theirs is named."""
-    named = any(collection_path.name in argument or "test_" in argument for argument in config.args)
-    return True if collection_path.name in ("thorough", "robustness") and not (named or config.option.thorough) else None
+    """Folders of the thorough tier, unless it is asked for or something in them is named."""
+    if collection_path.name not in ("thorough", "robustness") or config.option.thorough:
+        return None
+    named = (Path(argument.split("::")[0]).resolve() for argument in config.args)
+    return None if any(collection_path in (path, *path.parents) for path in named) else True
 
 
 @pytest.fixture(scope="session")
@@ -57,38 +60,59 @@ def golden(shared):
     return load
 
 
+SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
+TRAINED = (*SMALL, "--set", "epochs=6", "--set", "peak_lr=0.01")  # enough for a HAN that predicts some events
+SIZES = dict(train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)  # of the world, in videos
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """A run with a teacher, labels and a HAN, as run_all.sh leaves it, small; its HAN predicts some events."""
+    """A run as run_all.sh leaves it, small: its data, and the ablation of two seeds. Tests that write work on a copy."""
     from data import demo_world
     from train import cli
 
-    folder = tmp_path_factory.mktemp("run")
-    config = replace(demo_world.WorldConfig(), train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)
-    demo_world.make(folder / "data", config)
-    small = ["--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1"]
-    data, seed = str(folder / "data"), str(folder / "seed0")
-    cli.main(["pretrain", data, seed, *small, "--set", "epochs=1"])
-    cli.main(["label", data, seed, "--teacher", f"{seed}/teacher.pt", "--device", "cpu"])
-    cli.main(["train", data, f"{seed}/clip_clap/full", "--labels", f"{seed}/labels_teacher.npz", "--features", "clip_clap",
-                 *small, "--set", "epochs=6", "--set", "peak_lr=0.01"])
-    return folder
+    def make(folder: Path) -> None:
+        demo_world.make(folder / "data", demo_world.WorldConfig(**SIZES))
+        cli.main(["ablate", str(folder / "data"), str(folder), "--seeds", "2", *TRAINED])
+
+    return once("run", make, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def bundle(finished, tmp_path_factory) -> Path:
     """The exported bundle of that run, with a small CLIP and a real CLAP of random weights, and both variants."""
-    from video import encoders
     import export_onnx
     import tiny_extract
+    from video import encoders
 
-    out, published = tmp_path_factory.mktemp("bundle"), encoders.CLIP_MODEL
-    encoders.CLIP_MODEL = tiny_extract.register()
-    try:
-        export_onnx.main([str(finished), str(out), "--clip-weights", "random", "--clap-weights", "random", "--fp16", "--int8"])
-    finally:
-        encoders.CLIP_MODEL = published
-    return out
+    def make(folder: Path) -> None:
+        published, encoders.CLIP_MODEL = encoders.CLIP_MODEL, tiny_extract.register()
+        try:
+            export_onnx.main([str(finished), str(folder), "--clip-weights", "random", "--clap-weights", "random", "--fp16", "--int8"])
+        finally:
+            encoders.CLIP_MODEL = published
+
+    return once("bundle", make, tmp_path_factory)
+
+
+def once(name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that is made once for all processes of pytest-xdist: by the first that needs it; others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with one_at_a_time(folder.with_suffix(".lock")):
+        if not folder.with_suffix(".whole").exists():
+            make(folder)
+            folder.with_suffix(".whole").touch()
+    return folder
+
+
+@contextmanager
+def one_at_a_time(path: Path):
+    import fcntl
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(scope="module")

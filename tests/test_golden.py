@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from data import pack
-from data import annotations
 import uwav
-from train import released
+from data import annotations, pack
+from train import presets
 
 HEADS = 4  # of the small recorded models
 GRAD = dict(rtol=1e-4, atol=1e-4)
@@ -33,7 +32,7 @@ def labels_of(case: dict, setting: str) -> uwav.PseudoLabels | None:
     """Labels of an ablation row, from the recorded teacher logits, thresholds and class frequencies."""
     if setting == "video_only":
         return None
-    config = uwav.TrainConfig(**uwav.ABLATION[setting])
+    config = uwav.TrainConfig(**presets.ABLATION[setting])
     weak = case["weak_label"]
     per_modality, balance = [], []
     for m in ("audio", "visual"):
@@ -49,26 +48,25 @@ def labels_of(case: dict, setting: str) -> uwav.PseudoLabels | None:
 def losses_of(model, case: dict, setting: str) -> torch.Tensor:
     labels = labels_of(case, setting)
     mixup = None
-    if uwav.ABLATION[setting]["mixup"]:
+    if presets.ABLATION[setting]["mixup"]:
         mixup = [(float(case["lam"][m]), case[f"perm_{name}"]) for m, name in enumerate(("audio", "visual"))]
     output = model(case["audio"], case["visual_2d"], case["visual_3d"])
-    audio, visual = (labels.audio, labels.visual) if labels else (None, None)
-    return uwav.han_losses(model, output, case["weak_label"], audio, visual, labels, mixup)
+    return uwav.han_losses(model, output, case["weak_label"], labels, mixup)
 
 
 def test_han_outputs_equal_the_released_code(golden):
     case = golden("han")
-    model = released.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
     output = model(case["audio"], case["visual_2d"], case["visual_3d"])
     names = ("video_probs", "audio_logits", "visual_logits", "audio_feat", "visual_feat")
     for ours, theirs in zip(output, names, strict=True):
         torch.testing.assert_close(ours, case[f"out.{theirs}"], **VALUE)
 
 
-@pytest.mark.parametrize("setting", uwav.ABLATION)
+@pytest.mark.parametrize("setting", presets.ABLATION)
 def test_han_losses_of_every_ablation_row_equal_the_released_code(golden, setting):
     case = golden("han")
-    model = released.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
     losses = losses_of(model, case, setting)
     ours = torch.cat([losses, losses.sum()[None]])
     torch.testing.assert_close(ours.double(), case[f"loss.{setting}"], **VALUE)
@@ -76,9 +74,9 @@ def test_han_losses_of_every_ablation_row_equal_the_released_code(golden, settin
 
 def test_han_gradients_equal_the_released_code(golden):
     case = golden("han")
-    model = released.load_released_han(weights(case, "sd."), heads=HEADS).eval()
+    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()
     losses_of(model, case, "full").sum().backward()
-    assert_same_gradients(model, released.load_released_han, case)
+    assert_same_gradients(model, uwav.load_released_han, case)
 
 
 def test_hard_labels_equal_the_released_code(golden):
@@ -90,7 +88,7 @@ def test_hard_labels_equal_the_released_code(golden):
 
 def test_thirty_training_steps_follow_the_released_code(golden):
     case = golden("han_trajectory")
-    model = released.load_released_han(weights(case, "sd."), heads=HEADS).eval()  # recorded with dropout 0
+    model = uwav.load_released_han(weights(case, "sd."), heads=HEADS).eval()  # recorded with dropout 0
     beta1, beta2 = case["betas"].tolist()
     decay = float(case["weight_decay"])
     config = uwav.TrainConfig(peak_lr=float(case["lr"]), weight_decay=decay, beta1=beta1, beta2=beta2)
@@ -107,7 +105,7 @@ def test_thirty_training_steps_follow_the_released_code(golden):
         optimizer.step()
         assert loss.item() == pytest.approx(float(case["losses"][step]), rel=1e-4)
         assert float(norm) == pytest.approx(float(case["grad_norms"][step]), rel=1e-4)
-    end = dict(released.load_released_han(weights(case, "end."), heads=HEADS).named_parameters())
+    end = dict(uwav.load_released_han(weights(case, "end."), heads=HEADS).named_parameters())
     for name, parameter in model.named_parameters():
         ours, theirs = parameter.data, end[name].data
         # A softmax cancels a constant added to all that it compares: the exact gradient of these biases is zero,
@@ -121,7 +119,7 @@ def test_thirty_training_steps_follow_the_released_code(golden):
 
 def teacher_case(golden):
     case = golden("teacher")
-    model = released.load_released_teacher(weights(case, "sd."), heads=HEADS).eval()
+    model = uwav.load_released_teacher(weights(case, "sd."), heads=HEADS).eval()
     mask = torch.arange(case["audio"].shape[1]) < case["durations"][:, None]  # (B, T)
     logits = model(case["audio"], case["visual"], case["audio_event_feats"], case["visual_event_feats"], mask)
     return case, model, mask, logits
@@ -138,7 +136,7 @@ def test_teacher_loss_and_gradients_equal_the_released_code(golden):
     loss = uwav.teacher_loss(*logits, case["labels"], mask, pos_weight=float(case["pos_weight"]))
     assert loss.item() == pytest.approx(float(case["loss"]), abs=1e-5)
     loss.backward()
-    assert_same_gradients(model, released.load_released_teacher, case)
+    assert_same_gradients(model, uwav.load_released_teacher, case)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +175,7 @@ def test_per_video_scores_of_long_videos_equal_the_released_code(golden):
 
 def test_unav_labels_and_pooling_equal_the_released_code(golden, shared):
     case = golden("unav_labels")
-    unav = annotations.read_unav(shared / "data/unav/unav100_annotations.json", report=lambda line: None)
+    unav = annotations.read_unav(shared / "data/unav/unav100_annotations.json")
     by_id = dict(zip(unav.validation.ids, unav.validation.labels))
     ours = [by_id[i] for i in case["ids"]]
     assert [len(x) for x in ours] == case["durations"].tolist()

@@ -1,10 +1,8 @@
-"""Scores: cases a reader can check with a pencil, an independent slow version, and properties."""
+"""Scores: cases a reader can check with a pencil, and an independent slow version."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
-from hypothesis.extra import numpy as hnp
 
 from bench import plain_scores
 from uwav import parsing_scores
@@ -44,37 +42,19 @@ def test_one_true_event_can_be_found_by_one_long_prediction_only_at_half_overlap
     assert parsing_scores(one_video("1100000000"), truth, truth, truth)["event_a"] == 0  # IoU 2/6
 
 
-shapes = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 3))
-four_arrays = shapes.flatmap(lambda s: st.tuples(*[hnp.arrays(np.uint8, s, elements=st.integers(0, 1))] * 4))
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+def test_scores_of_random_videos_equal_the_definitions_written_out_video_by_video(density):
+    rng = np.random.default_rng(int(10 * density))
+    for N, T, C in [(1, 1, 1), (3, 12, 3), (40, 10, 25), (5, 60, 4)]:
+        arrays = [rng.random((N, T, C)) < density for _ in range(4)]
+        assert parsing_scores(*map(torch.from_numpy, arrays)) == pytest.approx(plain_scores(*arrays), abs=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
-@given(four_arrays)
-def test_scores_equal_the_definitions_written_out_video_by_video(arrays):
-    fast = parsing_scores(*(torch.from_numpy(x) for x in arrays))
-    assert fast == pytest.approx(plain_scores(*(x > 0 for x in arrays)), abs=1e-6)
+def test_scores_do_not_depend_on_the_order_of_videos_classes_or_the_direction_of_time():
+    arrays = [torch.rand(20, 10, 5, generator=torch.Generator().manual_seed(n)) < 0.4 for n in range(4)]
+    assert parsing_scores(*(x.flip((0, 1, 2)) for x in arrays)) == pytest.approx(parsing_scores(*arrays))
 
 
-@settings(max_examples=50, deadline=None)
-@given(four_arrays)
-def test_exchanging_audio_and_visual_exchanges_their_scores(arrays):
-    ap, vp, at, vt = (torch.from_numpy(x) for x in arrays)
-    s, t = parsing_scores(ap, vp, at, vt), parsing_scores(vp, ap, vt, at)
-    assert [s["seg_a"], s["event_v"], s["seg_av"], s["event_event"]] == pytest.approx(
-        [t["seg_v"], t["event_a"], t["seg_av"], t["event_event"]])
-
-
-@settings(max_examples=50, deadline=None)
-@given(four_arrays)
-def test_scores_do_not_depend_on_the_order_of_videos_classes_or_the_direction_of_time(arrays):
-    tensors = [torch.from_numpy(x) for x in arrays]
-    assert parsing_scores(*(x.flip((0, 1, 2)) for x in tensors)) == pytest.approx(parsing_scores(*tensors))
-
-
-@settings(max_examples=50, deadline=None)
-@given(four_arrays)
-def test_predicting_the_truth_scores_100_and_segment_f_is_symmetric(arrays):
-    ap, vp, at, vt = (torch.from_numpy(x) for x in arrays)
-    assert set(parsing_scores(at, vt, at, vt).values()) == {100.0}
-    there, back = parsing_scores(ap, vp, at, vt), parsing_scores(at, vt, ap, vp)
-    assert [there[k] for k in there if k.startswith("seg")] == pytest.approx([back[k] for k in back if k.startswith("seg")])
+def test_predicting_the_truth_scores_100():
+    truth = [torch.rand(20, 10, 5, generator=torch.Generator().manual_seed(n)) < 0.4 for n in range(2)]
+    assert set(parsing_scores(*truth, *truth).values()) == {100.0}

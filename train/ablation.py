@@ -17,7 +17,6 @@ import uwav
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth
-from train.presets import PRESETS
 from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_label_quality, read_predictions,
                           train)
 from uwav import SCORES
@@ -38,7 +37,8 @@ class Row(NamedTuple):
     short: str  # in pictures
     setting: str  # key of presets.ABLATION
     labels: str | None  # whose: segment | teacher
-    paper_type: float  # the paper's ablation: segment-level Type, features `base`
+    paper_type: float | None  # the paper's ablation: segment-level Type, features `base`
+    changed: tuple[str, ...] = ()  # FIELD=VALUE
 
 
 ROWS = {
@@ -53,8 +53,10 @@ ROWS = {
 # Which rows are compared: the paper's claims, one step at a time, then all of it.
 COMPARISONS = (("valor", "binary"), ("binary", "soft"), ("soft", "soft_reweight"), ("soft", "soft_mixup"),
                ("soft", "full"), ("valor", "full"), ("video_only", "full"))
-# `--sweep`: "full" with one field varied at a time. The grid is ours; it holds the published values, 1.7 and 0.5.
-SWEEP = {"alpha": (0.5, 1.0, 1.7, 3.0), "W": (0.25, 0.5, 1.0, 2.0)}
+# `--sweep`: "full" with one field varied at a time. The grid is ours; the published values are 1.7 and 0.5.
+SWEEP = {f"full_{field}_{value:g}": Row(f"all, {field} = {value:g}", f"{field} {value:g}", "full", "teacher", None,
+                                        (f"{field}={value}",))
+         for field, values in (("alpha", (0.5, 1.0, 3.0)), ("W", (0.25, 1.0, 2.0))) for value in values}
 
 
 @alone
@@ -68,7 +70,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     index = read_index(context.data)
     need_source(context.data, index)
     features = features or packed_feature_sets(index)
-    label_scores, scores, swept = {"segment": [], "teacher": []}, {}, {}
+    label_scores, scores, rows = {"segment": [], "teacher": []}, {}, ROWS | (SWEEP if sweep else {})
     label(context, run, None)
     for k in range(seeds):
         seeded, folder = replace(context, seed=context.seed + k), run / f"seed{context.seed + k}"
@@ -77,36 +79,23 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
         for name, where in (("segment", run), ("teacher", folder)):
             label_scores[name].append(read_label_quality(where / f"labels_{name}.json")["test"])
         for feature_set in features:
-            for name, row in ROWS.items():
+            for name, row in rows.items():
                 out = folder / feature_set / name
                 labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
-                train(seeded, out, labels, row.setting, feature_set)
-                result = evaluate(seeded, out / "han.pt", "test", out)
+                changed = replace(seeded, overrides=(*context.overrides, *row.changed))
+                train(changed, out, labels, row.setting, feature_set)
+                result = evaluate(changed, out / "han.pt", "test", out)
                 scores.setdefault(feature_set, {}).setdefault(name, []).append(result)
-            for name, values in SWEEP.items() if sweep else ():
-                for value in values:
-                    result = sweep_one(seeded, folder / feature_set, name, value, feature_set)
-                    swept.setdefault(feature_set, {}).setdefault(name, {}).setdefault(str(value), []).append(result)
     seed_numbers = [context.seed + k for k in range(seeds)]
     differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
     write_sealed(run / "ablation.json", dict(
         data=index["sha256"], seeds=seed_numbers, source=index["source"], preset=context.preset,
-        overrides=context.overrides, labels=label_scores, scores=scores, differences=differences, sweep=swept))
+        overrides=context.overrides, labels=label_scores, scores=scores, differences=differences))
     text = tables(label_scores, scores, index["source"]) + "".join(
-        [difference_table(f, d, seeds) for f, d in differences.items()] + [sweep_table(f, x) for f, x in swept.items()])
+        difference_table(f, d, seeds) for f, d in differences.items())
     with atomic(run / "tables.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
-
-
-def sweep_one(context: Context, folder: Path, name: str, value: float, features: str) -> dict[str, float]:
-    """Scores of row "full" with one field of TrainConfig set; the row itself where that changes nothing."""
-    out = folder / f"full_{name}_{value:g}"
-    if getattr(context.config(PRESETS[context.preset].train), name) == value:
-        out = folder / "full"
-    changed = replace(context, overrides=(*context.overrides, f"{name}={value}"))
-    train(changed, out, folder.parent / "labels_teacher.npz", "full", features)
-    return evaluate(changed, out / "han.pt", "test", out)
 
 
 def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> list[dict]:
@@ -144,9 +133,10 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
         header = [s.replace("event_", "ev_") for s in SCORES]
         header += ["  | paper: seg_type"] if paper_column(feature_set, source) else []
         lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
-        for row, values in rows.items():
-            paper_type = f"{ROWS[row].paper_type:.1f}" if paper_column(feature_set, source) else ""
-            lines.append(table_row(ROWS[row].title, [cell([v[c] for v in values]) for c in SCORES] + [paper_type]))
+        for name, values in rows.items():
+            row = (ROWS | SWEEP)[name]
+            paper = f"{row.paper_type:.1f}" if row.paper_type and paper_column(feature_set, source) else ""
+            lines.append(table_row(row.title, [cell([v[c] for v in values]) for c in SCORES] + [paper]))
         lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
     return "\n".join([*lines, "", note, ""])
 
@@ -169,17 +159,6 @@ def difference_table(features: str, differences: list[dict], seeds: int) -> str:
     note = ("The interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
             "they are; it does not cover the training seed.")
     return "\n".join([*lines, "", note, ""])
-
-
-def sweep_table(features: str, swept: dict[str, dict[str, list[dict]]]) -> str:
-    """The sweep as text; the grid is ours."""
-    lines = ["", f"All (UWAV) with one setting varied at a time, features {features} (the grid is ours)",
-             table_row("", ["seg_type", "ev_type"])]
-    for name, values in swept.items():
-        for value, scores in values.items():
-            cells = [cell([s[c] for s in scores]) for c in ("seg_type", "event_type")]
-            lines.append(table_row(f"{name} = {value}", cells))
-    return "\n".join([*lines, ""])
 
 
 def paper_column(feature_set: str, source: object) -> bool:

@@ -113,8 +113,10 @@ class Run(uwav.Run):
             raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         model = super().finish()
         if devices.RANK == 0:
-            # without times, so that the bytes are those of any other run
+            # Without times, and as new objects, which pickle tells from those it knows: so that the bytes are those of
+            # any other run, a resumed one too.
             history = [{k: v for k, v in record.items() if k != "seconds"} for record in self.history]
+            history = json.loads(json.dumps(history))
             checkpoint = dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
                               history=history, score=self.best_score, weights=self.best_weights)
             save_file(self.path, checkpoint)

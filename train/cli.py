@@ -62,8 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
     sub.add_argument("--features", choices=FEATURE_SETS, nargs="+", help="None: all that were packed")
-    grid = "; ".join(f"{field}: {', '.join(map(str, values))}" for field, values in SWEEP.items())
-    sub.add_argument("--sweep", action="store_true", help=f"also train UWAV with one setting varied at a time ({grid})")
+    sub.add_argument("--sweep", action="store_true", help="also train UWAV with alpha and W varied, one at a time: "
+                     + ", ".join(row.short for row in SWEEP.values()))
     return parser
 
 

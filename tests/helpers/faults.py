@@ -21,7 +21,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from tqdm import tqdm
@@ -163,7 +163,7 @@ def traced_before() -> None:
     original, known = export_onnx.trace, TRACED
 
     def trace(export):
-        key = (export.name, *(str(p.sum().item()) for p in export.module.parameters()))
+        key = (export.name, *(str(p.sum().item()) for p in export.parameters()))
         if key not in known:
             known[key] = original(export)
         model = type(known[key])()
@@ -171,7 +171,7 @@ def traced_before() -> None:
         return model
 
     export_onnx.trace = trace
-    export_onnx.keep.__defaults__ = ((1, 2),)  # sizes that are compared with PyTorch
+    export_onnx.SIZES = ((1, 1), (2, 10))  # that are compared with PyTorch
 
 
 def nothing_to_measure() -> None:
@@ -183,9 +183,10 @@ def nothing_to_measure() -> None:
 
 
 def tiny_world() -> None:
-    from data import demo_world
+    from data.demo_world import WorldConfig
 
-    demo_world.WorldConfig.__init__.__defaults__ = (0, 1.16, 3.47, 60, 30, 40, 40, 20, 20)
+    sizes = dict(train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)
+    WorldConfig.__init__.__defaults__ = tuple(sizes.get(field.name, field.default) for field in fields(WorldConfig))
 
 
 def save_every_epoch() -> None:
@@ -198,19 +199,28 @@ def save_every_epoch() -> None:
 def dying_worker() -> None:
     from data import pack
 
-    pack._fill_chunk = fill_chunk_or_die
+    pack._read_chunk = read_chunk_or_die
 
 
-def fill_chunk_or_die(task: tuple) -> tuple:
-    if "clip" in task[0].target.name:
+def read_chunk_or_die(job: object, videos: slice) -> tuple:
+    if "clip" in job.target:
         os.kill(os.getpid(), signal.SIGKILL)
-    return FILL_CHUNK(task)
+    return READ_CHUNK(job, videos)
 
 
 def no_patience() -> None:
     from common import command
 
     command.PATIENCE = 0.1
+
+
+def save_again(arguments: list[str]) -> None:
+    """A command: a checkpoint, written to another place."""
+    from common.command import one_sentence_errors
+    from train import checkpoints
+
+    with one_sentence_errors():
+        checkpoints.save_file(Path(arguments[1]), checkpoints.load_file(arguments[0]))
 
 
 TRACED: dict = {}  # (name, weights) -> graph
@@ -306,8 +316,8 @@ def serve() -> None:
     sys.path[:0] = [str(here.parents[1]), str(here)]
     for module in ("train.cli", "features", "data.demo_world", "report", "parse", "bench", "data.fetch"):
         importlib.import_module(module)
-    global FILL_CHUNK
-    FILL_CHUNK = sys.modules["data.pack"]._fill_chunk
+    global READ_CHUNK
+    READ_CHUNK = sys.modules["data.pack"]._read_chunk
     for module in ("export_onnx", "video.encoders", "video.extract", "video.decode"):
         try:
             importlib.import_module(module)
@@ -326,9 +336,9 @@ def serve() -> None:
             import export_onnx
 
             source = export_onnx.source_of_run(Path(request["trace"]), 0, None, "full", None)
-            for export in (*export_onnx.exports_of_han(source.han), *export_onnx.exports_of_labels(),
-                           *export_onnx.exports_of_teacher(source.teacher)):
-                export_onnx.trace(export)
+            for export in export_onnx.exports_of(source.han, source.teacher).values():
+                if export.part_of is None:
+                    export_onnx.trace(export)
             answer = {}
         else:
             answer = wait(request["wait"], *running.pop(request["wait"]))

@@ -1,7 +1,7 @@
 // node parity.mjs PARSER.onnx INPUTS.npz...: outputs of onnxruntime-node for each inputs file, as JSON.
 import {readFile} from "node:fs/promises";
 import * as ort from "onnxruntime-node";
-import {readNpz} from "../web/parser.js";
+import {readNpz} from "../../web/parser.js";
 
 const [model, ...files] = process.argv.slice(2), results = [];
 const session = await ort.InferenceSession.create(model, {logSeverityLevel: 3});

@@ -22,23 +22,15 @@ import pytest
 import torch
 
 if __name__ == "__main__":  # the process with little memory, below
-    sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+    sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1] / "helpers")]
 
-from train import checkpoints
-from data import splits
-from video import encoders
-from data import pack
-from data import layout
-from data import annotations
-from video import extract
-from data import fetch
-from common import files
 import parse
-from train import cli
-from train import stages
-from train import ablation
 import uwav
+from common import files
+from data import annotations, fetch, layout, pack, splits
 from sources import write_llp, write_own, write_source, write_unav
+from train import ablation, checkpoints, cli, stages
+from video import encoders, extract
 
 CASES = 1000  # a reader
 SECONDS, BYTES = 10.0, 1 << 30  # at most, for one file
@@ -268,7 +260,7 @@ def of_unav(folder: Path) -> Reader:
         splits = [getattr(unav, s) for s in annotations.UNAV_SPLITS]
         return all(files.is_plain_name(i) and x.shape[0] <= 3600 and x.shape[1] == len(unav.classes) for s in splits for i, x in zip(s.ids, s.labels))
 
-    return Reader(lambda folder: annotations.read_unav(folder / "unav100_annotations.json", report=lambda line: None), holds)
+    return Reader(lambda folder: annotations.read_unav(folder / "unav100_annotations.json"), holds)
 
 
 OWN = ("video,labels\na,dog\nb,dog;bell\nc,\nd,bell\ne,dog\nf,\n", "video,modality,onset,offset,label\ne,audible,0,2.5,dog\ne,visible,1,4,dog\n")
@@ -326,8 +318,8 @@ def of_source(folder: Path) -> Reader:
 
     def holds(split: uwav.SourceSplit) -> bool:
         S = int(split.length.sum())
-        rows, mask = split.rows(np.arange(len(split.length)))
-        return split.audio.shape == (S, 512) and split.visual.shape == (S, 768) and len(split.label) == S and int(mask.sum()) == S and rows.max() < S
+        *_, mask = split.batch(np.arange(len(split.length)))  # all videos, padded
+        return split.audio.shape == (S, 512) and split.visual.shape == (S, 768) and len(split.label) == S and int(mask.sum()) == S
 
     return Reader(lambda folder: splits.load_source(folder, "train", "cpu"), holds,
                   ("index.json", *(f"unav/train/{x}.npy" for x in ("clap", "clip", "label", "length"))))
@@ -379,14 +371,17 @@ def of_checkpoint(folder: Path) -> Reader:
 def of_state(folder: Path) -> Reader:
     def begin(folder: Path) -> checkpoints.Run:
         torch.manual_seed(0)
-        model = uwav.Teacher(uwav.TeacherConfig(audio_dim=6, visual_dim=8, **TINY))
-        return checkpoints.Run(folder / "teacher.pt", model, torch.optim.AdamW(model.parameters()), dict(data="x"))
+        run = checkpoints.Run(folder / "teacher.pt", "teacher", dict(data="x"))
+        run.begin(uwav.Teacher(uwav.TeacherConfig(audio_dim=6, visual_dim=8, **TINY)), uwav.PretrainConfig(), videos=1)
+        return run
 
     run = begin(folder)
     for x in run.model.parameters():
         x.grad = torch.ones_like(x)
     run.optimizer.step()
-    run.end_epoch(dict(epoch=1, loss=1.0, val_av=2.0), 2.0)
+    for epoch, _ in run.epochs():
+        run.end_epoch(dict(epoch=epoch, loss=1.0, val_av=2.0), 2.0)
+        break
     (folder / "teacher.jsonl").unlink()
 
     def holds(run: checkpoints.Run) -> bool:
@@ -395,7 +390,7 @@ def of_state(folder: Path) -> Reader:
         run.optimizer.step()
         if run.best_weights is not None:
             run.model.load_state_dict(run.best_weights)
-        return run.next_epoch == len(run.history) + 1
+        return [record["epoch"] for record in run.history] == list(range(1, len(run.history) + 1))
 
     return Reader(begin, holds)
 
@@ -404,11 +399,6 @@ def of_weights(folder: Path) -> Reader:
     state = {"a.weight": torch.randn(3, 4), "b": torch.randn(5)}
     torch.save(dict(epoch=1, state_dict=state), folder / "weights.pt")
     return Reader(lambda folder: encoders.read_state_dict(folder / "weights.pt"), lambda state: all(isinstance(x, torch.Tensor) for x in state.values()))
-
-
-def of_history(folder: Path) -> Reader:
-    (folder / "han.jsonl").write_text("".join(json.dumps(dict(epoch=n, loss=0.5, val=dict(seg_type=50.0))) + "\n" for n in (1, 2, 3)))
-    return Reader(lambda folder: files.read_history(folder / "han.jsonl"), lambda records: [r["epoch"] for r in records] == list(range(1, len(records) + 1)))
 
 
 def of_failures(folder: Path) -> Reader:
@@ -507,7 +497,7 @@ def of_run(folder: Path) -> Reader:
     full = "seed0/clip_clap/full"
     return Reader(read, lambda html: html.endswith("</html>\n") and html.count("<h2>") == 8, (
         "ablation.json", "ablation.json", "stages.tsv", "data/index.json", *(f"data/llp/test/{x}.npy" for x in ("weak", "audio", "visual")),
-        "data/llp/train/weak.npy", "labels_segment.npz", "seed0/labels_teacher.npz", "seed0/teacher.jsonl", f"{full}/han.jsonl", f"{full}/han.pt",
+        "data/llp/train/weak.npy", "labels_segment.npz", "seed0/labels_teacher.npz", "seed0/teacher.pt", f"{full}/han.pt",
         f"{full}/predictions_test.npz"))
 
 
@@ -613,7 +603,7 @@ def make_folder(parent: Path) -> Path:
 def test_pack_refuses_exactly_the_feature_files_that_are_broken(tmp_path, monkeypatch, capfd):
     """A thousand broken files beside whole ones; which are broken, a slow reading of our own decides."""
     videos = [f"v{n:04d}" for n in range(CASES + 20)]
-    monkeypatch.setattr(annotations, "some", lambda items: "; ".join(items))  # all of them, not ten
+    monkeypatch.setattr(pack, "some", lambda items: "; ".join(items))  # all of them, not ten
     own = write_own(tmp_path / "own", "video,labels\n" + "".join(f"{v},dog\n" for v in videos), videos=videos)
     rng, whole, expected = np.random.default_rng(3), (own / "feats_CLIP/segment_feats/v0000.npy").read_bytes(), set()
     for video in videos[20:]:
@@ -632,32 +622,35 @@ def test_pack_refuses_exactly_the_feature_files_that_are_broken(tmp_path, monkey
     assert not (tmp_path / "out/index.json").exists() and not list(tmp_path.rglob("canary"))
 
 
-@pytest.mark.parametrize("damage", ["part cut", "part of another type", "done cut", "part is noise"])
+@pytest.mark.parametrize("damage", ["an array half written", "no plan", "plan of another pack"])
 def test_what_an_interrupted_pack_left_is_used_only_if_it_is_whole(tmp_path, damage):
     own = write_own(tmp_path / "own", *OWN)
     pack.pack(own, tmp_path / "whole", workers=1)
     broken = own / "feats_CLIP/segment_feats/f.npy"
-    good = broken.read_bytes()
-    broken.write_bytes(good[:-9])
+    good, date = broken.read_bytes(), broken.stat().st_mtime_ns
+    broken.write_bytes(bytes(len(good)))  # of the same size and date, so that the next pack continues
+    os.utime(broken, ns=(date, date))
     with pytest.raises(ValueError, match="f.npy: not a complete"):
         pack.pack(own, tmp_path / "out", workers=1)
     broken.write_bytes(good)
-    part, done = (next((tmp_path / "out").rglob(f"clip.npy.{x}")) for x in ("part", "done"))
-    {"part cut": lambda: part.write_bytes(part.read_bytes()[:-5]), "part is noise": lambda: part.write_bytes(b"\x93NUMPY" + bytes(99)),
-     "part of another type": lambda: part.write_bytes(npy(np.load(part).astype(np.float32))),
-     "done cut": lambda: done.write_bytes(done.read_bytes()[:-1])}[damage]()
+    os.utime(broken, ns=(date, date))
+    left = tmp_path / "out/.packing"
+    np.save(left / "llp/train/clap.npy", np.zeros(3)) if damage != "an array half written" else None  # not to be used then
+    {"an array half written": lambda: (left / "llp/train/.clip.part.npy").write_bytes(b"\x93NUMPY" + bytes(99)),
+     "no plan": (left / "plan.json").unlink, "plan of another pack": lambda: files.write_json(left / "plan.json", dict(format=1))}[damage]()
     pack.pack(own, tmp_path / "out", workers=1)
-    for split in ("train", "val"):
-        assert (tmp_path / f"out/llp/{split}/clip.npy").read_bytes() == (tmp_path / f"whole/llp/{split}/clip.npy").read_bytes()
+    for path in (tmp_path / "whole").rglob("*.npy"):
+        assert path.read_bytes() == (tmp_path / "out" / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
-def test_labels_of_other_videos_are_refused_with_a_sentence_not_in_the_middle_of_training(finished, tmp_path):
+def test_labels_of_other_data_are_refused_with_a_sentence_not_in_the_middle_of_training(finished, tmp_path):
     labels = files.read_npz(finished / "seed0/labels_teacher.npz")
-    np.savez(tmp_path / "labels.npz", **{k: x[:-1] if k.startswith("train_") else x for k, x in labels.items()})
+    settings = json.loads(str(labels.pop("settings"))) | dict(data="0" * 64)
+    np.savez(tmp_path / "labels.npz", settings=np.array(json.dumps(settings)), **labels)
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", str(finished / "data"), str(tmp_path / "out"), "--labels", str(tmp_path / "labels.npz"), "--features", "clip_clap",
                      "--preset", "demo", "--device", "cpu"])
-    assert "labels.npz: holds labels (N, T, C) of (59, 10, 25), but" in stop.value.code
+    assert "labels.npz: made for other data than" in stop.value.code and "uwav.py label" in stop.value.code
 
 
 @pytest.mark.parametrize("name", [n for n in READERS if n not in ("failures", "notes", "made_with", "run")])

@@ -1,4 +1,4 @@
-"""files.py: files whole or not at all, one run at a time, one sentence at the end."""
+"""common/: files whole or not at all, one run at a time, one sentence at the end."""
 
 import errno
 import multiprocessing
@@ -13,17 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import checkpoints
-from common import files
-from common import command
+from common import command, files
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def save_again(arguments: list[str]) -> None:
-    """A command for test_faults.py: a checkpoint, written to another place."""
-    with command.one_sentence_errors():
-        checkpoints.save_file(Path(arguments[1]), checkpoints.load_file(arguments[0]))
 
 
 # ---- written whole or not at all ----
@@ -145,8 +137,8 @@ def test_stages_of_one_run_share_its_lock(tmp_path):
 
 
 def test_many_that_wait_for_the_same_folder_work_one_after_the_other(tmp_path):
-    code = ("import sys; sys.path.insert(0, sys.argv[1]); import files, pathlib, time\n"
-            "files.PATIENCE = 60; here = pathlib.Path(sys.argv[2])\n"
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); import pathlib, time\nfrom common import command\n"
+            "command.PATIENCE = 60; here = pathlib.Path(sys.argv[2])\n"
             "for _ in range(20):\n"
             "    with command.working_in(here / 'run'):\n"
             "        (here / 'alone').mkdir(); time.sleep(0.002); (here / 'alone').rmdir()\n")
@@ -189,7 +181,7 @@ def test_a_bug_keeps_its_traceback(error):
 
 def script(body: str, *signals: signal.Signals) -> subprocess.CompletedProcess:
     """Run lines of a command, and send it signals once it has printed something."""
-    code = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); import files\nwith command.one_sentence_errors():\n"
+    code = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); from common import command\nwith command.one_sentence_errors():\n"
     code += "".join(f"    {line}\n" for line in body.splitlines())
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     first = process.stdout.readline()
@@ -224,14 +216,14 @@ def test_a_keyboard_interrupt_without_a_signal_is_passed_on_and_handlers_are_put
 def test_in_a_thread_there_are_sentences_but_no_signals():
     caught = []
 
-    def command() -> None:
+    def work() -> None:
         try:
             with command.one_sentence_errors():
                 raise ValueError("no")
         except SystemExit as stop:
             caught.append(stop.code)
 
-    thread = threading.Thread(target=command)
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     assert caught == ["error: no"]

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from train import cli
 import uwav
-from train import checkpoints
-from uwav import SourceSplit, TargetSplit
-from uwav import parsing_scores
+from data import splits
+from train import checkpoints, cli
+from uwav import SourceSplit, TargetSplit, parsing_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
@@ -40,21 +39,21 @@ def labels_of(data: TargetSplit, config: uwav.TrainConfig, threshold: float = 0.
 
 
 @pytest.mark.parametrize("N, T, C, batch", [(1, 1, 1, 1), (3, 1, 4, 2), (5, 7, 1, 2), (4, 3, 2, 1), (3, 10, 25, 64)])
-def test_training_and_scores_work_for_one_video_one_second_one_class_or_a_batch_of_one(N, T, C, batch, tmp_path):
+def test_training_and_scores_work_for_one_video_one_second_one_class_or_a_batch_of_one(N, T, C, batch):
     data, config = target(N, T, C), uwav.TrainConfig(epochs=2, batch=batch, warmup=1)
-    model = uwav.train_han(tmp_path / "han.pt", "han", data, data, labels_of(data, config), replace(HAN, classes=C), config, {})
+    model = uwav.train_han(data, data, labels_of(data, config), replace(HAN, classes=C), config)
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert all(0 <= score <= 100 for score in uwav.han_scores(model, data).values())
 
 
 @pytest.mark.parametrize("length, classes, batch", [([1], 1, 1), ([1, 1, 5], 1, 2), ([3, 60], 4, 64)])
-def test_pre_training_works_for_one_video_one_second_one_class(length, classes, batch, tmp_path):
+def test_pre_training_works_for_one_video_one_second_one_class(length, classes, batch):
     torch.manual_seed(0)
     S = sum(length)
     label = (torch.rand(S, classes) < 0.5).byte()
     data = SourceSplit(torch.randn(S, 6).half(), torch.randn(S, 8).half(), label, np.array(length))
     config, text = uwav.PretrainConfig(epochs=2, batch=batch, warmup=1), (torch.randn(classes, 6), torch.randn(classes, 8))
-    model = uwav.train_teacher(tmp_path / "teacher.pt", data, data, text, TEACHER, config, {})
+    model = uwav.train_teacher(data, data, text, TEACHER, config)
     assert all(torch.isfinite(p).all() for p in model.parameters()) and 0 <= uwav.teacher_score(model, data, text) <= 100
 
 
@@ -81,7 +80,7 @@ def test_hard_labels_that_are_all_negative_leave_a_finite_loss_in_which_negative
     assert (float(w_pos), float(w_neg)) == (config.W * 2, 0.0)
     model = uwav.HAN(replace(HAN, classes=2))
     mixup = [(torch.tensor(0.3), torch.randperm(12)) for _ in range(2)]
-    losses = uwav.han_losses(model, model(*data.inputs(slice(None))), data.weak, labels.audio, labels.visual, labels, mixup)
+    losses = uwav.han_losses(model, model(*data.inputs(slice(None))), data.weak, labels, mixup)
     losses.sum().backward()
     assert losses.isfinite().all() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
@@ -122,7 +121,7 @@ def test_gradients_that_explode_are_clipped_before_the_step():
     model = uwav.HAN(replace(HAN, classes=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
-    (losses,) = uwav.han_epoch(model, model, optimizer, data, labels, config)
+    (losses,) = uwav.han_epoch(model, model, uwav.han_losses, optimizer, data, labels, config, 1)
     step = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
     assert losses.sum() > 1e10 and float(step.norm()) == pytest.approx(config.clip, rel=1e-3)
 
@@ -130,10 +129,10 @@ def test_gradients_that_explode_are_clipped_before_the_step():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence_and_keeps_what_it_had(value, tmp_path):
     data, config = target(4, 3, 2), uwav.TrainConfig(epochs=3, batch=2, warmup=1)
-    labels, run = labels_of(data, config), (tmp_path / "han.pt", "han", data, data)
+    labels, run = labels_of(data, config), checkpoints.Run(tmp_path / "han.pt", "han", {})
     labels.audio[0] = value
     with pytest.raises(ValueError, match=r"han.pt: the loss became (nan|inf) in epoch 1; lower the learning rate"):
-        uwav.train_han(*run, labels, replace(HAN, classes=2), config, {})
+        uwav.train_han(data, data, labels, replace(HAN, classes=2), config, run)
     assert not (tmp_path / "han.pt").exists()
 
 

@@ -7,11 +7,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from common import devices
-from train import cli
 import uwav
-from train import checkpoints
-from train import stages
+from common import devices
+from train import checkpoints, cli, presets, stages
 from uwav import SourceSplit, TargetSplit
 
 CPU = torch.device("cpu")
@@ -46,9 +44,9 @@ def on_device_without_values(model_class: type, config: object) -> tuple[torch.n
     return model, torch.optim.SGD(model.parameters(), 0.1)
 
 
-@pytest.mark.parametrize("setting", uwav.ABLATION)
+@pytest.mark.parametrize("setting", presets.ABLATION)
 def test_an_epoch_of_the_han_never_asks_the_device_for_a_value(setting):
-    config = replace(uwav.TrainConfig(), batch=8, **uwav.ABLATION[setting])
+    config = replace(uwav.TrainConfig(), batch=8, **presets.ABLATION[setting])
     model, optimizer = on_device_without_values(uwav.HAN, SMALL_HAN)
     data = random_target(20, "meta")
     steps = list(uwav.han_epoch(model, model, uwav.han_losses, optimizer, data, random_labels(data, config), config, 1))

@@ -13,18 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from data import splits
 import features
-from data import pack
-from data import annotations
 import parse
-from train import cli
-from train import stages
 import uwav
-from train import checkpoints
+from common import files
 from conftest import need
-from common.files import is_plain_name
+from data import annotations, pack, splits
 from sources import write_own
+from train import checkpoints, cli, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("dog", "door bell")
@@ -144,7 +140,7 @@ def test_any_table_that_makes_sense_is_read_as_it_was_meant(tmp_path_factory, da
     """Against a slow reading of the same rows, second by second."""
     folder, T = tmp_path_factory.mktemp("own"), data.draw(st.integers(1, 6))
     classes = tuple(data.draw(st.lists(name, min_size=1, max_size=4, unique=True)))
-    videos = data.draw(st.lists(name.filter(is_plain_name), min_size=2, max_size=6, unique=True))
+    videos = data.draw(st.lists(name.filter(files.is_plain_name), min_size=2, max_size=6, unique=True))
     labels = {v: data.draw(st.lists(st.sampled_from(classes), max_size=3)) for v in videos}
     event = st.tuples(st.sampled_from(videos[1:]), st.sampled_from(list(annotations.MODALITIES)), st.integers(0, 7), st.integers(1, 3),
                       st.sampled_from(classes))
@@ -209,19 +205,21 @@ def test_pack_makes_a_target_without_a_source(tmp_path, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")}
 
 
-def test_features_of_other_weights_are_packed_anew_and_random_ones_are_marked(tmp_path, capsys):
+def test_features_of_other_weights_are_packed_anew_on_demand_and_random_ones_are_marked(tmp_path, capsys):
     own = write_own(tmp_path / "own", *HAND)
     pack.pack(own, tmp_path / "data", workers=1)
     write = np.zeros((4, 512), np.float32)
     np.save(own / "feats_CLAP/segment_feats/a.npy", write)
     files.write_json(own / "extract.json", {"clap_weights": {"weights": "random"}})
-    index = pack.pack(own, tmp_path / "data", workers=1)
+    with pytest.raises(ValueError, match="--replace"):
+        pack.pack(own, tmp_path / "data", workers=1)
+    index = pack.pack(own, tmp_path / "data", workers=1, replace=True)
     assert index["source"] == "own data, encoders with random weights" and "RANDOM WEIGHTS" in capsys.readouterr().err
     assert not np.load(tmp_path / "data/llp/train/clap.npy")[0].any()
 
 
 @pytest.mark.parametrize("damage, message", [
-    (lambda own: (own / "text.json").unlink(), "text.json: no such file; `python features.py text CLASSES"),
+    (lambda own: (own / "text.json").unlink(), "text.json: no such file; make it with `python features.py text CLASSES"),
     (lambda own: (own / "text.json").write_text("{}"), "text.json: damaged"),
     (lambda own: (own / "labels.csv").unlink(), "has neither labels.csv .* nor LLP/"),
     (lambda own: (own / "feats_CLIP/segment_feats/b.npy").unlink(), "1 of its videos have no features in .*: b"),
@@ -304,9 +302,9 @@ def test_without_annotated_videos_the_last_epoch_is_kept_and_nothing_is_scored(t
     pack.pack(own, tmp_path / "data", workers=1)
     arguments = [str(tmp_path / "data"), str(tmp_path / "run")]
     cli.main(["label", *arguments, "--per-segment", "--device", "cpu"])
-    original, kept = uwav.Run.end_epoch, []
+    original, kept = checkpoints.Run.end_epoch, []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(uwav.Run, "end_epoch", lambda self, record, score: (
+        patch.setattr(checkpoints.Run, "end_epoch", lambda self, record, score: (
             original(self, record, score), kept.append({k: v.clone() for k, v in self.model.state_dict().items()})))
         cli.main(["train", *arguments, "--labels", str(tmp_path / "run/labels_segment.npz"), "--features", "clip_clap", *SMALL,
                      "--set", "epochs=3"])
@@ -390,7 +388,7 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, t
     assert ("best epoch" if annotated else "the last one is kept") in printed
     if annotated:
         command("uwav.py", "evaluate", run / "data", han / "han.pt", "--split", "val")
-        assert set(json.loads((han / "scores_val.json").read_text())) == set(uwav.SCORES)
+        assert set(uwav.SCORES) <= stages.read_scores(han / "scores_val.json").keys()
     command("report.py", run)
     page = (run / "report.html").read_text()
     assert '<figure id="curves"' in page and "encoders with random weights: a dry run" in page and "invented" not in page

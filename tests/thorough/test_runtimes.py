@@ -74,7 +74,7 @@ def browser(browser):
 
 
 def by_torch(bundle, finished, inputs, server, request) -> list[dict]:
-    module = export_onnx.Parser(checkpoints.load_model(finished / "seed0/clip_clap/full/han.pt")).eval()
+    module = export_onnx.exports_of(checkpoints.load_model(finished / "seed0/clip_clap/full/han.pt"), None)["parser"]
     results = []
     for path in inputs:
         arrays = np.load(path)
@@ -93,9 +93,9 @@ def by_onnxruntime(bundle, finished, inputs, server, request) -> list[dict]:
 def by_node(bundle, finished, inputs, server, request) -> list[dict]:
     if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
         unavailable("Node and onnxruntime-node: npm ci in web/")
-    shutil.copy(ROOT / "tests/parity.mjs", WEB / ".parity.mjs")  # Node looks for packages beside the script
+    shutil.copy(ROOT / "tests/helpers/parity.mjs", WEB / ".parity.mjs")  # Node looks for packages beside the script
     try:
-        script = (WEB / ".parity.mjs").read_text().replace("../web/parser.js", "./parser.js")
+        script = (WEB / ".parity.mjs").read_text().replace("../../web/parser.js", "./parser.js")
         (WEB / ".parity.mjs").write_text(script)
         result = subprocess.run(["node", ".parity.mjs", bundle / "parser.onnx", *inputs], cwd=WEB, capture_output=True, text=True, timeout=300)
     finally:
@@ -141,7 +141,7 @@ def by_tract(bundle, finished, inputs, server, request) -> list[dict]:
     import tract
 
     model = tract.onnx().load(bundle / "parser.onnx").into_model().into_runnable()
-    return [dict(zip(export_onnx.Parser.outputs, (x.to_numpy() for x in model.run(list(dict(np.load(path)).values()))))) for path in inputs]
+    return [dict(zip(export_onnx.EVENTS + export_onnx.PROBABILITIES, (x.to_numpy() for x in model.run(list(dict(np.load(path)).values()))))) for path in inputs]
 
 
 RUNTIMES = {"onnxruntime": by_onnxruntime, "onnxruntime-node": by_node, "onnxruntime-web in Chromium": by_browser,

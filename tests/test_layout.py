@@ -1,0 +1,47 @@
+"""The house stays small, and its parts import one way: what a person reads or runs is at the root."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {"common": 0, "uwav": 1, "data": 2, "video": 3, "train": 3, "reporting": 4}  # the commands at the root: 5
+TEXTS = {path.relative_to(ROOT).with_suffix(""): path.read_text(encoding="utf-8")
+         for path in (*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")) if path.parent.name != "tests"}
+MODULES = {".".join(path.parts).removesuffix(".__init__"): text for path, text in TEXTS.items()}
+
+
+def imports(name: str, inside: bool = True) -> set[str]:
+    """The modules of this project that one of them imports, also `inside` its functions."""
+    tree, found = ast.parse(MODULES[name]), set()
+    for node in ast.walk(tree) if inside else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found & MODULES.keys()
+
+
+def test_the_method_loads_nothing_else_of_the_project():
+    code = "import sys, uwav; print(*(name for name, module in sys.modules.items() if (getattr(module, '__file__', 0) or '').startswith(sys.argv[1])))"
+    loaded = subprocess.run([sys.executable, "-c", code, f"{ROOT}/"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {name.split(".")[0] for name in loaded} & {name.split(".")[0] for name in MODULES} == {"uwav"}
+
+
+def test_everything_imports_downwards_and_nothing_in_a_circle():
+    folder = {name: name.split(".")[0] if name.split(".")[0] in FLOORS else "" for name in MODULES}  # "": the commands at the root
+    assert all("." not in name for name in MODULES if not folder[name]), "a new folder needs a floor"
+    for name in MODULES:
+        for other in imports(name):
+            assert folder[other] == folder[name] or FLOORS[folder[other]] < FLOORS.get(folder[name], 5), f"{name} imports {other}"
+    TopologicalSorter({name: imports(name) for name in MODULES}).prepare()  # CycleError names the circle
+    assert imports("parse", inside=False) == set(), "the deployed parser stands alone"
+
+
+def test_the_house_is_small():
+    lines = {name: len(text.splitlines()) for name, text in MODULES.items()}
+    assert len(list(ROOT.glob("*.py"))) <= 6 and lines["uwav"] <= 800
+    assert sum(lines.values()) <= 7_400
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

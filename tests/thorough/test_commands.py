@@ -1,0 +1,96 @@
+"""The commands as a user types them, where that takes a while: run_all.sh from nothing, a training that is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import SMALL, need
+from train import checkpoints
+
+need("onnx", "onnxscript", "onnxruntime")  # else run_all.sh would install them
+if os.name != "posix":
+    pytest.skip("run_all.sh needs a POSIX shell", allow_module_level=True)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """run_all.sh on the whole demo world, small models, one epoch: with a mistake in an option, without, and once more."""
+
+    out: Path
+    mistaken: subprocess.CompletedProcess
+    first: str
+    second: str
+    seconds: float  # of the second
+
+    @property
+    def stages(self) -> list[list[str]]:
+        return [line.split("\t") for line in (self.out / "stages.tsv").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Ran:
+    out = tmp_path_factory.mktemp("ran")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def run_all(*settings: str) -> subprocess.CompletedProcess:
+        options = [x for setting in settings for x in ("--set", setting)]
+        return subprocess.run(["bash", ROOT / "run_all.sh", "--out", out, "--", *options], env=environment, capture_output=True, text=True,
+                              timeout=600)
+
+    mistaken, printed, tiny = run_all("epoch=1"), [], ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "batch=64")
+    for _ in range(2):
+        started = time.monotonic()
+        result = run_all(*tiny)
+        assert result.returncode == 0, result.stderr[-2000:]
+        printed.append(result.stdout)
+    return Ran(out, mistaken, *printed, time.monotonic() - started)
+
+
+def test_run_all_goes_from_nothing_to_two_tables_a_bundle_and_a_report(ran):
+    assert "Label quality" in ran.first and "Parsing scores" in ran.first and "== 6. Ablation" in ran.first
+    assert "== 7. Export" in ran.first and (ran.out / "bundle/bundle.json").exists() and (ran.out / "report.html").exists()
+
+
+def test_run_all_is_quick_the_second_time_and_prints_the_same_tables(ran):
+    assert "finished before, kept" in ran.second and "exported before, kept" in ran.second and ran.seconds < 90
+    tables = [text[text.index("Label quality"):].split("\n\n")[:2] for text in (ran.first, ran.second)]
+    assert tables[0] == tables[1]
+
+
+def test_run_all_notes_every_stage_and_whether_it_made_kept_or_lost_results(ran):
+    assert ran.mistaken.returncode == 1 and "no such field" in ran.mistaken.stderr
+    stages = ran.stages
+    assert [r[2] for r in stages[:2]] == ["new", "interrupted"] and stages[1][3].startswith("Pre-train")
+    outcomes = [r[2] for r in stages[2:]]  # data, teacher, labels, HAN, scores, ablation, export, report
+    assert outcomes == ["kept", "new", "new", "new", "kept", "new", "new", "kept"] + ["kept"] * 8
+    assert all(len(r) == 7 for r in stages) and "PyTorch" in stages[0][5] and stages[0][6].startswith("bash run_all.sh --out")
+    assert not (ran.out / ".started").exists()
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "uwav.py"), *map(str, arguments)]
+
+
+def test_killed_pretraining_run_again_equals_an_undisturbed_one(finished, tmp_path):
+    world, options = finished / "data", [*SMALL, "--set", "epochs=6"]
+    assert subprocess.run(command("pretrain", world, tmp_path / "whole", *options), capture_output=True).returncode == 0
+    for epochs_done in (1, 3):
+        process = subprocess.Popen(command("pretrain", world, tmp_path / "part", *options), stderr=subprocess.DEVNULL)
+        history = tmp_path / "part/teacher.jsonl"
+        while process.poll() is None and (not history.exists() or len(history.read_text().splitlines()) < epochs_done):
+            time.sleep(0.005)
+        assert process.poll() is None, "it finished before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command("pretrain", world, tmp_path / "part", *options), capture_output=True).returncode == 0
+    part, whole = (checkpoints.load_file(tmp_path / f"{name}/teacher.pt")["weights"] for name in ("part", "whole"))
+    assert part.keys() == whole.keys() and all(torch.equal(part[k], whole[k]) for k in part)
