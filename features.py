@@ -19,14 +19,20 @@ from common.command import Parser, one_sentence_errors, working_in
 from data.annotations import LLP_SEGMENTS, read_llp, read_unav
 from data.pack import pack
 
-def _weights(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict[str, dict]]:
-    """The files of weights that were asked for, by encoder, and what a folder of features remembers of them."""
+
+def _encoders(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict[str, object], str]:
+    """The files of weights that were asked for, what a folder of features remembers of them, and the device."""
     from video import weights
 
     weights.need_packages()
     files = dict(clip=weights.clip_weights(options.clip_weights), clap=weights.clap_weights(options.clap_weights))
+    from common import devices  # with PyTorch, but first a missing file is said
+
+    device = devices.choose_device(options.device)
+    if devices.RANK == 0:
+        weights.warn_of_random(files)
     return files, dict(clip_weights=weights.identity_of_weights(options.clip_weights, files["clip"]),
-                       clap_weights=weights.identity_of_weights(options.clap_weights, files["clap"]))
+                       clap_weights=weights.identity_of_weights(options.clap_weights, files["clap"])), device
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -58,20 +64,16 @@ def run_extract(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise ValueError(f"--{name} {value}: must be above 0")
-    files, made_with = _weights(options)  # before PyTorch is imported: a missing file is said at once
+    files, made_with, device = _encoders(options)
     from common import devices
-    from video import encoders, extract, weights
+    from video import encoders, extract
 
-    choices = extract.Options(options.llp, options.segments, options.missing, options.longest)
-    device = devices.choose_device(options.device)
-    made_with |= dict(segments=LLP_SEGMENTS if options.llp else options.segments,
-                      precision="half" if device.startswith("cuda") else "single")
-    if devices.RANK == 0:
-        weights.warn_of_random(files)
+    segments, on_gpu = LLP_SEGMENTS if options.llp else options.segments, device.startswith("cuda")
+    choices = extract.Options(options.llp, segments, options.missing, options.longest)
+    made_with |= dict(segments=segments, precision="half" if on_gpu else "single")
     device = devices.connect(device)
     try:
         extract.check(options.videos, options.out, made_with)
-        on_gpu = device.startswith("cuda")
         clip, clap = encoders.ClipEncoder(files["clip"], device), encoders.ClapEncoder(files["clap"], device)
         with devices.alone_in(options.out):
             extract.extract(options.videos, options.out, clip.images, clap.sounds, made_with, choices, options.workers,
@@ -87,14 +89,11 @@ def run_text(options: argparse.Namespace) -> None:
 
     if options.clap_weights != weights.RANDOM:
         weights.online()
-    files, made_with = _weights(options)
-    from common import devices
+    files, made_with, device = _encoders(options)
     from video import encoders, extract
 
-    classes = extract.read_classes(options.classes)
-    weights.warn_of_random(files)
-    device = devices.choose_device(options.device)
-    extract.write_texts(classes, options.out, lambda texts: encoders.ClipEncoder(files["clip"], device).texts(texts),
+    extract.write_texts(extract.read_classes(options.classes), options.out,
+                        lambda texts: encoders.ClipEncoder(files["clip"], device).texts(texts),
                         lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with)
 
 
@@ -115,58 +114,48 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def weights(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--clip-weights", default="openai", metavar="openai|random|FILE",
-                         help="CLIP ViT-L/14 (default: OpenAI's); random: a dry run")
+    def replaceable(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
+        sub.add_argument("--replace", action="store_true", help="another finished pack there, once this one is whole")
+
+    def encoded(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("out", type=Path, help="gets feats_CLIP/ and feats_CLAP/ (continued if interrupted)")
+        sub.add_argument("--clip-weights", default="openai", metavar="openai|random|FILE", help="of CLIP ViT-L/14")
         sub.add_argument("--clap-weights", default="630k-audioset-best", metavar="NAME|random|FILE",
-                         help="CLAP: a checkpoint of laion_clap by name (default: 630k-audioset-best) or as a file, "
-                              "fusion or not, HTSAT-tiny or -base; random: a dry run")
+                         help="a checkpoint of laion_clap (default: %(default)s)")
         sub.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
 
     sub = command("demo", "an invented LLP and UnAV-100, or the real annotations with invented features", run_demo)
-    sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
+    replaceable(sub)
     sub.add_argument("--llp", type=Path, metavar="DIR", help="folder with the real AVVP_*.csv files")
     sub.add_argument("--unav", type=Path, metavar="FILE", help="the real unav100_annotations.json")
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--replace", action="store_true",
-                     help="replace another finished pack in that folder when the new one is complete")
 
-    sub = command("calibrate", "fit the demo world to the scores of published labels, which takes half an hour",
-                  run_calibrate)
+    sub = command("calibrate", "fit the demo world to the scores of published labels: half an hour", run_calibrate)
     sub.add_argument("trials", type=Path, help="JSON file for finished trials; the same command goes on from there")
     sub.add_argument("--seeds", type=int, default=3, help="worlds and teachers (default: 3)")
 
     sub = command("pack", "thousands of small .npy files -> a few arrays", run_pack)
-    sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/ as the authors distribute them, or "
-                                                    "your own with labels.csv (docs/own_videos.md)")
-    sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
-    sub.add_argument("--workers", type=int, help="parallel reading processes (default: one per core)")
-    sub.add_argument("--missing", choices=("stop", "skip"), default="stop",
-                     help="a video without feature files: stop (default), or leave it out, counted")
-    sub.add_argument("--replace", action="store_true",
-                     help="replace another finished pack in that folder when the new one is complete")
+    sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/, or your own (docs/own_videos.md)")
+    replaceable(sub)
+    sub.add_argument("--workers", type=int, help="processes that read (default: one per core)")
+    sub.add_argument("--missing", choices=("stop", "skip"), default="stop", help="at a video without features")
 
     sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video; also under torchrun", run_extract)
     sub.add_argument("videos", type=Path, help="folder of videos; a file's name without its ending is the video's id")
-    sub.add_argument("out", type=Path, help="gets feats_CLIP/, feats_CLAP/, failures.csv (continued if interrupted)")
-    weights(sub)
-    sub.add_argument("--missing", choices=("skip", "zeros"), default="skip",
-                     help="a video without sound or without picture: skip it (default), or zeros for that stream")
+    encoded(sub)
+    sub.add_argument("--missing", choices=("skip", "zeros"), default="skip", help="a video without sound or picture")
     length = sub.add_mutually_exclusive_group()
-    length.add_argument("--llp", action="store_true",
-                        help="clips of LLP: 10 segments each, and a file may be called <id>_<start>_<end>.*")
-    length.add_argument("--segments", type=int,
-                        help="of every video, one a second: shorter ones are refused, of longer ones the beginning is "
-                             "used (default: the length in seconds, rounded up)")
+    length.add_argument("--llp", action="store_true", help="10 segments; files may be called <id>_<start>_<end>.*")
+    length.add_argument("--segments", type=int, help="of every video (default: its length in s, rounded up)")
     sub.add_argument("--longest", type=float, default=600.0, metavar="S", help="refuse longer videos (default: 600 s)")
-    sub.add_argument("--workers", type=int, help="decoding processes (default: one per core)")
+    sub.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 4 on a CPU)")
     sub.add_argument("--retry", action="store_true", help="try the videos of failures.csv again")
 
     sub = command("text", "class names -> CLIP and CLAP text embeddings", run_text)
     sub.add_argument("classes", help="llp, the annotation file of UnAV-100, or a text file with one class a line")
-    sub.add_argument("out", type=Path, help="gets feats_CLIP/event_feats/ and feats_CLAP/event_feats/")
-    weights(sub)
+    encoded(sub)
 
     sub = command("fetch", "download the published annotations and CLIP/CLAP features", run_fetch)
     sub.add_argument("folder", type=Path, help="gets LLP/ and UnAV/, as `pack` reads them")

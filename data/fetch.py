@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import http.client
 import os
-import re
 import shutil
 import stat
 import sys
@@ -53,34 +52,34 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
     for file in (part, tag_file):
         if file.is_symlink():  # not ours, and written through it would be another file
             file.unlink()
-    failures, cause, furthest = 0, "", _size(part)
-    while failures < ATTEMPTS:
+    failures, furthest = 0, _size(part)
+    while True:
         try:
             expected = _continue(url, part, tag_file)
             if _size(part) == expected:
                 os.replace(part, path)
                 tag_file.unlink(missing_ok=True)
                 return
-            cause = f"{_size(part)} bytes came, {expected} were announced"
-            if _size(part) > expected:
-                part.unlink()
+            cause, useless = f"{_size(part)} bytes came, {expected} were announced", _size(part) > expected
         except urllib.error.HTTPError as error:
             cause = f"the server says {error.code} {error.reason}"
-            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file there is another by now
-                part.unlink(missing_ok=True)
-            elif error.code < 500 and error.code != http.client.TOO_MANY_REQUESTS:
+            useless = error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE  # the file there is another by now
+            if error.code < 500 and not useless and error.code != http.client.TOO_MANY_REQUESTS:
                 raise ValueError(f"{url}: {cause}") from None
         except (OSError, http.client.HTTPException) as error:
-            cause = str(getattr(error, "reason", "") or reason(error))
+            cause, useless = str(getattr(error, "reason", "") or reason(error)), False
             if getattr(error, "errno", None) in OUR_FAULT:
                 raise ValueError(f"{part}: cannot be written ({cause})") from None
+        if useless:
+            part.unlink(missing_ok=True)
         failures = 0 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
-        if failures < ATTEMPTS:
-            wait = pause * 2**failures
-            print(f"{path.name}: {cause}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
-            time.sleep(wait)
-    raise ValueError(f"{url}: cannot be downloaded ({cause}); what came is kept, run the command again to continue")
+        if failures == ATTEMPTS:
+            raise ValueError(f"{url}: cannot be downloaded ({cause}); what came is kept, run the command again to "
+                             "continue")
+        wait = pause * 2**failures
+        print(f"{path.name}: {cause}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(wait)
 
 
 def _size(file: Path) -> int:
@@ -92,31 +91,21 @@ def _continue(url: str, part: Path, tag_file: Path) -> int:
     headers, have = {"User-Agent": "uwav", "Accept-Encoding": "identity"}, _size(part)
     if have:
         headers["Range"] = f"bytes={have}-"
-        if tag_file.exists():
-            headers["If-Range"] = tag_file.read_text()  # a changed file is sent from its beginning
+        if tag := tag_file.exists() and tag_file.read_text():
+            headers["If-Range"] = tag  # a changed file is sent from its beginning
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
-        announced = answer.headers.get("Content-Length")
-        if answer.status == http.client.PARTIAL_CONTENT:
-            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-            if not match or int(match[1]) != have:
-                raise OSError("the server continued at another place than was asked for")
-            expected = int(match[2])
-        elif announced is None:
-            raise OSError("the server does not say how large the file is")
-        else:
-            have, expected = 0, int(announced)
+        if answer.status != http.client.PARTIAL_CONTENT:
+            have = 0
             part.unlink(missing_ok=True)  # first of all, so that no tag ever stands beside bytes of another file
-        if answer.headers.get("ETag"):
-            with atomic(tag_file) as temporary:
-                temporary.write_text(answer.headers["ETag"])
-        else:
-            tag_file.unlink(missing_ok=True)
+        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise OSError("the server continued at another place than was asked for")
+        if "Content-Length" not in answer.headers:
+            raise OSError("the server does not say how large the file is")
+        expected = have + int(answer.headers["Content-Length"])
+        tag_file.write_text(answer.headers.get("ETag", ""))  # half of it is another: the file is begun again
         with (open(part, "ab", opener=no_links) as file,
-              tqdm(total=expected, initial=have, unit="B", unit_scale=True, desc=part.stem,
-                   disable=expected < BLOCK) as bar):
-            while block := answer.read(BLOCK):
-                file.write(block)
-                bar.update(len(block))
+              tqdm.wrapattr(answer, "read", expected, initial=have, desc=part.stem, disable=expected < BLOCK) as body):
+            shutil.copyfileobj(body, file, BLOCK)
     return expected
 
 
@@ -130,8 +119,7 @@ class BrokenArchive(ValueError):
 def extract_features(archive: Path, folder: Path) -> int:
     """Feature files of a zip -> folder/segment_feats/ID.npy and folder/event_feats/all_event_feats.npy; how many.
 
-    Only the last part of a name in the archive is used, and an archive with absolute names, `..` or links is refused as
-    a whole. Raises ValueError naming the archive; nothing is then extracted, or only whole files are.
+    An archive with a name that leads out or a link is refused as a whole. Raises ValueError naming the archive.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -197,13 +185,12 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
             archive = folder / name
             if not archive.exists():
                 download(f"{mirror or FEATURES}/{name}", archive)
-            size = archive.stat().st_size
             try:
                 count = extract_features(archive, folder / dataset / f"feats_{encoder}")
             except BrokenArchive:
                 archive.unlink()  # a second try must not find it
                 raise
-            noted[name] = {"bytes": size, "files": count}
+            noted[name] = {"files": count}
             write_json(folder / "fetched.json", noted)
             archive.unlink()
             print(f"{name}: {count} files")
@@ -216,8 +203,8 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
 
 
 def _read_notes(path: Path) -> dict[str, dict[str, int]]:
-    """Archives that were extracted before: name -> bytes and number of files."""
+    """Archives that were extracted before: name -> number of files."""
     if not path.exists():
         return {}
     with made_by(f"rm {path}; python features.py fetch", path):
-        return {name: dict(bytes=note["bytes"], files=note["files"]) for name, note in read_json(path).items()}
+        return {name: {"files": note["files"]} for name, note in read_json(path).items()}

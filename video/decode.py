@@ -37,6 +37,7 @@ BROKEN_SHARE = 0.1  # of the packets may be damaged; a video with more is refuse
 MAX_PIXELS = 2**26  # of a frame (8K video has half of that): damaged headers ask for gigabytes
 LONGEST = 600.0  # s: decoded, a second takes 0.35 MB
 STUCK = 300.0  # s: a process that works longer on one video is stopped
+NO_OTHER_FILE = {"protocol_whitelist": "none"}  # playlists and scripts name others; ours is open already
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Clip:
     def segments(self) -> int:
         return len(self.images if self.images is not None else self.sounds)
 
+    @property
+    def lacks(self) -> str | None:
+        return "picture" if self.images is None else "sound" if self.sounds is None else None
+
 
 def read_clip(path: str | Path, segments: int | None = None, longest: float = LONGEST) -> Clip:
     """Decode a video file in one pass over its best video and audio stream.
@@ -60,41 +65,39 @@ def read_clip(path: str | Path, segments: int | None = None, longest: float = LO
     Raises ValueError("cause: detail").
     """
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
-            images, sounds, declared = _decode(container, longest)
-    except av.FFmpegError as error:
+        with open(path, "rb") as file, av.open(file, metadata_errors="replace", options=NO_OTHER_FILE) as container:
+            streams, declared = _decode(container, longest)
+            decoded = max(s.end for s in streams)
+            ends = [(f"its {s.kind}", s.end, s.declared) for s in streams]
+            for what, end, whole in (("it", decoded, declared), *ends):
+                if end < whole - CUT_SHORT:
+                    raise ValueError(f"cut short: {what} ends after {end:.1f} s of {whole:.1f} s")
+            # The container knows how long the last frame stays; far below what was decoded, its length is wrong.
+            seconds = declared if declared and declared > decoded - CUT_SHORT else decoded
+            T = segments or math.ceil(seconds - TAIL)
+            if T < 1 or seconds <= T - 1:
+                raise ValueError(f"cut short: {seconds:.1f} s are less than {T or 1} segments")
+            found = {s.kind: s.segments(T) for s in streams}
+            return Clip(seconds, found.get("picture"), found.get("sound"))
+    except (OSError, av.FFmpegError) as error:
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
-    decoded = max(s.end for s in (images, sounds) if s is not None)
-    if declared is not None and decoded < declared - CUT_SHORT:
-        raise ValueError(f"cut short: {decoded:.1f} s of {declared:.1f} s")
-    for stream in (images, sounds):
-        if stream is not None and stream.end < stream.declared - CUT_SHORT:
-            raise ValueError(f"cut short: its {stream.kind} ends after {stream.end:.1f} s of {stream.declared:.1f} s")
-    # The container knows how long the last frame stays; a declared length far below what was decoded is wrong.
-    seconds = declared if declared is not None and declared > decoded - CUT_SHORT else decoded
-    T = segments or math.ceil(seconds - TAIL)
-    if T < 1 or seconds <= T - 1:
-        raise ValueError(f"cut short: {seconds:.1f} s are less than {T or 1} segments")
-    return Clip(seconds, images and images.segments(T), sounds and sounds.segments(T))
 
 
-def _decode(container: av.container.InputContainer, longest: float) -> tuple[_Images | None, _Sounds | None, float]:
-    """All of the file, packet by packet; also the length that the container declares (None: it does not say)."""
-    video, audio = container.streams.best("video"), container.streams.best("audio")
-    if video and video.disposition & av.stream.Disposition.attached_pic:
-        video = None  # the cover of a song
-    declared = container.duration and container.duration / av.time_base
-    if declared and declared > longest:
+def _decode(container: av.container.InputContainer, longest: float) -> tuple[list[_Stream], float]:
+    """All of the file, packet by packet: its streams, and the length that the container declares (0: it does not)."""
+    declared = (container.duration or 0) / av.time_base
+    if declared > longest:
         raise ValueError(f"too long: {declared:.0f} s, the limit is {longest:.0f} s")
     origin = max(0.0, (container.start_time or 0) / av.time_base)  # s: time stamps need not begin at 0
-    images = video and _Images(video, origin, longest)
-    sounds = audio and _Sounds(audio, origin, longest)
-    streams = {s.stream.index: s for s in (images, sounds) if s}
-    if not streams:
-        raise ValueError("no stream: neither pictures nor sound in it")
+    streams = {}
+    for type, reader in (("video", _Images), ("audio", _Sounds)):
+        best = container.streams.best(type)
+        # Not there: what no decoder is for, as a flipped bit can bring about, and the cover of a song.
+        if best and best.codec_context and not best.disposition & av.stream.Disposition.attached_pic:
+            streams[best.index] = reader(best, origin, longest)
     packets, broken = 0, 0
     try:
-        for packet in container.demux([s.stream for s in streams.values()]):
+        for packet in container.demux([s.stream for s in streams.values()]) if streams else ():
             packets += packet.size > 0
             try:
                 for frame in packet.decode():
@@ -103,18 +106,14 @@ def _decode(container: av.container.InputContainer, longest: float) -> tuple[_Im
                 broken += 1
     except av.FFmpegError:  # the file is damaged here, and there is no way past it
         broken += 1
-    if sounds:
-        sounds.flush()
     if broken > BROKEN_SHARE * packets:
         raise ValueError(f"damaged: {broken} of {packets} packets cannot be decoded")
-    if broken == 0:  # a stream without content in a sound file is a missing stream
-        images, sounds = (s if s and s.end else None for s in (images, sounds))
-    for s in (images, sounds):
-        if s and not s.end:
-            raise ValueError(f"damaged: nothing of its {s.kind} can be decoded")
-    if not (images or sounds):
-        raise ValueError("no stream: its streams are empty")
-    return images, sounds, declared or None
+    empty = [s.kind for s in streams.values() if not s.end]
+    if broken and empty:
+        raise ValueError(f"damaged: nothing of its {empty[0]} can be decoded")
+    if len(empty) == len(streams):  # in a whole file, a stream without content is a missing stream
+        raise ValueError("no stream: neither pictures nor sound in it")
+    return [s for s in streams.values() if s.end], declared
 
 
 class _Stream:
@@ -123,15 +122,15 @@ class _Stream:
     def __init__(self, stream: av.stream.Stream, origin: float, longest: float):
         self.stream, self.origin, self.longest = stream, origin, longest
         stream.codec_context.thread_count = 1  # the cores are busy with other videos
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        self.kept: list[np.ndarray] = []  # pictures of the segments so far, or pieces of sound
         self.end = 0.0  # s
         self.declared = float(stream.duration * stream.time_base) if stream.duration else 0.0  # s
 
     def time_of(self, frame: av.frame.Frame) -> float | None:
         """In s from the beginning of the video; None if the frame has no time stamp."""
-        if frame.pts is None:
-            return None
-        time = frame.time - self.origin
-        if time > self.longest + 1:
+        time = None if frame.pts is None else frame.time - self.origin
+        if time and time > self.longest + 1:
             raise ValueError(f"damaged: a time stamp of {time:.0f} s")
         return time
 
@@ -140,14 +139,9 @@ class _Images(_Stream):
     """Takes frames in the order in which they are shown, keeps one picture a segment."""
 
     kind = "picture"
-
-    def __init__(self, stream: av.video.stream.VideoStream, origin: float, longest: float):
-        super().__init__(stream, origin, longest)
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        self.kept: list[np.ndarray] = []  # of the segments so far
-        self.frame: av.VideoFrame | None = None  # shown now
-        self.picture: np.ndarray | None = None  # of that frame, once a segment wanted it
-        self.first, self.frames = 0.0, 0
+    frame: av.VideoFrame | None = None  # shown now
+    picture: np.ndarray | None = None  # of that frame, once a segment wanted it
+    first, frames = 0.0, 0
 
     def add(self, frame: av.VideoFrame) -> None:
         time = self.time_of(frame)
@@ -190,43 +184,40 @@ class _Sounds(_Stream):
     """Lays pieces of sound end to end: time stamps place the first and tell of gaps, they are too coarse for more."""
 
     kind = "sound"
-
-    def __init__(self, stream: av.audio.stream.AudioStream, origin: float, longest: float):
-        super().__init__(stream, origin, longest)
-        self.pieces: list[np.ndarray] = []
-        self.samples = 0  # so far
-        self.resampler, self.format = None, None
+    samples = 0  # so far
+    resampler: av.AudioResampler | None = None
+    format: tuple | None = None  # of what it takes
 
     def add(self, frame: av.AudioFrame) -> None:
         format = (frame.format.name, frame.layout.name, frame.sample_rate)
         if format != self.format:  # the first frame, or the stream changes
-            self.flush()
+            self._flush()
             # Packed samples of all channels: averaging them ourselves keeps the level, and planar samples of
             # more than 8 channels, which damaged files claim to have, are not safe to read.
             self.resampler, self.format = av.AudioResampler("flt", frame.layout.name, SAMPLE_RATE), format
         self._lay(self.resampler.resample(frame))
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         if self.resampler is not None:
             self._lay(self.resampler.resample(None))
-            self.resampler, self.format = None, None
+            self.resampler = self.format = None
 
     def _lay(self, frames: list[av.AudioFrame]) -> None:
         for frame in frames:
             piece = frame.to_ndarray().reshape(frame.samples, -1).mean(1)  # (samples, channels) -> (samples,)
             time = self.time_of(frame)
             gap = 0 if time is None else round(time * SAMPLE_RATE) - self.samples
-            if gap > GAP * SAMPLE_RATE or (not self.pieces and gap > 0):
-                self.pieces.append(np.zeros(gap, np.float32))
-                self.samples += gap
-            elif not self.pieces and gap < 0:
+            if gap > GAP * SAMPLE_RATE or (not self.kept and gap > 0):
+                piece = np.concatenate((np.zeros(gap, np.float32), piece))
+            elif not self.kept and gap < 0:
                 piece = piece[-gap:]  # before the beginning of the video
-            self.pieces.append(piece)
+            self.kept.append(piece)
             self.samples += len(piece)
             self.end = self.samples / SAMPLE_RATE
 
     def segments(self, T: int) -> np.ndarray:
-        wave = np.concatenate(self.pieces)[: T * SAMPLE_RATE]
+        self._flush()
+        wave = np.concatenate(self.kept)[: T * SAMPLE_RATE]
         wave = np.pad(wave, (0, T * SAMPLE_RATE - len(wave))).astype(np.float32)
         return np.nan_to_num(wave).reshape(T, SAMPLE_RATE)  # (T, 48000)
 
@@ -238,8 +229,7 @@ def read_clips(paths: list[Path], workers: int, segments: int | None = None, lon
                stuck: float = STUCK, read: Callable = read_clip) -> Iterator[Clip | str]:
     """The clip of every path, in order; a cause instead of a clip where there is none.
 
-    A decoder that dies or hangs costs the video it was at, and is replaced. At most two videos a worker are
-    decoded ahead of the consumer.
+    A decoder that dies or hangs costs its video, and is replaced. At most two videos a worker are decoded ahead.
     """
     here, decoders = threading.local(), []
 
@@ -263,7 +253,8 @@ def read_clips(paths: list[Path], workers: int, segments: int | None = None, lon
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
         for decoder in decoders:
-            decoder.kill()
+            if process := decoder.process:  # once: its thread may be ending it
+                process.kill()
 
 
 class _Decoder:
@@ -276,36 +267,26 @@ class _Decoder:
         self.stuck, self.task = stuck, task
         self.process: multiprocessing.process.BaseProcess | None = None
 
-    def _start(self) -> None:
-        self.pipe, theirs = self.spawn.Pipe()
-        process = self.spawn.Process(target=_decode_all, args=(theirs, *self.task), daemon=True)
-        with self.one_at_a_time:
-            process.start()
-        theirs.close()
-        self.process = process
-
     def read(self, path: Path) -> Clip | str:
         if self.process is None:
-            self._start()
-        try:
+            self.pipe, theirs = self.spawn.Pipe()
+            process = self.spawn.Process(target=_decode_all, args=(theirs, *self.task), daemon=True)
+            with self.one_at_a_time:
+                process.start()
+            theirs.close()
+            self.process = process
+        cause = None
+        with contextlib.suppress(EOFError, OSError):  # it died
             self.pipe.send(path)
             if self.pipe.poll(self.stuck):
                 return self.pipe.recv()
-        except (EOFError, OSError):
-            return f"crashed: the decoder ended with {self._ending()}"
-        self.kill()
-        self._ending()
-        return f"hangs: not decoded after {self.stuck:.0f} s"
-
-    def kill(self) -> None:
-        if process := self.process:  # once: its thread may be ending it
-            process.kill()
-
-    def _ending(self) -> str:
+            cause = f"hangs: not decoded after {self.stuck:.0f} s"
+            self.process.kill()
         with self.one_at_a_time:
             self.process.join()
         code, self.process = self.process.exitcode, None
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return cause or f"crashed: the decoder ended with {ending}"
 
 
 def _decode_all(pipe: Connection, read: Callable, segments: int | None, longest: float) -> None:

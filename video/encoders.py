@@ -29,6 +29,7 @@ from common.files import reason
 from video import SAMPLE_RATE
 
 CLIP_MODEL = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
+OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archive, beside the weights
 ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenizer's files cannot be had
 
 # ---- Reading files of weights --------------------------------------------------------------------
@@ -72,14 +73,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 raise
             _refuse_code(path)
             content = torch.jit.load(path, map_location="cpu").state_dict()
-            for setting in ("input_resolution", "context_length", "vocab_size"):
-                content.pop(setting, None)
         except pickle.UnpicklingError:  # CLAP's: a pickle protocol and NumPy numbers that weights_only does not read
             reader = types.SimpleNamespace(
                 __name__="tensors_only", Unpickler=_TensorsOnly, load=lambda f, **k: _TensorsOnly(f, **k).load())
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
         state = content.get("state_dict", content)
-        return {name.removeprefix("module."): x for name, x in state.items() if isinstance(x, Tensor)}
+        return {name.removeprefix("module."): x for name, x in state.items()
+                if isinstance(x, Tensor) and name not in OPENAI_SETTINGS}
     except Exception as error:  # pickle, zip, safetensors and torch raise a dozen kinds
         raise ValueError(f"{path}: not a file of weights ({reason(error)})") from None
 
@@ -105,12 +105,10 @@ def import_torchvision() -> None:
 def quiet() -> Iterator[None]:
     """Both libraries log and warn of their own affairs while they are imported and built."""
     logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+    with warnings.catch_warnings(), contextlib.ExitStack() as end:
+        end.callback(logging.disable, logging.NOTSET)
+        warnings.simplefilter("ignore")
+        yield
 
 
 class ClipEncoder:

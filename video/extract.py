@@ -5,10 +5,10 @@
     OUT/failures.csv                         videos without features, with the cause
     OUT/extract.json                         what made all this: weights, segments, precision
 
-Processes decode (decode.py), this one encodes (encoders.py). A crash in a decoder costs one video. Videos are encoded
-in groups, always the same ones together whatever was finished before, because the last bits of an embedding depend on
-its batch: an interrupted run ends with the very bytes of one that was not. Under torchrun every rank takes every
-WORLD-th group. On a CPU several groups are encoded at a time, each by one thread, for the same reason.
+Processes decode (decode.py), this one encodes (encoders.py). Videos are encoded in groups, always the same ones
+together whatever was finished before, because the last bits of an embedding depend on its batch: an interrupted run
+ends with the very bytes of one that was not. Under torchrun every rank takes every WORLD-th group. On a CPU several
+groups are encoded at a time, each by one thread, for the same reason.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import csv
 import math
 import os
 import re
-import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,20 +28,22 @@ import numpy as np
 from tqdm import tqdm
 
 from common import devices
+from common.command import progress
 from common.files import CONTROL, atomic, made_by, read_json, reason, regular, write_array, write_json
-from data.annotations import LLP_CLASSES, LLP_SEGMENTS, VIDEO_NAMES, read_unav
+from data.annotations import LLP_CLASSES, VIDEO_NAMES, read_unav
 from data.layout import SEGMENT_FILES, TEXT_FILES
 from video import PROMPTS, decode
 
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
 SEGMENTS_AT_ONCE = 64  # through an encoder
+LONGER = "of the new ones last longer than their segments: only their beginning was used"
 
 
 @dataclass(frozen=True)
 class Options:
     """What decides about the features, besides videos and weights."""
 
-    llp: bool = False  # clips of LLP: 10 segments, a file may be called <id>_<start>_<end>
+    llp: bool = False  # clips of LLP: a file may be called <id>_<start>_<end>
     segments: int | None = None  # of every video; None: ceil(its length in s)
     missing: str = "skip"  # a video without sound or without picture: skip | zeros
     longest: float = decode.LONGEST  # s
@@ -51,7 +52,7 @@ class Options:
 # ---- Which videos, and what became of them -------------------------------------------------------
 
 
-def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[str, str]]:
+def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
     """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
 
     Any file may be a video, whatever its name; hidden ones are left out. Raises ValueError if there is none.
@@ -71,15 +72,9 @@ def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[str, str
     videos, same = {}, {}
     for file in files:
         name = re.sub(r"_\d+_\d+$", "", file.stem) if llp else file.stem
-        if name in videos:
-            same[str(file.relative_to(folder))] = f"same id: {videos[name].relative_to(folder)} was used"
-        else:
-            videos[name] = file
+        if videos.setdefault(name, file) != file:
+            same[file] = f"same id: {videos[name].relative_to(folder)} was used"
     return dict(sorted(videos.items())), same
-
-
-def failure_files(out: Path) -> list[Path]:
-    return [path for path in (out / "failures.csv", *out.glob("failures.rank*.csv")) if path.exists()]
 
 
 class Failures:
@@ -88,7 +83,7 @@ class Failures:
     def __init__(self, out: Path, folder: Path):
         self.out, self.folder = out, folder
         self.causes: dict[tuple[str, int], str] = {}
-        for path in failure_files(out):
+        for path in sorted(out.glob("failures.*csv")):
             with (made_by("python features.py extract --retry", path),
                   open(regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file):
                 _, *rows = csv.reader(file)
@@ -99,21 +94,21 @@ class Failures:
 
     def add(self, path: Path, cause: str) -> None:
         self.causes[self.key(path)] = cause
-        self._write(f"failures.rank{devices.RANK}.csv", self.causes)
+        self.write(f"failures.rank{devices.RANK}.csv")
 
-    def _write(self, name: str, causes: dict[tuple[str, int], str]) -> None:
+    def write(self, name: str) -> None:
         with (atomic(self.out / name) as temporary,
               open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
-            csv.writer(file).writerows([("file", "bytes", "cause"), *((*key, causes[key]) for key in sorted(causes))])
+            rows = [(*key, cause) for key, cause in sorted(self.causes.items())]
+            csv.writer(file).writerows([("file", "bytes", "cause"), *rows])
 
-    def merge(self, unfinished: list[Path], same: dict[str, str]) -> list[str]:
-        """Write failures.csv: what is known of the videos that have no features now; returns the causes."""
-        causes = {key: self.causes[key] for key in map(self.key, unfinished) if key in self.causes}
-        causes |= {self.key(self.folder / name): cause for name, cause in same.items()}
-        self._write("failures.csv", causes)
+    def merge(self, unfinished: list[Path]) -> None:
+        """Put together what all ranks wrote, but of the videos that have no features now only."""
+        keys = {self.key(path) for path in unfinished}
+        self.causes = {key: cause for key, cause in self.causes.items() if key in keys}
+        self.write("failures.csv")
         for path in self.out.glob("failures.rank*.csv"):
             path.unlink()
-        return list(causes.values())
 
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
@@ -157,97 +152,85 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     folder, out = Path(folder), Path(out)
     videos, same = find_videos(folder, options.llp)
     if retry and devices.RANK == 0:
-        for path in failure_files(out):
+        for path in out.glob("failures.*csv"):
             path.unlink()
     devices.barrier()
     failures = Failures(out, folder)
-    ids = list(videos)
+    ids, before = list(videos), {v for v in videos if is_finished(out, v)}
     groups = [ids[i : i + group] for i in range(0, len(ids), group)][devices.RANK :: devices.WORLD]
-    usable = [[v for v in g if is_finished(out, v) or failures.key(videos[v]) not in failures.causes] for g in groups]
+    usable = [[v for v in g if v in before or failures.key(videos[v]) not in failures.causes] for g in groups]
     # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
-    unfinished = [{v: videos[v] for v in g} for g in usable if not all(is_finished(out, v) for v in g)]
+    unfinished = [{v: videos[v] for v in g} for g in usable if not before.issuperset(g)]
     devices.barrier()  # everybody has read what earlier runs left
     if devices.RANK == 0:
         write_json(out / "extract.json", made_with)
     workers = workers or max(1, (os.cpu_count() or 1) // devices.LOCAL_WORLD)
     total, todo = sum(map(len, groups)), sum(map(len, unfinished))
-    name = "extract" if devices.WORLD == 1 else f"extract, rank {devices.RANK}"
-    with tqdm(total=total, initial=total - todo, unit="video", desc=name, smoothing=0.05, dynamic_ncols=True,
-              mininterval=0.2 if sys.stderr.isatty() else 30, disable=devices.RANK > 0) as bar:
-        counts = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
-    counts = sum(devices.all_of(counts), collections.Counter())
-    result = dict(videos=len(videos) + len(same), finished=sum(is_finished(out, v) for v in videos),
-                  new=counts["new"], no_sound=counts["no sound"], no_picture=counts["no picture"])
-    result["failed"] = result["videos"] - result["finished"]
+    with progress(total=total, initial=total - todo, unit="video", desc="extract", smoothing=0.05,
+                  disable=devices.RANK > 0) as bar:
+        notes = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
+    notes = sum(devices.all_of(notes), collections.Counter())
+    after = {v for v in videos if is_finished(out, v)}
+    result = dict(videos=len(videos) + len(same), finished=len(after), new=len(after - before),
+                  failed=len(videos) + len(same) - len(after), **notes)
     if devices.RANK == 0:
         failures = Failures(out, folder)  # of all ranks
-        causes = failures.merge([path for v, path in videos.items() if not is_finished(out, v)], same)
-        print(summary(result, counts["longer"], causes, out), flush=True)
+        failures.causes |= {failures.key(file): cause for file, cause in same.items()}
+        failures.merge([*same, *(videos[v] for v in videos if v not in after)])
+        causes = collections.Counter(cause.split(":")[0] for cause in failures.causes.values())
+        hint = "; failures.csv says why, --retry tries them again" if causes else ""
+        print(f"{result['videos']} videos: {len(after)} have features in {out} ({result['new']} new), "
+              f"{result['failed']} have none{hint}")
+        for what, n in (*causes.most_common(), *notes.items()):
+            print(f"  {n:6d}  {what}", flush=True)
     devices.barrier()
     return result
 
 
 def _work(groups: list[dict[str, Path]], out: Path, encode_images: Encode, encode_sounds: Encode, failures: Failures,
           options: Options, workers: int, threads: int, bar: tqdm) -> collections.Counter:
-    """Decode ahead in processes, encode groups in threads, in order; returns what to count."""
-    counts: collections.Counter = collections.Counter()
-    running: collections.deque[Future] = collections.deque()
-
-    def wait_for_all_but(most: int) -> None:
-        while len(running) > most:
-            done = running.popleft().result()
-            counts.update(done)
-            bar.update(done["videos"])
-
-    segments = LLP_SEGMENTS if options.llp else options.segments
+    """Decode ahead in processes, encode groups in threads, in order; returns what `embed` found notable."""
+    notes: collections.Counter = collections.Counter()
+    running: collections.deque[tuple[int, Future]] = collections.deque()
     paths = [path for g in groups for path in g.values()]
     pool = ThreadPoolExecutor(threads)
     try:
-        with contextlib.closing(decode.read_clips(paths, workers, segments, options.longest)) as clips:
-            for g in groups:
+        with contextlib.closing(decode.read_clips(paths, workers, options.segments, options.longest)) as clips:
+            for number, g in enumerate(groups, 1):
                 good = {}
                 for v, path in g.items():
-                    clip_or_cause = _with_both_streams(next(clips), options.missing)
-                    if isinstance(clip_or_cause, str):
-                        failures.add(path, clip_or_cause)
-                        counts["failed"] += 1
-                        bar.set_postfix(failed=counts["failed"], refresh=False)
-                        bar.update()
+                    clip = next(clips)
+                    if isinstance(clip, decode.Clip) and clip.lacks and options.missing == "skip":
+                        clip = f"no {clip.lacks}: the file has no such stream (--missing zeros would accept it)"
+                    if isinstance(clip, decode.Clip):
+                        good[v] = clip
                     else:
-                        good[v] = clip_or_cause
-                running.append(pool.submit(embed, good, encode_images, encode_sounds, out))
-                wait_for_all_but(threads)
-            wait_for_all_but(0)
+                        failures.add(path, clip)
+                        bar.set_postfix(failed=len(failures.causes), refresh=False)
+                running.append((len(g), pool.submit(embed, good, encode_images, encode_sounds, out)))
+                while len(running) > (threads if number < len(groups) else 0):
+                    videos, encoded = running.popleft()
+                    notes.update(encoded.result())
+                    bar.update(videos)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for what is being encoded
-    return counts
-
-
-def _with_both_streams(clip: decode.Clip | str, missing: str) -> decode.Clip | str:
-    """A clip that lacks a stream becomes a cause, unless the user wants zeros."""
-    if isinstance(clip, str) or missing == "zeros":
-        return clip
-    lacking = "sound" if clip.sounds is None else "picture" if clip.images is None else None
-    return clip if lacking is None else f"no {lacking}: the file has no such stream (--missing zeros would accept it)"
+    return notes
 
 
 def embed(clips: dict[str, decode.Clip], encode_images: Encode, encode_sounds: Encode,
           out: Path) -> collections.Counter:
-    """Encode some clips together and write their files; returns what to count."""
-    counts = collections.Counter(videos=len(clips), longer=sum(c.seconds > c.segments + 1 for c in clips.values()))
-    for name, encode, size, kind, streams in (
-            ("clip", encode_images, 768, "picture", [c.images for c in clips.values()]),
-            ("clap", encode_sounds, 512, "sound", [c.sounds for c in clips.values()])):
-        there = [x for x in streams if x is not None]
-        counts[f"no {kind}"] = len(streams) - len(there)
-        vectors = iter(in_batches(encode, there, size))
+    """Encode some clips together and write their files; returns how many of them have something notable."""
+    for name, encode, size, streams in (("clip", encode_images, 768, [c.images for c in clips.values()]),
+                                        ("clap", encode_sounds, 512, [c.sounds for c in clips.values()])):
+        vectors = iter(in_batches(encode, [x for x in streams if x is not None], size))
         for (v, c), x in zip(clips.items(), streams):
             rows = np.zeros((c.segments, size), np.float32) if x is None else next(vectors)  # (T, 768) or (T, 512)
             path = feature_files(out, v)[name]
             if not path.exists():
-                counts["new"] += name == "clap"  # the second file finishes the video
                 write_array(path, rows)
-    return counts
+    notes = collections.Counter(f"have zeros for lack of a {c.lacks} stream" for c in clips.values() if c.lacks)
+    notes.update(LONGER for c in clips.values() if c.seconds > c.segments + 1)
+    return notes
 
 
 def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.ndarray]:
@@ -258,21 +241,6 @@ def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.nd
     outputs = [encode(x) for x in np.array_split(inputs, math.ceil(len(inputs) / SEGMENTS_AT_ONCE))]
     vectors = np.concatenate(outputs).astype(np.float32).reshape(-1, size)
     return np.split(vectors, np.cumsum([len(x) for x in clips])[:-1])
-
-
-def summary(result: dict[str, int], longer: int, causes: list[str], out: Path) -> str:
-    """Every video is counted once."""
-    lines = [f"{result['videos']} videos: {result['finished']} have features in {out} "
-             f"({result['new']} new, {result['finished'] - result['new']} from before), {result['failed']} have none"]
-    lines += [f"  {n:6d}  {cause}" for cause, n in collections.Counter(c.split(":")[0] for c in causes).most_common()]
-    if causes:
-        lines.append(f"  each with its cause in {out / 'failures.csv'}; --retry tries them again")
-    for n, what in ((result["no_sound"], "have zeros for lack of a sound stream"),
-                    (result["no_picture"], "have zeros for lack of a picture stream"),
-                    (longer, "of the new ones last longer than their segments: only their beginning was used")):
-        if n:
-            lines.append(f"  {n:6d}  {what}")
-    return "\n".join(lines)
 
 
 # ---- text ----------------------------------------------------------------------------------------
@@ -305,12 +273,12 @@ def read_classes(source: str) -> list[str]:
     if source.endswith(".json"):
         return list(read_unav(source).classes)
     try:
-        names = [line.strip() for line in Path(source).read_text(encoding="utf-8-sig").splitlines()]
+        lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"{source}: no such file, and not `llp`") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{source}: not a text file ({reason(error)})") from None
-    names = [n for n in names if n]
+    names = [line.strip() for line in lines if line.strip()]
     if any(map(CONTROL.search, names)):
         raise ValueError(f"{source}: not a text file: control characters in it")
     twice = [n for n, count in collections.Counter(map(readable, names)).items() if count > 1 or not n]

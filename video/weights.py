@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import importlib.util
 import os
 import sys
@@ -25,29 +24,26 @@ CLAP_REPOSITORY = "lukewys/laion_clap"
 NETWORK_WAIT = 2.0  # s
 
 
-PACKAGES = {"open_clip": "open_clip_torch", "laion_clap": "laion-clap", "av": "av"}  # module -> package
-
-
 def need_packages() -> None:
     """ValueError if what reads videos and builds the encoders is not installed."""
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    packages = {"open_clip": "open_clip_torch", "laion_clap": "laion-clap", "av": "av"}  # by module
+    missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")
 
 
 def clip_weights(choice: str) -> Path | None:
-    """The file behind --clip-weights (a name or a file); None for `random`. FileNotFoundError tells the way out."""
     return _find_weights("clip", choice, CLIP_NAMES, CLIP_REPOSITORY, CLIP_FILES)
 
 
 def clap_weights(choice: str) -> Path | None:
-    """The file behind --clap-weights (a name or a file); None for `random`. FileNotFoundError tells the way out."""
     return _find_weights("clap", choice, CLAP_NAMES, CLAP_REPOSITORY, (f"{choice}.pt",))
 
 
 def _find_weights(encoder: str, choice: str, names: tuple[str, ...], repository: str,
                   files: tuple[str, ...]) -> Path | None:
-    """A name is looked for in the hub's cache, then downloaded."""
+    """The file behind --clip-weights or --clap-weights: one that is named, or from the hub or its cache; None for
+    `random`. FileNotFoundError tells the way out."""
     if choice == RANDOM:
         return None
     if choice not in names:
@@ -55,19 +51,16 @@ def _find_weights(encoder: str, choice: str, names: tuple[str, ...], repository:
             raise FileNotFoundError(f"--{encoder}-weights {choice}: no such file, and not one of "
                                     f"{', '.join(names)}, {RANDOM}")
         return Path(choice)
-    network = online()
+    network, cause = online(), "no network"
     import huggingface_hub
 
-    for file in files:
-        cached = huggingface_hub.try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    cause = "no network"
-    for file in files if network else ():
-        try:
-            return Path(huggingface_hub.hf_hub_download(repository, file))
-        except Exception as error:  # the hub's own, those of its HTTP library, and OSError
-            cause = reason(error)
+    for get in (huggingface_hub.try_to_load_from_cache, *[huggingface_hub.hf_hub_download] * network):
+        for file in files:
+            try:
+                if isinstance(path := get(repository, file), str):
+                    return Path(path)
+            except Exception as error:  # the hub's own, those of its HTTP library, and OSError
+                cause = reason(error)
     raise FileNotFoundError(
         f"the {encoder.upper()} weights {choice!r} are not on this machine and cannot be downloaded ({cause}): bring "
         f"{HUB}/{repository}/resolve/main/{files[-1]} and name that file with --{encoder}-weights FILE "
@@ -88,11 +81,10 @@ def online() -> bool:
         try:
             request = urllib.request.Request(os.environ.get("HF_ENDPOINT", HUB), method="HEAD")
             urllib.request.urlopen(request, timeout=NETWORK_WAIT).close()
-        except urllib.error.HTTPError:  # it answers, if only that it does not like the question
-            pass
-        except (OSError, ValueError, http.client.HTTPException):
-            return
-        answered.set()
+            answered.set()
+        except Exception as error:
+            if isinstance(error, urllib.error.HTTPError):  # it answers, if only that it does not like the question
+                answered.set()
 
     threading.Thread(target=ask, daemon=True).start()  # looking up a host's name heeds no time limit, so we do
     if not answered.wait(NETWORK_WAIT):
@@ -109,6 +101,4 @@ def warn_of_random(files: dict[str, Path | None]) -> None:
 
 def identity_of_weights(choice: str, file: Path | None) -> dict[str, str]:
     """What a folder of features remembers of an encoder."""
-    if file is None:
-        return {"weights": RANDOM}
-    return {"weights": Path(choice).name, "sha256": file_hash(file)}
+    return {"weights": Path(choice).name, "sha256": file_hash(file)} if file else {"weights": RANDOM}

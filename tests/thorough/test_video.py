@@ -184,6 +184,57 @@ def test_causes_of_unusable_files(tmp_path):
         decode.read_clip(tmp_path / "nowhere.mp4")
 
 
+def test_a_stream_for_which_there_is_no_decoder_counts_as_not_there(tmp_path):
+    """One flipped bit of the codec's name is enough, in a file that is whole otherwise."""
+    content = bytearray(clips.make(tmp_path / "a.mp4", 2, sound=clips.tone(2)[None]).read_bytes())
+    content[content.index(b"avc1", content.index(b"stsd"))] ^= 16
+    (tmp_path / "b.mp4").write_bytes(content)
+    clip = decode.read_clip(tmp_path / "b.mp4")
+    assert clip.images is None and clip.sounds.shape == (2, 48_000) and clip.lacks == "picture"
+    content = bytearray(clips.make(tmp_path / "a.mp4", 2).read_bytes())
+    content[content.index(b"avc1", content.index(b"stsd"))] ^= 16
+    (tmp_path / "b.mp4").write_bytes(content)
+    with pytest.raises(ValueError, match="no stream: neither pictures nor sound"):
+        decode.read_clip(tmp_path / "b.mp4")
+
+
+LISTS = {  # file name -> a text that names the file next.ts
+    "hls.mp4": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:2\n#EXTINF:2.0,\nnext.ts\n#EXT-X-ENDLIST\n",
+    "concat.mp4": "ffconcat version 1.0\nfile next.ts\n",
+    "dash.mp4": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+                'profiles="urn:mpeg:dash:profile:isoff-live:2011" mediaPresentationDuration="PT2S"><Period><AdaptationSet '
+                'mimeType="video/mp4"><Representation id="0" bandwidth="1000"><BaseURL>next.ts</BaseURL></Representation>'
+                "</AdaptationSet></Period></MPD>",
+    "sdp.mp4": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\n"}
+LISTS["hls.m3u8"] = LISTS["hls.mp4"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the canary is a pipe: whoever opens it to read waits forever")
+def test_a_file_that_lists_others_is_refused_and_they_are_not_opened(tmp_path, monkeypatch):
+    import av
+
+    monkeypatch.chdir(tmp_path)  # where a name without a folder may be looked for
+    for name, text in LISTS.items():
+        (tmp_path / name).write_text(text)
+    clips.make(tmp_path / "next.ts", 2, sound=clips.tone(2)[None])
+    for name in ("concat.mp4", "hls.m3u8"):  # the library itself would read the neighbour, so the canary can die
+        with av.open(str(tmp_path / name)) as container:
+            assert len(container.streams) == 2
+    (tmp_path / "next.ts").unlink()
+    os.mkfifo(tmp_path / "next.ts")
+    causes = list(decode.read_clips([tmp_path / name for name in LISTS], 2, stuck=20.0))
+    assert all(isinstance(c, str) and c.startswith(("cannot be read: ", "no stream: ")) for c in causes), causes
+
+
+def test_a_picture_with_a_pattern_for_a_name_is_no_sequence_of_its_neighbours(tmp_path):
+    from PIL import Image
+
+    for name in ("a%d.jpg", "a0.jpg", "a1.jpg", "a2.jpg"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    with pytest.raises(ValueError, match="0.0 s are less than 1 segments"):
+        decode.read_clip(tmp_path / "a%d.jpg")
+
+
 def test_a_thousand_damaged_copies_give_a_clip_or_a_cause_in_10_s_and_1_gb(tmp_path):
     sources, cases = [], 1000
     for name, codec, options in (("a.mp4", "aac", {}), ("b.mp4", "aac", {"movflags": "faststart"}), ("c.mkv", "pcm_s16le", {}), ("d.ts", "aac", {})):
