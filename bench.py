@@ -59,7 +59,6 @@ ROUNDS, ROUND_SECONDS = 3, 1.2  # how often ours and the plain way take turns, a
 
 # ---- Measuring -----------------------------------------------------------------------------------
 
-
 @dataclass
 class Row:
     """One figure. Times in seconds; the floor follows from `operations` and `bytes`."""
@@ -125,7 +124,6 @@ def memory(key: str = "VmRSS", pid: int | str = "self") -> float:
 
 # ---- Random data of real sizes -------------------------------------------------------------------
 
-
 def random_target(videos: int, features: str, device: torch.device, width: int | None = None) -> TargetSplit:
     """A split of LLP; `width` replaces the sizes of a feature set."""
     torch.manual_seed(videos)
@@ -171,7 +169,6 @@ def write_files(folder: Path, length: np.ndarray) -> None:
 
 
 # ---- The plain ways ------------------------------------------------------------------------------
-
 
 def read_target(folder: Path, names: tuple[str | None, ...], videos: list[int]) -> tuple[Tensor, ...]:
     """Their numbers (B,) and features: one file per feature and video, FILES of them again and again."""
@@ -308,7 +305,6 @@ def plain_pack(source: Path, out: Path) -> None:
 
 
 # ---- Ours: the rows, decoding, and how cost grows ------------------------------------------------
-
 
 def training_steps(model: uwav.HAN, data: TargetSplit, labels: uwav.PseudoLabels,
                    config: uwav.TrainConfig) -> Iterator[Tensor]:
@@ -543,7 +539,6 @@ def scale(preset: str, device: torch.device, half: bool) -> dict:
 
 
 # ---- Command line --------------------------------------------------------------------------------
-
 
 def line(title: str, cells: list[str], note: str = "") -> str:
     return f"{title:46s}" + "".join(f"{cell:>11s}" for cell in cells) + f"  {note}"

@@ -158,7 +158,6 @@ def _feature_sizes(han: uwav.HAN) -> dict[str, int]:
 
 # ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
-
 def trace(export: Export) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
     inputs = export.inputs(**EXAMPLE)
@@ -327,7 +326,6 @@ def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], tr
 
 # ---- The bundle ----------------------------------------------------------------------------------
 
-
 @dataclasses.dataclass(frozen=True)
 class Source:
     """What is exported and what is known of it."""
@@ -416,8 +414,7 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
                   variants: tuple[str, ...] = ()) -> dict:
     """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch.
 
-    A complete bundle of the same models and options is kept as it is.
-    """
+    A complete bundle of the same models and options is kept as it is."""
     info = source.describe()
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
     weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]

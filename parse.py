@@ -36,7 +36,6 @@ EXTERNAL = re.compile(rb"[\x08\x00]location")
 
 # ---- The bundle ----------------------------------------------------------------------------------
 
-
 class Bundle:
     """A folder written by export_onnx.py. Raises FileNotFoundError or ValueError naming the file."""
 
@@ -123,7 +122,6 @@ def _quiet() -> Iterator[None]:
 
 # ---- Features: from a file, or of a video by the bundle's encoders -------------------------------
 
-
 def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     """The parser's inputs, (T, D) each, from an .npz file. Raises FileNotFoundError or ValueError naming the file."""
     try:
@@ -177,7 +175,6 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
 
 
 # ---- Parsing -------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Parse:
@@ -239,7 +236,6 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
 
 
 # ---- Telling the result --------------------------------------------------------------------------
-
 
 def timeline(result: Parse, width: int = 100) -> str:
     """A line per event class and modality; a character is a second, or several in a long video (# if any has it)."""

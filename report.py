@@ -23,13 +23,13 @@ from torch import Tensor
 
 import uwav
 from common.command import one_sentence_errors
-from common.files import atomic, made_by
+from common.files import atomic, made_by, read_sealed
 from data.annotations import LLP_CLASSES
 from data.layout import read_index
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import Page, facts, mean_and_spread, paragraph, table
-from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, paper_column, read_ablation
+from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, paper_column
 from train.checkpoints import check_fields, load_file, read_history
 from train.stages import Labels, dead_branch, read_labels, read_predictions
 from uwav import SCORES, video_scores
@@ -39,7 +39,6 @@ TEMPERATURES = {1.0: "the paper's", 2.0: "the released code's"}  # of the soft l
 
 
 # ---- What a run has saved; everything missing is a FileNotFoundError with a sentence -------------
-
 
 @dataclass(frozen=True)
 class Saved:
@@ -63,7 +62,7 @@ class Saved:
     @cached_property
     def ablation(self) -> dict:
         path = self.run / "ablation.json"
-        ablation = read_ablation(path)
+        ablation = read_sealed(path, "python uwav.py ablate")
         if ablation["data"] != self.index["sha256"]:
             raise ValueError(f"{path}: made from other data than {self.data}")
         return ablation
@@ -117,7 +116,6 @@ class Saved:
 
 
 # ---- 1  What ran ---------------------------------------------------------------------------------
-
 
 def data_notice(page: Page) -> str:
     source = page.saved.index["source"]  # the demo world's is a dict
@@ -246,7 +244,6 @@ def difference_figure(page: Page) -> str:
 
 # ---- 3  Training ---------------------------------------------------------------------------------
 
-
 def teacher_figure(page: Page) -> str:
     path = page.saved.folder / "teacher.pt"
     with made_by("python uwav.py pretrain", path):
@@ -285,7 +282,6 @@ def parser_figure(page: Page) -> str:
 
 
 # ---- 4  Uncertainty ------------------------------------------------------------------------------
-
 
 def reliability_figure(page: Page) -> str:
     """Soft labels of both modalities against the dense truth; the error over all seeds."""
@@ -334,7 +330,6 @@ def distance_figure(page: Page) -> str:
 
 
 # ---- 5-7  Timelines; classes and modalities; class balance and mixup -----------------------------
-
 
 def timeline_figure(page: Page) -> str:
     saved = page.saved
@@ -430,7 +425,6 @@ def mixup_figure(page: Page) -> str:
 
 
 # ---- The whole page ------------------------------------------------------------------------------
-
 
 def build(saved: Saved, pictures: Path) -> str:
     page = Page(saved.run, pictures, saved)

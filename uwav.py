@@ -38,7 +38,6 @@ from torch import Tensor, nn
 
 # ---- 1  Configurations ---------------------------------------------------------------------------
 
-
 @dataclass(frozen=True)
 class TeacherConfig:
     audio_dim: int = 512  # CLAP
@@ -116,7 +115,6 @@ CLIP_CLAP = HANConfig(audio_dim=512, visual_2d_dim=768, visual_3d_dim=0, hidden=
 
 # ---- 2  Attention --------------------------------------------------------------------------------
 
-
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
@@ -162,7 +160,6 @@ class FeedForward(nn.Module):
 
 
 # ---- 3  HAN: the parser (Eq. 1) ------------------------------------------------------------------
-
 
 class HANLayer(nn.Module):
     """Hybrid attention: self- and cross-attention side by side; one set of weights serves both modalities."""
@@ -227,7 +224,6 @@ class HAN(nn.Module):
 
 # ---- 4  Teacher: the pseudo-label generator (Eq. 2-3) --------------------------------------------
 
-
 class TeacherLayer(nn.Module):
     """A post-norm transformer encoder layer."""
 
@@ -266,8 +262,7 @@ class Teacher(nn.Module):
     """Logit of class c in segment t (Eq. 2): inner product of a contextualised embedding and the class's text.
 
     Classes enter only through their text embeddings, so the same weights serve the 100 classes of
-    UnAV, the 25 of LLP, or any other list.
-    """
+    UnAV, the 25 of LLP, or any other list."""
 
     def __init__(self, config: TeacherConfig = TeacherConfig()):
         super().__init__()
@@ -289,8 +284,7 @@ def teacher_loss(audio_logit: Tensor, visual_logit: Tensor, label: Tensor, mask:
                  pos_weight: float = 5.0) -> Tensor:
     """Eq. 3: BCE of p_av = p_a * p_v against the audio-visual label, over the valid segments.
 
-    Logits and label (B, T, C), mask (B, T) bool.
-    """
+    Logits and label (B, T, C), mask (B, T) bool."""
     log_p = F.logsigmoid(audio_logit.float()) + F.logsigmoid(visual_logit.float())  # (B, T, C), ln p_av
     log_not_p = torch.log1p(-log_p.exp().clamp(max=1 - PROBABILITY_MARGIN))  # (B, T, C), ln (1 - p_av)
     bce = -(label * log_p + (1 - label) * log_not_p)  # (B, T, C)
@@ -301,14 +295,12 @@ def teacher_loss(audio_logit: Tensor, visual_logit: Tensor, label: Tensor, mask:
 
 # ---- 5  Pseudo-labels (Eq. 4) --------------------------------------------------------------------
 
-
 def fit_thresholds(logit: Tensor, truth: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
     """Per class, the threshold at which `logit > threshold` has the best F1 over all (video, segment) pairs.
 
     logit, truth (N, T, C), weak (N, C), all of the validation split -> threshold, f1 (C,). Logits of classes
     absent from a video's weak label count as -inf. Candidates: midpoints between distinct neighbours in the sorted
-    logits, and -inf (every segment of a video that has the class). Of equal F1 the lowest threshold wins.
-    """
+    logits, and -inf (every segment of a video that has the class). Of equal F1 the lowest threshold wins."""
     C = logit.shape[-1]
     score = logit.masked_fill(weak[:, None, :] == 0, -torch.inf).reshape(-1, C)  # (M, C), M = N * T
     truth = truth.reshape(-1, C) > 0  # (M, C)
@@ -333,15 +325,13 @@ def hard_labels(logit: Tensor, threshold: Tensor, weak: Tensor) -> Tensor:
 def soft_labels(logit: Tensor, threshold: Tensor, weak: Tensor, temperature: float = 2.0) -> Tensor:
     """Eq. 4, sigmoid((z - theta) / temperature) * y -> (N, T, C): the farther from the threshold, the more certain.
 
-    A threshold of -inf counts as (the lowest logit of that class among the logits given) - 1.
-    """
+    A threshold of -inf counts as (the lowest logit of that class among the logits given) - 1."""
     lowest = logit.amin((0, 1)) - 1  # (C,); released code: the lowest of the batch, here of the set
     threshold = torch.where(threshold == -torch.inf, lowest, threshold)
     return torch.sigmoid((logit - threshold) / temperature) * weak[:, None, :]  # released code: temperature 2
 
 
 # ---- 6  Losses of the HAN (Eq. 5-9) --------------------------------------------------------------
-
 
 def video_loss(video_prob: Tensor, weak: Tensor) -> Tensor:
     """L_video: BCE of the pooled probability against the weak label, (B, C) each."""
@@ -352,8 +342,7 @@ def video_loss(video_prob: Tensor, weak: Tensor) -> Tensor:
 def class_balance(hard: Tensor, W: float = 0.5, balance_sum: bool = True) -> tuple[Tensor, Tensor]:
     """Eq. 7-8 from the hard labels (N, T, C) of the training set: rare positives weigh more than the many negatives.
 
-    Paper: w_neg = positive rate, w_pos = W (1 - positive rate). released code: both C times that (balance_sum).
-    """
+    Paper: w_neg = positive rate, w_pos = W (1 - positive rate). released code: both C times that (balance_sum)."""
     rate = hard.float().mean()  # over N, T, C
     factor = hard.shape[-1] if balance_sum else 1
     return W * factor * (1 - rate), factor * rate  # w_pos, w_neg
@@ -363,8 +352,7 @@ def segment_loss(logit: Tensor, label: Tensor, weak: Tensor,
                  w_pos: float | Tensor = 1.0, w_neg: float | Tensor = 1.0) -> Tensor:
     """L_w-soft of one modality (Eq. 5-6): BCE weighted w_pos for the classes of the weak label, w_neg for the others.
 
-    logit, label (B, T, C), weak (B, C).
-    """
+    logit, label (B, T, C), weak (B, C)."""
     weight = weak[:, None, :] * w_pos + (1 - weak[:, None, :]) * w_neg  # (B, 1, C)
     return (weight * F.binary_cross_entropy_with_logits(logit.float(), label, reduction="none")).mean()
 
@@ -377,8 +365,7 @@ def mix(x: Tensor, lam: float | Tensor, perm: Tensor) -> Tensor:
 def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | Tensor, perm: Tensor) -> Tensor:
     """L_mix of one modality: segments mixed across the batch, judged by equally mixed labels.
 
-    feat (B, T, h), label (B, T, C), lam in [0, 1], perm a permutation of the B * T segments.
-    """
+    feat (B, T, h), label (B, T, C), lam in [0, 1], perm a permutation of the B * T segments."""
     feat, label = feat.flatten(0, 1), label.flatten(0, 1)  # (B T, h), (B T, C)
     mixed_feat, mixed_label = mix(feat, lam, perm), mix(label, lam, perm)  # (B T, h), (B T, C)
     return F.binary_cross_entropy_with_logits(classifier(mixed_feat).float(), mixed_label)
@@ -404,8 +391,7 @@ def han_losses(model: HAN, output: HANOutput, weak: Tensor, labels: PseudoLabels
                mixup: list[tuple[Tensor | float, Tensor]] | None) -> Tensor:
     """The terms of L_total (Eq. 9), (5,), in the order of LOSSES; 0 if switched off.
 
-    weak (B, C) and labels (B, T, C) are the batch's; mixup: (lam, perm) of audio and (lam, perm) of visual.
-    """
+    weak (B, C) and labels (B, T, C) are the batch's; mixup: (lam, perm) of audio and (lam, perm) of visual."""
     zero = output.video_prob.new_zeros(())
     terms = [video_loss(output.video_prob, weak), zero, zero, zero, zero]
     if labels is not None:
@@ -444,8 +430,7 @@ def video_scores(audio_pred: Tensor, visual_pred: Tensor,
     """The ten scores of every video, from 0 to 1: (N, T, C) arrays of 0 / 1 -> name -> (N,).
 
     seg_* compare seconds, event_* compare events (maximal runs of positive seconds). a, v, av: audible, visible, both;
-    type: mean of these three; event: counts of a and v pooled before the F-score.
-    """
+    type: mean of these three; event: counts of a and v pooled before the F-score."""
     arrays = [torch.as_tensor(x).bool().transpose(1, 2)
               for x in (audio_pred, visual_pred, audio_truth, visual_truth)]  # (N, C, T) each
     occurs = torch.stack([x.any(-1) for x in arrays]).any(0)  # (N, C): few classes of a video are predicted or true,
@@ -469,8 +454,7 @@ def event_counts(pred: Tensor, truth: Tensor) -> Tensor:
     """TP, FP, FN in events: two (R, T) bool -> (3, R).
 
     Two runs that overlap share a segment, so it is enough to look, in every segment where both are positive,
-    at the two runs it lies in: their IoU decides for both of them.
-    """
+    at the two runs it lies in: their IoU decides for both of them."""
     pred_start, pred_end = run_bounds(pred)  # (R, T) each
     true_start, true_end = run_bounds(truth)
     intersection = torch.minimum(pred_end, true_end) - torch.maximum(pred_start, true_start) + 1
@@ -685,8 +669,7 @@ def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tenso
                   config: TrainConfig) -> PseudoLabels | None:
     """The labels and class-balance weights that `config` asks for; None for pseudo_label = none.
 
-    Per modality: logits (N, T, C), thresholds (C,); weak (N, C).
-    """
+    Per modality: logits (N, T, C), thresholds (C,); weak (N, C)."""
     if config.pseudo_label == "none":
         return None
     hard = [hard_labels(z, theta, weak) for z, theta in zip(logits, thresholds)]  # (N, T, C) each
@@ -753,7 +736,6 @@ def han_scores(model: HAN, data: TargetSplit) -> dict[str, float]:
 
 
 # ---- 9  Released checkpoints: weights that were trained with the authors' code -------------------
-
 
 def load_released_teacher(state_dict: dict[str, Tensor], heads: int = 16) -> Teacher:
     """A teacher trained with the released code. Sizes are read off the weights; the number of heads cannot be."""

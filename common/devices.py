@@ -145,8 +145,7 @@ def accelerate(function: Callable, on: bool, device: torch.device, one_shape: bo
     """The same function (or module), in bf16 and, on a GPU, compiled.
 
     one_shape: all batches but the last have the same shape, so that a CUDA graph, which launches all kernels of a call
-    at once, is recorded for each; otherwise one compiled version serves all shapes.
-    """
+    at once, is recorded for each; otherwise one compiled version serves all shapes."""
     if not on:
         return function
     if device.type == "cuda" and WORLD == 1:  # under torchrun: bf16 alone

@@ -22,8 +22,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success.
 
     The temporary name is always the same, so what a killed run leaves behind the next run removes, and with it a link
-    that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`.
-    """
+    that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`."""
     path = regular(path)
     temporary = temporary_of(path)
     try:

@@ -74,8 +74,7 @@ def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
 
     The published files disagree with themselves in places (LLP_WARTS); that is counted, told to `report` in one
     line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as
-    it stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant.
-    """
+    it stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant."""
     folder = Path(folder)
     class_index = {name: c for c, name in enumerate(LLP_CLASSES)}
     place: dict[str, tuple[str, int]] = {}  # filename -> (split, row)
@@ -136,8 +135,7 @@ def _read_table(path: Path, columns: tuple[str, ...], published: bool = False) -
     """(line number, row) of a table whose header line has each of `columns` once; empty lines do not count.
 
     published: tab-separated, without quotation marks, every cell filled. Else as spreadsheets save it: cells separated
-    by comma, semicolon or tab, whichever the header line has most of; with or without byte order mark.
-    """
+    by comma, semicolon or tab, whichever the header line has most of; with or without byte order mark."""
     try:
         text = regular(path).read_text(encoding="utf-8-sig")
         if published and '"' in text:
@@ -208,8 +206,7 @@ def read_unav(json_path: str | Path) -> UnAV:
     """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end).
 
     The class list is read from the file, in the order of `label_id`. Raises FileNotFoundError, or ValueError naming the
-    cause: an annotation that reaches out of its video is one.
-    """
+    cause: an annotation that reaches out of its video is one."""
     content = read_json(json_path)
     try:
         database = content["database"]
@@ -252,8 +249,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     classes: in the order of their text embeddings. lengths: the segments of every video that has features; the videos
     of labels.csv must agree in it. missing = "skip" leaves out videos without features. A video with rows in
     events.csv goes to val, one without to train, unless the column `split` says otherwise. What is only odd is counted
-    and told to `report` in one line each. Raises FileNotFoundError or ValueError naming file and cause.
-    """
+    and told to `report` in one line each. Raises FileNotFoundError or ValueError naming file and cause."""
     path, events_path = Path(folder) / "labels.csv", Path(folder) / "events.csv"
     rows = _read_labels(path, classes)  # video -> (split, (C,))
     ids = [video for video in rows if video in lengths]
@@ -323,8 +319,7 @@ def _read_events(path: Path, classes: tuple[str, ...], known: Container[str],
                  T: int) -> tuple[dict[str, np.ndarray], int]:
     """video -> dense truth (2, T, C) uint8, audible and visible; and how many rows reach beyond T.
 
-    As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset).
-    """
+    As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset)."""
     class_index, truth, lines, cut = {name: c for c, name in enumerate(classes)}, {}, {}, 0
     for line, row in _read_table(path, ("video", "modality", "onset", "offset", "label")):
         video, modality = _video_id(row["video"], path, line), row["modality"].lower()

@@ -148,8 +148,7 @@ def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.n
 def draw_source_truth(labels: list[np.ndarray], rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """What is audible and what is visible, (T_n, C) uint8 each, in videos labelled (T_n, C) where a class is both.
 
-    In some videos a class goes on in one modality alone, which nobody annotated.
-    """
+    In some videos a class goes on in one modality alone, which nobody annotated."""
     frequency = 1 + np.sum([label.any(0) for label in labels], axis=0)  # (C,)
     audible, visible = [label.copy() for label in labels], [label.copy() for label in labels]
     for label, audio, visual in zip(labels, audible, visible):
@@ -276,7 +275,6 @@ def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str,
 
 # ---- Rendering: from truth to embeddings ---------------------------------------------------------
 
-
 def drift(n: int, T: int, size: int, memory: float, rng: np.random.Generator) -> np.ndarray:
     """Gaussian noise (n, T, size) of unit variance, correlated by `memory` from one second to the next."""
     x = rng.standard_normal((n, T, size), np.float32)
@@ -309,8 +307,7 @@ class World:
     """Annotations and geometry; the embeddings are made when asked for.
 
     `llp` / `unav` read from the real files are dressed with invented features; the truth of LLP's training split,
-    which nobody knows, is drawn to agree with its weak labels, and never stored.
-    """
+    which nobody knows, is drawn to agree with its weak labels, and never stored."""
 
     def __init__(self, config: WorldConfig, llp: LLP | None = None, unav: UnAV | None = None):
         self.config, self.llp, self.unav = config, llp or invented_llp(config), unav or invented_unav(config)

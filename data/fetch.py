@@ -41,12 +41,10 @@ BLOCK = 1 << 20  # bytes
 
 # ---- Downloads -----------------------------------------------------------------------------------
 
-
 def download(url: str, path: Path, pause: float = 1.0) -> None:
     """Get `url` into `path`. Continues PATH.part; tries again after a dropped connection, waiting ever longer.
 
-    Raises ValueError: the server refuses, cannot be reached, or does not deliver what it announced.
-    """
+    Raises ValueError: the server refuses, cannot be reached, or does not deliver what it announced."""
     part, tag_file = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.tag")
     path.parent.mkdir(parents=True, exist_ok=True)
     for file in (part, tag_file):
@@ -111,7 +109,6 @@ def _continue(url: str, part: Path, tag_file: Path) -> int:
 
 # ---- Zip files -----------------------------------------------------------------------------------
 
-
 class BrokenArchive(ValueError):
     """The zip file is not whole: worth another download."""
 
@@ -119,8 +116,7 @@ class BrokenArchive(ValueError):
 def extract_features(archive: Path, folder: Path) -> int:
     """Feature files of a zip -> folder/segment_feats/ID.npy and folder/event_feats/all_event_feats.npy; how many.
 
-    An archive with a name that leads out or a link is refused as a whole. Raises ValueError naming the archive.
-    """
+    An archive with a name that leads out or a link is refused as a whole. Raises ValueError naming the archive."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members: dict[str, zipfile.ZipInfo] = {}  # by the name of the file
@@ -159,12 +155,10 @@ def extract_features(archive: Path, folder: Path) -> int:
 
 # ---- fetch: the published files of both datasets -------------------------------------------------
 
-
 def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirror: str | None = None) -> None:
     """Annotations, CLIP and CLAP features of LLP and UnAV -> the source layout that `pack` reads.
 
-    `mirror`: a server that has all files in one place. What was fetched before is kept. Raises ValueError.
-    """
+    `mirror`: a server that has all files in one place. What was fetched before is kept. Raises ValueError."""
     folder = Path(folder)
     noted = _read_notes(folder / "fetched.json")
     for dataset in datasets:

@@ -62,8 +62,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     Stopped at any moment, it continues with the array that it was at. Another finished pack is replaced only with
     `replace`, and only when the new one is complete; a folder with files that no pack wrote is refused. Raises
     FileNotFoundError (missing files) or ValueError (files of a wrong shape, with NaN, cut short, ...) with one sentence
-    that lists them; arrays that were packed stay and are not done again.
-    """
+    that lists them; arrays that were packed stay and are not done again."""
     source, out = Path(source), Path(out)
     if (source / "labels.csv").exists():
         roots, found = {"llp": source}, list(SEGMENT_FILES)

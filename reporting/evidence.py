@@ -54,8 +54,7 @@ def accuracy_by_distance(logit: Tensor, threshold: Tensor, truth: Tensor, weak: 
     """Of hard labels in bins of equal count: mean distance |z - theta| and accuracy, (bins,) each, and concordance.
 
     logit, truth (N, T, C), threshold (C,), weak (N, C); entries of the weak label with a finite threshold only. None
-    if there are none. Concordance: chance that a correct label lies farther away than a wrong one; 0.5 says nothing.
-    """
+    if there are none. Concordance: chance that a correct label lies farther away than a wrong one; 0.5 says nothing."""
     weak = weak * threshold.isfinite()  # (N, C)
     distance = labelled((logit - threshold).abs(), weak).astype(float)  # (M,)
     correct = labelled(hard_labels(logit, threshold, weak) == truth, weak)  # (M,) bool
@@ -100,8 +99,7 @@ def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) 
     """Four videos worth a look: score (N,) -> title -> number of the video. Of equals, the one with the most events.
 
     Most unaligned: least overlap in time (intersection over union) of what is audible and what is visible, among the
-    classes that are both in that video.
-    """
+    classes that are both in that video."""
     a, v = audio_truth.bool(), visual_truth.bool()
     events = (a.any(1).sum(-1) + v.any(1).sum(-1)).numpy()  # (N,) audible and visible classes
     shared = a.any(1) & v.any(1)  # (N, C)

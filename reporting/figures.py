@@ -108,7 +108,6 @@ def without_rows(axis: Axes) -> None:
 
 # ---- Training ------------------------------------------------------------------------------------
 
-
 def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str = "") -> Panel:
     """One line a name over epochs 1, 2, ...; `strong` is drawn thick, and the axis need not begin at 0."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
@@ -129,7 +128,6 @@ def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str =
 
 
 # ---- Ablation ------------------------------------------------------------------------------------
-
 
 def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
     """(name, one score of ablation.paired_differences): mean, interval, and below it every seed."""
@@ -153,7 +151,6 @@ def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
 
 
 # ---- Soft labels as probabilities ----------------------------------------------------------------
-
 
 def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
     """How often labels of a given probability are true, by what the legend says; honest ones lie on the diagonal."""
@@ -183,13 +180,11 @@ def distance(title: str, mean: np.ndarray, accuracy: np.ndarray) -> Panel:
 
 # ---- Timelines -----------------------------------------------------------------------------------
 
-
 def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray,
              predicted: np.ndarray) -> Panel:
     """Per class three strips: truth (filled), soft label (the more certain the more opaque), prediction (hatched).
 
-    truth, soft, predicted (T, C) of the classes to show.
-    """
+    truth, soft, predicted (T, C) of the classes to show."""
     T, C = truth.shape
     colour = MODALITIES[modality]
 
@@ -225,7 +220,6 @@ def shorten(name: str, most: int = 18) -> str:
 
 
 # ---- Classes -------------------------------------------------------------------------------------
-
 
 def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarray],
          spans: dict[str, np.ndarray] | None = None, percent: bool = True) -> Panel:

@@ -12,6 +12,7 @@ import torch
 
 import uwav
 from conftest import SMALL, TRAINED
+from common import files
 from data import layout, pack, splits
 from sources import write_source
 from train import ablation, checkpoints, cli, presets, stages
@@ -60,7 +61,7 @@ def test_scores_in_the_tables_are_those_of_the_saved_predictions(world, finished
         probabilities = [torch.from_numpy(file[k]) for k in ("video", "audio", "visual")]
     truth = [torch.from_numpy(np.load(world / "llp/test" / f"{m}.npy")) for m in ("audio", "visual")]
     scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), *truth)
-    assert scores == pytest.approx({name: stages.read_scores(folder / "scores_test.json")[name] for name in scores})
+    assert scores == pytest.approx({name: files.read_sealed(folder / "scores_test.json", "")[name] for name in scores})
     assert scores == pytest.approx(json.loads((finished / "ablation.json").read_text())["scores"]["clip_clap"]["full"][1])
 
 
@@ -280,7 +281,7 @@ def test_released_checkpoints_label_and_evaluate_like_ours(world, golden, tmp_pa
     state["fc_fusion.layers.0.weight"] = torch.randn(32, 768)
     torch.save(state, tmp_path / "han.pt")
     cli.main(["evaluate", str(world), str(tmp_path / "han.pt")])
-    assert set(uwav.SCORES) <= stages.read_scores(tmp_path / "scores_test.json").keys()
+    assert set(uwav.SCORES) <= files.read_sealed(tmp_path / "scores_test.json", "").keys()
 
 
 # ---- run_all.sh ----

@@ -17,8 +17,7 @@ import uwav
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth
-from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_label_quality, read_predictions,
-                          train)
+from train.stages import Context, alone, evaluate, label, need_source, pretrain, read_predictions, train
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -77,7 +76,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
         pretrain(seeded, folder)
         label(seeded, folder, folder / "teacher.pt")
         for name, where in (("segment", run), ("teacher", folder)):
-            label_scores[name].append(read_label_quality(where / f"labels_{name}.json")["test"])
+            label_scores[name].append(read_sealed(where / f"labels_{name}.json", "python uwav.py label")["test"])
         for feature_set in features:
             for name, row in rows.items():
                 out = folder / feature_set / name
@@ -105,11 +104,6 @@ def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> li
         paths = [run / f"seed{k}" / features / row / "predictions_test.npz" for k in seeds]
         scores[row] = [uwav.video_scores(*read_predictions(path, data), *truth) for path in paths]
     return paired_differences(scores, COMPARISONS)
-
-
-def read_ablation(path: Path) -> dict:
-    """What `ablate` wrote. Raises FileNotFoundError or ValueError naming the file."""
-    return read_sealed(path, "python uwav.py ablate")
 
 
 def tables(label_scores: dict, scores: dict, source: object) -> str:
@@ -185,8 +179,7 @@ def bootstrap_intervals(values: np.ndarray, resamples: int = RESAMPLES, seed: in
     """Percentile bootstrap: between which bounds the mean over videos stays if the videos are drawn again.
 
     values (N, K), one row a video -> (K, 2), the middle 95% of the means of N rows drawn with replacement.
-    Every column sees the same draws.
-    """
+    Every column sees the same draws."""
     rng, N = np.random.default_rng(seed), len(values)
     means = []
     for start in range(0, resamples, CHUNK):
@@ -204,8 +197,7 @@ def paired_differences(scores: dict[str, list[dict[str, Tensor]]],
 
     scores: row -> one entry a seed, as uwav.video_scores gives it. For each comparison whose two rows are there:
     the mean; `interval`, over the choice of test videos (of the differences averaged over seeds); `by_seed`, the
-    spread over training seeds, which the interval does not cover.
-    """
+    spread over training seeds, which the interval does not cover."""
     result = []
     for first, second in comparisons:
         if not scores.get(first) or not scores.get(second):

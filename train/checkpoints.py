@@ -28,8 +28,7 @@ class Run(uwav.Run):
     """A training run with files: X.pt (the best epoch), X.jsonl (history), X.state.pt (to resume; gone at the end).
 
     Every epoch seeds its own random numbers, so weights and optimiser are all that resuming needs, and
-    a run that was killed ends with the very numbers of one that was not.
-    """
+    a run that was killed ends with the very numbers of one that was not."""
 
     def __init__(self, path: Path, name: str, settings: dict):
         self.path, self.name, self.settings, self.state_path = path, name, settings, path.with_suffix(".state.pt")

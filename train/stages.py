@@ -94,7 +94,6 @@ def say(line: str) -> None:
 
 # ---- pretrain, label, train, evaluate ------------------------------------------------------------
 
-
 def alone(stage: Callable) -> Callable:
     """One run at a time in the folder that a stage writes to, its second argument."""
 
@@ -108,7 +107,7 @@ def alone(stage: Callable) -> Callable:
 
 @alone
 def pretrain(context: Context, out: Path) -> None:
-    """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history), teacher.json (AV F-score on validation and test)."""
+    """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history)."""
     need_source(context.data, read_index(context.data))
     preset = PRESETS[context.preset]
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
@@ -116,20 +115,13 @@ def pretrain(context: Context, out: Path) -> None:
     settings = dict(data=context.identity, model=asdict(model_config), training=asdict(config))
     path = out / "teacher.pt"
     if path.exists():
-        check_finished(path, load_file(path).get("settings"), settings)
-        if (out / "teacher.json").exists():
-            return
-    train, validation, test = (load_source(context.data, s, context.device) for s in UNAV_SPLITS)
+        return check_finished(path, load_file(path).get("settings"), settings)
+    data, validation, test = (load_source(context.data, s, context.device) for s in UNAV_SPLITS)
     text = load_text(context.data, "unav", context.device)
-    if path.exists():  # but it was not scored
-        model = load_model(path, context.device)
-    else:
-        model = uwav.train_teacher(train, validation, text, model_config, config, Run(path, "teacher", settings))
-    scores = {s: uwav.teacher_scores(model, split, text) for s, split in (("validation", validation), ("test", test))}
-    if devices.RANK == 0:
-        write_sealed(out / "teacher.json", scores)
-    say(f"{path}: AV F-score on UnAV validation {scores['validation']['av']:.1f}, test {scores['test']['av']:.1f}")
-    if warning := dead_branch(scores["validation"]):
+    model = uwav.train_teacher(data, validation, text, model_config, config, Run(path, "teacher", settings))
+    scores = [uwav.teacher_scores(model, split, text) for split in (validation, test)]
+    say(f"{path}: AV F-score on UnAV validation {scores[0]['av']:.1f}, test {scores[1]['av']:.1f}")
+    if warning := dead_branch(scores[0]):
         say(f"WARNING: {warning}")
 
 
@@ -163,8 +155,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") 
     """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz.
 
     Beside it, as .json: the segment- and event-level scores of the hard labels on val and test and, for each modality,
-    the classes with a threshold from weak labels. rule: a key of THRESHOLDS.
-    """
+    the classes with a threshold from weak labels. rule: a key of THRESHOLDS."""
     index = read_index(context.data)
     model = teacher and load_model(teacher, context.device, kind=uwav.Teacher)
     settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None)
@@ -202,8 +193,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") 
 def segment_logits(audio: Tensor, visual: Tensor, audio_text: Tensor, visual_text: Tensor) -> tuple[Tensor, Tensor]:
     """Without a teacher, as in VALOR: cosine similarity of each segment's own CLAP / CLIP embedding with the text.
 
-    audio (N, T, 512), visual (N, T, 768), text (C, 512) and (C, 768) -> two (N, T, C).
-    """
+    audio (N, T, 512), visual (N, T, 768), text (C, 512) and (C, 768) -> two (N, T, C)."""
     return F.normalize(audio, dim=-1) @ audio_text.T, F.normalize(visual, dim=-1) @ visual_text.T
 
 
@@ -233,8 +223,7 @@ def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
     """Thresholds without any annotated second: by their highest logit, the best F1 of telling the videos that have the
     class in their weak label from those that have not. What it is biased to: docs/own_videos.md.
 
-    logit (N, T, C), weak (N, C), both of the training split -> threshold, f1 (C,); f1 counts videos.
-    """
+    logit (N, T, C), weak (N, C), both of the training split -> threshold, f1 (C,); f1 counts videos."""
     highest = logit.amax(1, keepdim=True)  # (N, 1, C)
     return uwav.fit_thresholds(highest, weak[:, None, :], torch.ones_like(weak))
 
@@ -255,11 +244,6 @@ def read_labels(path: Path, device: str) -> Labels:
                             for theta in labels.thresholds):
             raise ValueError("its arrays do not fit together, or hold NaN")
     return labels
-
-
-def read_label_quality(path: Path) -> dict[str, dict[str, float]]:
-    """The scores by split that `label` wrote beside the labels."""
-    return read_sealed(path, "python uwav.py label")
 
 
 @alone
@@ -304,7 +288,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     model = load_model(checkpoint, context.device, kind=uwav.HAN)
     made_from = dict(data=context.identity, model=file_hash(checkpoint))
     scores_path = out / f"scores_{split}.json"
-    if scores_path.exists() and read_scores(scores_path)["made_from"] != made_from:
+    if scores_path.exists() and read_sealed(scores_path, "python uwav.py evaluate")["made_from"] != made_from:
         raise ValueError(f"{scores_path}: scores of another model or other data; choose another folder with --out")
     if model.config.classes != len(index["llp"]["classes"]):
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
@@ -319,11 +303,6 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
         write_sealed(scores_path, dict(scores, made_from=made_from))
     print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
     return scores
-
-
-def read_scores(path: Path) -> dict:
-    """The scores that `evaluate` wrote, and of what they are: `made_from`."""
-    return read_sealed(path, "python uwav.py evaluate")
 
 
 def read_predictions(path: Path, data: Path) -> tuple[Tensor, Tensor]:

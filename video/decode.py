@@ -62,8 +62,7 @@ def read_clip(path: str | Path, segments: int | None = None, longest: float = LO
 
     T is `segments`, or ceil(length in s) without it (0.1 s over a whole second do not count). Where the picture ends
     before the sound does, the last frame stays; where the sound begins late or ends early, there is silence.
-    Raises ValueError("cause: detail").
-    """
+    Raises ValueError("cause: detail")."""
     try:
         with open(path, "rb") as file, av.open(file, metadata_errors="replace", options=NO_OTHER_FILE) as container:
             streams, declared = _decode(container, longest)
@@ -169,8 +168,7 @@ class _Images(_Stream):
 def square_image(pixels: np.ndarray, rotation: int = 0) -> np.ndarray:
     """(H, W, 3) uint8 -> (224, 224, 3): turned upright (degrees counterclockwise), short side 224, centre crop.
 
-    Pixel for pixel what CLIP's own preprocessing (resize and centre crop of torchvision, on a PIL image) makes.
-    """
+    Pixel for pixel what CLIP's own preprocessing (resize and centre crop of torchvision, on a PIL image) makes."""
     image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(rotation / 90))))
     w, h = image.size
     scale = IMAGE_SIZE / min(w, h)
@@ -224,13 +222,11 @@ class _Sounds(_Stream):
 
 # ---- Many files: processes that decode -----------------------------------------------------------
 
-
 def read_clips(paths: list[Path], workers: int, segments: int | None = None, longest: float = LONGEST,
                stuck: float = STUCK, read: Callable = read_clip) -> Iterator[Clip | str]:
     """The clip of every path, in order; a cause instead of a clip where there is none.
 
-    A decoder that dies or hangs costs its video, and is replaced. At most two videos a worker are decoded ahead.
-    """
+    A decoder that dies or hangs costs its video, and is replaced. At most two videos a worker are decoded ahead."""
     here, decoders = threading.local(), []
 
     def begin() -> None:

@@ -34,7 +34,6 @@ ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenize
 
 # ---- Reading files of weights --------------------------------------------------------------------
 
-
 class _TensorsOnly(pickle.Unpickler):
     """Unpickles tensors, numbers and containers; anything else in the file is refused, nothing is executed."""
 
@@ -59,8 +58,7 @@ def _refuse_code(path: Path) -> None:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint), OpenAI's TorchScript.
 
-    Raises ValueError naming the file.
-    """
+    Raises ValueError naming the file."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -85,7 +83,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 # ---- CLIP ----------------------------------------------------------------------------------------
-
 
 def import_torchvision() -> None:
     """open_clip and laion_clap import torchvision, whose registry build cannot load beside a CPU build of PyTorch."""
@@ -249,8 +246,7 @@ def clap_architecture(state: dict[str, Tensor] | None, weights: Path | None) -> 
 class FusionMel(nn.Module):
     """The log-mel spectrogram of fusion checkpoints: HTK scale, filters not normalised. (N, L) -> (N, L / 480 + 1, 64).
 
-    laion_clap makes it with torchaudio; the same arithmetic here spares that package.
-    """
+    laion_clap makes it with torchaudio; the same arithmetic here spares that package."""
 
     def __init__(self):
         super().__init__()
@@ -272,8 +268,7 @@ class FusionMel(nn.Module):
 def clap_texts(texts: list[str], weights: Path | None, device: str | torch.device = "cpu") -> np.ndarray:
     """C texts -> (C, 512), unit length, through laion_clap as it documents itself.
 
-    Needs roberta-base (configuration and tokenizer) from the hub or its cache. Without weights: random vectors.
-    """
+    Needs roberta-base (configuration and tokenizer) from the hub or its cache. Without weights: random vectors."""
     if weights is None:
         return _unit(torch.randn(len(texts), 512, generator=torch.Generator().manual_seed(0)))
     state = read_state_dict(weights)

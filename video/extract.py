@@ -51,12 +51,10 @@ class Options:
 
 # ---- Which videos, and what became of them -------------------------------------------------------
 
-
 def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
     """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
 
-    Any file may be a video, whatever its name; hidden ones are left out. Raises ValueError if there is none.
-    """
+    Any file may be a video, whatever its name; hidden ones are left out. Raises ValueError if there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     files, seen = [], set()
@@ -121,12 +119,10 @@ def is_finished(out: Path, id: str) -> bool:
 
 # ---- extract -------------------------------------------------------------------------------------
 
-
 def check(folder: Path, out: Path, made_with: dict) -> None:
     """Before hours of work: are there videos, and does OUT hold features of the same kind or none?
 
-    Raises FileNotFoundError or ValueError.
-    """
+    Raises FileNotFoundError or ValueError."""
     find_videos(folder, llp=False)
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{out} lies inside {folder}: its files would be taken for videos")
@@ -147,8 +143,7 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
 
     encode_images: (N, 224, 224, 3) uint8 -> (N, 768); encode_sounds: (N, 48000) float32 -> (N, 512).
     made_with: what OUT remembers and later runs must share. workers: decoding processes. group: videos that are
-    encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again.
-    """
+    encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again."""
     folder, out = Path(folder), Path(out)
     videos, same = find_videos(folder, options.llp)
     if retry and devices.RANK == 0:
@@ -245,7 +240,6 @@ def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.nd
 
 # ---- text ----------------------------------------------------------------------------------------
 
-
 def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[str]], np.ndarray],
                 clap_texts: Callable[[list[str]], np.ndarray], made_with: dict) -> None:
     """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512)."""
@@ -266,8 +260,7 @@ def readable(name: str) -> str:
 def read_classes(source: str) -> list[str]:
     """`llp`; the annotation file of UnAV-100 (.json), from which its list is read; or a text file, one name a line.
 
-    Raises FileNotFoundError or ValueError.
-    """
+    Raises FileNotFoundError or ValueError."""
     if source == "llp":
         return list(LLP_CLASSES)
     if source.endswith(".json"):

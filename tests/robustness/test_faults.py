@@ -220,15 +220,6 @@ def test_the_real_command_killed_at_any_moment_and_run_again_equals_an_undisturb
     assert_same(work, made, "killed at random")
 
 
-def test_a_teacher_that_was_trained_but_not_scored_is_not_trained_again(bench):
-    work = bench.fresh("label")
-    (work / "seed0/teacher.json").unlink()
-    before = (work / "seed0/teacher.pt").stat().st_mtime_ns
-    assert bench.run("pretrain", work).status == 0
-    assert (work / "seed0/teacher.pt").stat().st_mtime_ns == before
-    assert_same(work, bench.made("pretrain"), "scored")
-
-
 def test_a_worker_of_pack_that_is_killed_ends_the_command_with_one_sentence(bench):
     """As the kernel does when memory is short."""
     work = bench.fresh("pack")

@@ -388,7 +388,7 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, t
     assert ("best epoch" if annotated else "the last one is kept") in printed
     if annotated:
         command("uwav.py", "evaluate", run / "data", han / "han.pt", "--split", "val")
-        assert set(uwav.SCORES) <= stages.read_scores(han / "scores_val.json").keys()
+        assert set(uwav.SCORES) <= files.read_sealed(han / "scores_val.json", "").keys()
     command("report.py", run)
     page = (run / "report.html").read_text()
     assert '<figure id="curves"' in page and "encoders with random weights: a dry run" in page and "invented" not in page
