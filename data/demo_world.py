@@ -57,7 +57,7 @@ class WorldConfig:
     source_test: int = 250
 
 
-# ---- Who is audible and visible when. Measured: on LLP val + test; what begins with SOURCE_, on UnAV-100 train 
+# ---- Who is audible and visible when. Measured: on LLP val + test; what begins with SOURCE_, on UnAV-100 train
 
 TRAIN_CLASSES = {1: 0.40, 2: 0.59, 3: 0.01}  # classes per video, LLP train
 CLASSES_PER_VIDEO = {1: 0.33, 2: 0.55, 3: 0.09, 4: 0.03}

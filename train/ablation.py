@@ -168,7 +168,7 @@ def table_row(title: str, cells: list[str]) -> str:
     return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
-# ---- Differences between two trained parsers, and how much of them the choice of test videos explains 
+# ---- Differences between two trained parsers, and how much of them the choice of test videos explains
 
 RESAMPLES = 10_000  # of the bootstrap
 COVERAGE = 0.95  # of its interval

@@ -72,11 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     with one_sentence_errors():
         if devices.WORLD > 1 and options.command not in ("pretrain", "train"):
             raise ValueError(f"{options.command} runs in one process; torchrun is for pretrain and train")
-        trains = {k: getattr(options, k) for k in ("preset", "seed") if hasattr(options, k)}
-        overrides = tuple(getattr(options, "overrides", ()))
-        parse_overrides(overrides)
-        device = devices.connect(devices.choose_device(options.device))
-        context = Context(options.data, device=device, overrides=overrides, **trains)
+        given = {k: getattr(options, k) for k in ("preset", "seed", "overrides") if hasattr(options, k)}
+        parse_overrides(given.get("overrides", ()))
+        context = Context(options.data, device=devices.connect(devices.choose_device(options.device)), **given)
         if options.command == "pretrain":
             pretrain(context, options.out)
         elif options.command == "label":
