@@ -484,7 +484,7 @@ def of_run(folder: Path) -> Reader:
     demo_world.make(folder / "data", replace(demo_world.WorldConfig(), **sizes))
     small = [x for field in ("hidden=16", "feedforward=16", "layers=1", "epochs=1") for x in ("--set", field)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ablation, "SWEEP", {"alpha": (0.5, 1.7)})
+        patch.setattr(ablation, "SWEEP", {name: ablation.SWEEP[name] for name in ("full_alpha_0.5",)})
         cli.main(["ablate", str(folder / "data"), str(folder), "--preset", "demo", "--device", "cpu", "--sweep", *small])
     line = ["2026-01-02 03:04", "70", "new", "Train the HAN", "abc1234", "Linux, 2 CPU cores", "bash run_all.sh"]
     (folder / "stages.tsv").write_text("\t".join(line) + "\n" + "\t".join(line) + "\n")
