@@ -247,15 +247,17 @@ def difference_figure(page: Page) -> str:
 def teacher_figure(page: Page) -> str:
     path = page.saved.folder / "teacher.pt"
     with made_by("python uwav.py pretrain", path):
-        history = read_history(path)
-        loss, score = [float(r["loss"]) for r in history], [float(r["val"]["av"]) for r in history]
-        best = score.index(max(score))
-        warning = dead_branch(history[best]["val"])
+        scores = [r["val"] for r in read_history(path)]
+        loss, *curves = ([float(r[key]) for r in x] for x, key in (
+            (read_history(path), "loss"), (scores, "av"), (scores, "spread_audio"), (scores, "spread_visual")))
+        best = curves[0].index(max(curves[0]))
+        warning = dead_branch(scores[best])
     panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
-              figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": score})]
+              figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": curves[0]}),
+              figures.lines("how far each branch moves within a video", "spread", dict(zip(MODALITIES, curves[1:])))]
     return page.figure("curves_teacher", panels, "Pre-training of the teacher", (
-        f"The F-score on the validation split decides the epoch that is kept: {best + 1} of {len(score)}, with "
-        f"{score[best]:.1f} %." + (f" Warning: {escape(warning)}." if warning else "")))
+        f"The F-score on the validation split decides the epoch that is kept: {best + 1} of {len(loss)}, with "
+        f"{curves[0][best]:.1f} %." + (f" Warning: {escape(warning)}." if warning else "")))
 
 
 def parser_figure(page: Page) -> str:

@@ -243,6 +243,21 @@ def test_source_batch_holds_each_video_s_own_segments():
 # ---- configurations and checkpoints ----
 
 
+def test_the_spread_of_a_branch_that_says_the_same_all_the_time_is_zero():
+    torch.manual_seed(0)
+    length, C, config = np.array([3, 5, 4]), 6, uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=1)
+    split = uwav.SourceSplit(torch.randn(12, 512), torch.randn(12, 768), torch.ones(12, C, dtype=torch.uint8), length)
+    text = F.normalize(torch.randn(C, 512), dim=-1), F.normalize(torch.randn(C, 768), dim=-1)
+    model = uwav.Teacher(config)
+    alive = uwav.teacher_scores(model, split, text)
+    parts = [model.audio(x[None], text[0], None)[0].detach() for x in split.audio.split(length.tolist())]  # (T, C) each
+    within = torch.stack([z.std(0, correction=0) for z in parts]).mean()  # written out, video by video
+    assert alive["spread_audio"] == pytest.approx(float(within / torch.cat(parts).std()), rel=1e-3)
+    nn.init.zeros_(model.visual.mlp_in[0].weight)  # sees nothing
+    dead = uwav.teacher_scores(model, split, text)
+    assert dead["spread_visual"] < 1e-2 < uwav.DEAD_BRANCH and dead["spread_audio"] == alive["spread_audio"] > 0.01
+
+
 def test_training_and_scoring_do_not_change_their_inputs():
     torch.manual_seed(0)
     model = uwav.HAN(SMALL_HAN).eval()

@@ -18,7 +18,6 @@ from common import devices
 from common.command import progress
 from common.files import atomic, made_by, reason, temporary_of
 from common.released import with_weights
-from train.presets import PSEUDO_LABELS
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
 RANK_STRIDE = 1 << 40  # no two ranks share their dropout
@@ -201,7 +200,7 @@ def check_fields(config: object) -> None:
         value, kind = getattr(config, field.name), type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise ValueError(f"{field.name} = {value!r}")
-        if field.name == "pseudo_label" and value not in PSEUDO_LABELS:
-            raise ValueError(f"pseudo_label = {value!r}: one of {', '.join(PSEUDO_LABELS)}")
+        if field.name == "pseudo_label" and value not in ("none", "hard", "soft"):
+            raise ValueError(f"pseudo_label = {value!r}: one of none, hard, soft")
         if kind is not str and not 0 <= value < math.inf:
             raise ValueError(f"{field.name} = {value!r}")

@@ -36,5 +36,3 @@ ABLATION = {
     "soft_mixup": dict(pseudo_label="soft", reweight=False, mixup=True),
     "full": dict(pseudo_label="soft", reweight=True, mixup=True),
 }
-
-PSEUDO_LABELS = ("none", "hard", "soft")  # what TrainConfig.pseudo_label may be

