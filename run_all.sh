@@ -64,7 +64,7 @@ if [ "${1:-}" = test ]; then
     shift
     if [[ " $* " == *" --thorough "* ]]; then
         setup "onnx,test,thorough,features${UWAV_EXTRAS:+,$UWAV_EXTRAS}" "$needs pytest xdist hypothesis av open_clip laion_clap"
-        exec env OMP_NUM_THREADS=1 "$python" -m pytest -n auto --dist loadfile "$@" # a file of tests a core, one thread each
+        exec "$python" -m pytest -n auto --dist loadfile "$@" # a file of tests a core
     fi
     setup onnx,test "$needs pytest"
     exec "$python" -m pytest "$@"
