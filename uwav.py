@@ -652,7 +652,7 @@ def teacher_scores(model: Teacher, data: SourceSplit, text: tuple[Tensor, Tensor
         occurs = truth.any(1)  # (B, C)
         within.append((square - mean**2).clamp(min=0).sqrt()[:, occurs])  # (2, classes of these videos)
         logits.append(z[:, valid & occurs[:, None]])  # (2, their seconds)
-    spread = torch.cat(within, 1).mean(1) / torch.cat(logits, 1).std(1)  # (2,)
+    spread = torch.cat(within, 1).mean(1) / torch.cat(logits, 1).std(1, correction=0).clamp(min=1e-9)  # (2,)
     av = 100 * float(f_scores(torch.cat(counts, 1)).mean())
     return dict(zip(("av", "spread_audio", "spread_visual"), (av, *spread.tolist())))
 

@@ -252,7 +252,7 @@ def test_the_spread_of_a_branch_that_says_the_same_all_the_time_is_zero():
     alive = uwav.teacher_scores(model, split, text)
     parts = [model.audio(x[None], text[0], None)[0].detach() for x in split.audio.split(length.tolist())]  # (T, C) each
     within = torch.stack([z.std(0, correction=0) for z in parts]).mean()  # written out, video by video
-    assert alive["spread_audio"] == pytest.approx(float(within / torch.cat(parts).std()), rel=1e-3)
+    assert alive["spread_audio"] == pytest.approx(float(within / torch.cat(parts).std(correction=0)), rel=1e-3)
     nn.init.zeros_(model.visual.mlp_in[0].weight)  # sees nothing
     dead = uwav.teacher_scores(model, split, text)
     assert dead["spread_visual"] < 1e-2 < uwav.DEAD_BRANCH and dead["spread_audio"] == alive["spread_audio"] > 0.01

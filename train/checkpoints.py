@@ -90,7 +90,7 @@ class Run(uwav.Run):
         super().end_epoch(record | dict(seconds=time.monotonic() - self.started), score)
         told = {"av": "AV {:.1f}", "spread_audio": "spread of audible {:.2f}", "spread_visual": "of visible {:.2f}",
                 "seg_type": "Type {:.1f}"}
-        scores = [told[k].format(x) for k, x in (record["val"] or {}).items() if k in told]
+        scores = [told[k].format(x) for k, x in (record.get("val") or {}).items() if k in told]
         self.bar.set_postfix_str(", ".join([f"epoch {record['epoch']}/{self.config.epochs}",
                                             f"loss {record['loss']:.4f}", *scores]))
         if devices.RANK > 0:

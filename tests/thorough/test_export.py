@@ -203,7 +203,7 @@ def test_an_export_that_fails_leaves_the_earlier_bundle_as_it_was(finished, bund
     (["nowhere", "OUT"], "nowhere/data/index.json: no such file"),
     (["OUT"], "name RUN and OUT"),
     (["RUN", "OUT", "--features", "base"], "base/full/han.pt: no such file"),
-    (["RUN", "OUT", "--row", "soft"], "so .* holds no trained HAN"),
+    (["RUN", "OUT", "--row", "nothing"], "so .* holds no trained HAN"),
     (["--released-han", "nothing.pt", "OUT"], "nothing.pt: no such file"),
 ])
 def test_bad_input_is_one_sentence(finished, tmp_path, monkeypatch, arguments, message):

@@ -384,7 +384,7 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, t
     printed = command("uwav.py", "label", run / "data", run / "seed0", "--teacher", finished / "seed0/teacher.pt")
     assert ("visual of hum" in printed and "hard labels on val" in printed) if annotated else "audio of whistle; door bell; hum" in printed
     printed = command("uwav.py", "train", run / "data", han, "--labels", run / "seed0/labels_teacher.npz", "--features", "clip_clap", *SMALL,
-                      "--set", "epochs=40", "--set", "peak_lr=0.01", "--set", "batch=4")
+                      "--set", "epochs=80", "--set", "peak_lr=0.01", "--set", "batch=4")
     assert ("best epoch" if annotated else "the last one is kept") in printed
     if annotated:
         command("uwav.py", "evaluate", run / "data", han / "han.pt", "--split", "val")
