@@ -49,14 +49,6 @@ RANDOM_SOURCE = "pack, encoders with random weights"
 FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
 
 
-def feature_set_of(audio_dim: int) -> str:
-    """The feature set whose audio vectors have this size."""
-    sizes = {LLP_FEATURES[audio][2]: name for name, (audio, _, _) in FEATURE_SETS.items()}
-    if audio_dim not in sizes:
-        raise ValueError(f"no feature set has audio vectors of {audio_dim} numbers")
-    return sizes[audio_dim]
-
-
 def packed_feature_sets(index: dict) -> list[str]:
     """The feature sets all of whose arrays were packed, base first."""
     packed = {*index["llp"]["features"], None}

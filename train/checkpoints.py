@@ -57,7 +57,14 @@ class Run(uwav.Run):
         self.model.load_state_dict(weights)
         options = self.optimizer.state_dict()["param_groups"]  # those of the settings, not of the file
         self.optimizer.load_state_dict(dict(optimizer, param_groups=options))
-        self.history, self.best_score, self.best_weights = history, best_score, best_weights
+        for weight, moments in self.optimizer.state.items():
+            x = [moments[k] for k in ("exp_avg", "exp_avg_sq")]
+            wrong = any(m.shape != weight.shape or m.type() != weight.type() or not m.is_contiguous() for m in x)
+            if wrong or not 0 < float(moments["step"]) < math.inf:
+                raise ValueError("its optimizer is of another model")
+        if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
+            raise ValueError("its history has gaps")
+        self.history, self.best_score, self.best_weights = history, float(best_score), best_weights
 
     def fast(self, function: Callable, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
         device = next(self.model.parameters()).device
