@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-bash run_all.sh [options]          every stage on the demo world (invented features, about 3 minutes on 2 CPU cores)
+bash run_all.sh [options]          every stage on the demo world (invented features, 4 minutes on 2 CPU cores)
 bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: docs/real_data.md); with --fetch
                                    they are downloaded first, as far as they can be: add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
