@@ -14,7 +14,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -86,11 +88,11 @@ class _Lines(io.TextIOBase):
         sys.stderr.flush()
 
 
-def progress(*items: Iterable, **options):
-    """A progress bar; a line now and then where nobody watches."""
+def progress(*items: Iterable, disable: bool = False, **options):
+    """A progress bar; a line now and then where nobody watches; nothing in a worker process, its parent has one."""
     from tqdm import tqdm
 
-    watched = sys.stderr.isatty()
+    watched, options["disable"] = sys.stderr.isatty(), disable or multiprocessing.parent_process() is not None
     return tqdm(*items, dynamic_ncols=watched, mininterval=0.2 if watched else 30, file=None if watched else _Lines(),
                 **options)
 
@@ -148,6 +150,21 @@ def _stop(number: signal.Signals) -> NoReturn:
     with contextlib.suppress(OSError):
         os.write(2, f"\nstopped by {number.name}; nothing is lost, the same command goes on from here\n".encode())
     os._exit(128 + number)  # threads that still compute are not waited for
+
+
+@contextlib.contextmanager
+def worker_processes(number: int, start: str, prepare: Callable, out: Path) -> Iterator[ProcessPoolExecutor]:
+    """`number` processes for a work that leads to `out`; start: how multiprocessing starts them; prepare: what each
+    does first."""
+    pool = ProcessPoolExecutor(number, multiprocessing.get_context(start), prepare)
+    pool.submit(os.getpid)  # starts them, before tqdm starts a thread
+    try:
+        yield pool
+    except BrokenProcessPool:
+        raise ValueError(f"{out}: a worker process was killed (is memory short?); the same command goes on from "
+                         "here") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def follow_the_parent() -> None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from common.command import follow_the_parent, progress
+from common.command import follow_the_parent, progress, worker_processes
 from common.files import finite, made_by, read_array, read_json, shaped, write_array, write_rows
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from data.layout import (LLP_FEATURES, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, UNAV_FEATURES, begin_pack,
@@ -91,24 +89,18 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
             path, C = root / file, len(plan[dataset]["classes"])
             text = finite(shaped(read_array(path), (C, size), path), path)
             write_array(part / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
-    unusable, pool = [], ProcessPoolExecutor(workers, multiprocessing.get_context(START), follow_the_parent)
-    pool.submit(os.getpid)  # starts the workers, before tqdm starts a thread
-    try:
-        with progress(total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar:
-            for job in jobs:
-                bar.set_postfix_str(job.target.removesuffix(".npy"))
-                if (part / job.target).exists():
-                    bar.update(len(job.ids))
-                    continue
-                try:
-                    write_rows(part / job.target, job.shape, _blocks(job, pool, bar))
-                except _Unusable as error:
-                    unusable += error.args
-    except BrokenProcessPool:
-        raise ValueError(f"{out}: a worker process was killed (is memory short?); the same command goes on from here, "
-                         "fewer --workers need less") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    unusable, workers = [], workers or os.cpu_count() or 1
+    with worker_processes(workers, START, follow_the_parent, out) as pool, progress(
+            total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar:
+        for job in jobs:
+            bar.set_postfix_str(job.target.removesuffix(".npy"))
+            if (part / job.target).exists():
+                bar.update(len(job.ids))
+                continue
+            try:
+                write_rows(part / job.target, job.shape, _blocks(job, pool, bar))
+            except _Unusable as error:
+                unusable += error.args
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
     return finish_pack(out, plan)

@@ -5,15 +5,21 @@ Seeds S, scores K, videos N of the test split.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import itertools
+import os
 import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 import uwav
+from common.command import follow_the_parent, progress, worker_processes
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth
@@ -69,7 +75,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     index = read_index(context.data)
     need_source(context.data, index)
     features = features or packed_feature_sets(index)
-    label_scores, scores, rows = {"segment": [], "teacher": []}, {}, ROWS | (SWEEP if sweep else {})
+    label_scores, jobs = {"segment": [], "teacher": []}, []
     label(context, run, None)
     for k in range(seeds):
         seeded, folder = replace(context, seed=context.seed + k), run / f"seed{context.seed + k}"
@@ -77,14 +83,13 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
         label(seeded, folder, folder / "teacher.pt")
         for name, where in (("segment", run), ("teacher", folder)):
             label_scores[name].append(read_sealed(where / f"labels_{name}.json", "python uwav.py label")["test"])
-        for feature_set in features:
-            for name, row in rows.items():
-                out = folder / feature_set / name
-                labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
-                changed = replace(seeded, overrides=(*context.overrides, *row.changed))
-                train(changed, out, labels, row.setting, feature_set)
-                result = evaluate(changed, out / "han.pt", "test", out)
-                scores.setdefault(feature_set, {}).setdefault(name, []).append(result)
+        for feature_set, (name, row) in itertools.product(features, (ROWS | (SWEEP if sweep else {})).items()):
+            labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
+            changed = replace(seeded, overrides=(*context.overrides, *row.changed))
+            jobs.append((changed, folder / feature_set / name, labels, row.setting, feature_set))
+    scores = {feature_set: {} for feature_set in features}
+    for (_, out, _, _, feature_set), result in zip(jobs, train_rows(jobs, run)):
+        scores[feature_set].setdefault(out.name, []).append(result)
     seed_numbers = [context.seed + k for k in range(seeds)]
     differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
     write_sealed(run / "ablation.json", dict(
@@ -95,6 +100,37 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     with atomic(run / "tables.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
+
+
+def train_rows(jobs: list[tuple], run: Path) -> list[dict[str, float]]:
+    """`train_row` of each job. A model of preset `demo` is too small for more than one core of a CPU, so there rows
+    train side by side, one core each."""
+    context, unfinished = jobs[0][0], sum(not (out / "han.pt").exists() for _, out, *_ in jobs)
+    if context.device != "cpu" or context.preset != "demo" or not unfinished:
+        return [train_row(*job) for job in jobs]
+    results, number = [], min(os.cpu_count() or 1, unfinished)
+    with worker_processes(number, "spawn", on_one_core, run) as pool, progress(
+            pool.map(quietly, jobs), total=len(jobs), desc="rows of the ablation", unit="row") as bar:
+        for result, said in bar:
+            bar.write(said, end="")
+            results.append(result)
+    return results
+
+
+def train_row(context: Context, out: Path, labels: Path | None, setting: str, features: str) -> dict[str, float]:
+    train(context, out, labels, setting, features)
+    return evaluate(context, out / "han.pt", "test", out)
+
+
+def on_one_core() -> None:
+    follow_the_parent()
+    torch.set_num_threads(1)
+
+
+def quietly(job: tuple) -> tuple[dict[str, float], str]:
+    """In a worker: the result, and what was said meanwhile, for the parent to say at once."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        return train_row(*job), said.getvalue()
 
 
 def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> list[dict]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,6 @@ class Context:
     seed: int = 0  # added to the published seeds
     device: str = "cpu"
     overrides: tuple[str, ...] = ()  # FIELD=VALUE
-    loaded: dict = field(default_factory=dict, repr=False)  # what `target` has read; shared by all rows and seeds
 
     def config(self, config):
         """A config of the preset with the overrides that concern it."""
@@ -47,14 +46,17 @@ class Context:
 
     def target(self, split: str, features: str) -> TargetSplit:
         """A split of LLP, read once and kept on the device."""
-        if (split, features) not in self.loaded:
-            self.loaded[split, features] = load_target(self.data, split, features, self.device)
-        return self.loaded[split, features]
+        return _target(self.data, self.identity, split, features, self.device)
 
     @property
     def identity(self) -> str:
         """Changes when anything in the packed folder does: index.json holds the hashes of all its files."""
         return read_index(self.data)["sha256"]
+
+
+@functools.lru_cache(maxsize=6)  # three splits of both feature sets; shared by all rows and seeds
+def _target(data: Path, identity: str, split: str, features: str, device: str) -> TargetSplit:
+    return load_target(data, split, features, device)
 
 
 CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig)
