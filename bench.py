@@ -124,11 +124,11 @@ def memory(key: str = "VmRSS", pid: int | str = "self") -> float:
 
 # ---- Random data of real sizes -------------------------------------------------------------------
 
-def random_target(videos: int, features: str, device: torch.device, width: int | None = None) -> TargetSplit:
-    """A split of LLP; `width` replaces the sizes of a feature set."""
+def random_target(videos: int, features: str, device: torch.device) -> TargetSplit:
+    """A split of LLP."""
     torch.manual_seed(videos)
     weak = (torch.rand(videos, C, device=device) < 1.8 / C).float()  # 1.8 classes a video, as in LLP
-    arrays = (name and torch.randn(videos, T, width or SIZES[name], dtype=torch.half, device=device)
+    arrays = (name and torch.randn(videos, T, SIZES[name], dtype=torch.half, device=device)
               for name in FEATURE_SETS[features])
     return TargetSplit(*arrays, weak, *random_truth(weak))
 
@@ -140,9 +140,9 @@ def random_truth(weak: Tensor) -> list[Tensor]:
     return [((before <= t) & (t < T - after)).byte() * weak[:, None].byte() for before, after in drawn]
 
 
-def random_pair(rows: int, device: torch.device, width: int | None = None) -> list[Tensor]:
+def random_pair(rows: int, device: torch.device) -> list[Tensor]:
     """Unit vectors of CLAP and of CLIP, (rows, D) each."""
-    return [F.normalize(torch.randn(rows, width or SIZES[x], device=device), dim=-1) for x in ("clap", "clip")]
+    return [F.normalize(torch.randn(rows, SIZES[x], device=device), dim=-1) for x in ("clap", "clip")]
 
 
 def write_files(folder: Path, length: np.ndarray) -> None:
@@ -283,18 +283,6 @@ def plain_evaluate(model: nn.Module, read: Callable, truth: list[Tensor]) -> dic
     return plain_scores(audio, visual, *(x.cpu().numpy() > 0 for x in truth))
 
 
-@torch.no_grad()
-def plain_labels(model: nn.Module, read: Callable, weak: np.ndarray, text: list[Tensor]) -> list[tuple]:
-    """Hard and soft labels of both modalities, (T, C) each, video after video, thresholds 0; weak (N, C)."""
-    labels = []
-    for n in range(len(weak)):
-        outputs = model(*(x.to(text[0].device) for x in read([n])[1:]), *text)  # (1, T, C) each
-        logits = [z[0].cpu().numpy() for z in outputs]
-        hard, soft = [z > 0 for z in logits], [1 / (1 + np.exp(-z / 2)) for z in logits]
-        labels.append(tuple(x * weak[n] for x in (*hard, *soft)))
-    return labels
-
-
 def plain_pack(source: Path, out: Path) -> None:
     """Every file read in turn, pooled, stacked, saved."""
     places = [(place, per_second) for place, per_second, _ in layout.LLP_FEATURES.values()]
@@ -304,7 +292,7 @@ def plain_pack(source: Path, out: Path) -> None:
         np.save(out / (place.replace("/", "_") + ".npy"), np.concatenate(pooled))
 
 
-# ---- Ours: the rows, decoding, and how cost grows ------------------------------------------------
+# ---- Ours: the rows, and decoding ----------------------------------------------------------------
 
 def training_steps(model: uwav.HAN, data: TargetSplit, labels: uwav.PseudoLabels,
                    config: uwav.TrainConfig) -> Iterator[Tensor]:
@@ -423,19 +411,6 @@ class Bench:
         return [Row("evaluation of 1,200 videos, model and scores", ours, plain * TEST / part, flops,
                     note=f"plain: {part} videos, scaled")]
 
-    def label(self) -> list[Row]:
-        text, part, read = random_pair(C, self.device), TRAIN // 50, self.reader("clip_clap")
-        data = random_target(TRAIN, "clip_clap", self.device)
-        torch.manual_seed(0)
-        own = uwav.Teacher(self.preset.teacher).to(self.device).eval()
-        model, weak = plain_model(own).eval(), data.weak[:part].cpu().numpy()
-        logits = functools.partial(uwav.teacher_logits, own, data, text)
-        seconds, plain = measure(self.device, lambda: uwav.pseudo_labels(logits(), self.zeros, data.weak, self.config),
-                                 lambda: plain_labels(model, read, weak, text))
-        flops = operations(logits)
-        return [Row("labels of 10,000 videos, teacher and Eq. 4", seconds, plain * TRAIN / part, flops,
-                    note=f"plain: {part} videos, scaled")]
-
     def pack(self) -> list[Row]:
         sizes, nowhere = [file.stat().st_size for file in self.files.rglob("video*.npy")], io.StringIO()
 
@@ -468,7 +443,7 @@ class Bench:
         return rows
 
 
-ROWS = ("pack", "load", "epoch", "teacher", "score", "evaluate", "label", "onnx")  # pack first: it forks
+ROWS = ("pack", "load", "epoch", "teacher", "score", "evaluate", "onnx")  # pack first: it forks
 
 
 def decode(path: Path, clips: int) -> dict:
@@ -492,52 +467,6 @@ def decode(path: Path, clips: int) -> dict:
     return dict(seconds=seconds, ms_per_clip=ms, processes=rows)
 
 
-SCALES = (1, 4, 16)
-NARROW = 64  # numbers a feature on a CPU, so that 16 times LLP fits in its memory; real sizes on a GPU
-PART = 40  # training steps timed
-
-
-def scaled(factor: int, preset: str, device_name: str, half: bool) -> dict[str, float]:
-    """Seconds of each job at `factor` times the size of LLP, features `clip_clap`, and this process's peak memory."""
-    device, settings = torch.device(device_name), PRESETS[preset]
-    width, config = NARROW if device.type == "cpu" else None, replace(settings.train, fast=half)
-    torch.manual_seed(0)
-    train, test = (random_target(factor * n, "clip_clap", device, width) for n in (TRAIN, TEST))
-    audio, visual = train.audio.shape[-1], train.visual_2d.shape[-1]
-    han = replace(settings.han["clip_clap"], audio_dim=audio, visual_2d_dim=visual, project_visual=True)
-    model = uwav.HAN(han).to(device)
-    teacher = uwav.Teacher(replace(settings.teacher, audio_dim=audio, visual_dim=visual)).to(device)
-    text, predicted, val = random_pair(C, device, width), random_truth(test.weak), slice(0, factor * VAL)
-    given = torch.randn(2, factor * TRAIN, T, C, device=device), torch.zeros(2, C, device=device), train.weak, config
-    steps = training_steps(model, train, uwav.pseudo_labels(*given), config)
-    jobs = {
-        "evaluation": lambda: uwav.han_scores(model, test),
-        "ten scores": lambda: parsing_scores(*predicted, test.audio_truth, test.visual_truth),
-        "labels: teacher": lambda: uwav.teacher_logits(teacher, train, text),
-        "labels: thresholds": lambda: uwav.fit_thresholds(given[0][0, val], train.audio_truth[val], train.weak[val]),
-        "labels: Eq. 4, 7, 8": lambda: uwav.pseudo_labels(*given),
-        "HAN epoch": lambda: list(itertools.islice(steps, PART)),
-    }
-    seconds = {name: [seconds_of(job, device) for _ in range(2)][1] for name, job in jobs.items()}  # the first warms up
-    seconds["HAN epoch"] *= math.ceil(factor * TRAIN / config.batch) / PART
-    peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else memory("VmHWM")
-    return seconds | {"peak memory, MB": peak}
-
-
-def scale(preset: str, device: torch.device, half: bool) -> dict:
-    """The table over SCALES; `exponent` e: cost grows as size ** e (slope of a line through the logarithms)."""
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # so that each has a peak of memory
-        columns = pool.starmap(scaled, [(factor, preset, str(device), half) for factor in SCALES], chunksize=1)
-    table = {}
-    print("\n" + line("seconds at n times the size of LLP", [f"{n}x" for n in SCALES] + ["exponent"]))
-    for name in columns[0]:
-        values = [column[name] for column in columns]
-        exponent = float(np.polyfit(np.log(SCALES), np.log(values), 1)[0])
-        table[name] = dict(zip(map(str, SCALES), values), exponent=exponent)
-        print(line(name, [f"{v:.0f}" if "MB" in name else f"{v:.3g}" for v in values] + [f"{exponent:.2f}"]))
-    return table
-
-
 # ---- Command line --------------------------------------------------------------------------------
 
 def line(title: str, cells: list[str], note: str = "") -> str:
@@ -559,7 +488,7 @@ def machine(device: torch.device) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What things cost, beside the plain way of doing them and the floor.")
     parser.add_argument("rows", nargs="*", metavar="ROW",
-                        help=f"{', '.join(ROWS)}, scale, decode (default: all but decode)")
+                        help=f"{', '.join(ROWS)}, decode (default: all but decode)")
     parser.add_argument("--preset", choices=PRESETS, help="sizes of the models (default: paper on a GPU, or demo)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
     parser.add_argument("--fast", action="store_true", help="train in bf16 and, on a GPU, with compiled kernels")
@@ -570,9 +499,9 @@ def main() -> None:
                         help="where to write the figures (default: runs/bench.json)")
     options = parser.parse_args()
     with one_sentence_errors():
-        unknown = set(options.rows) - {*ROWS, "scale", "decode"}
+        unknown = set(options.rows) - {*ROWS, "decode"}
         if unknown:
-            raise ValueError(f"{min(unknown)}: no such row; there are {', '.join(ROWS)}, scale, decode")
+            raise ValueError(f"{min(unknown)}: no such row; there are {', '.join(ROWS)}, decode")
         if "decode" in options.rows and options.video is None:
             raise ValueError("decode needs --video FILE")
         run(options)
@@ -581,7 +510,7 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     device = torch.device(devices.choose_device(options.device))
     preset = options.preset or ("paper" if device.type == "cuda" else "demo")
-    chosen = options.rows or (*ROWS, "scale")
+    chosen = options.rows or ROWS
     result = dict(machine=machine(device), torch=torch.__version__, date=time.strftime("%Y-%m-%d"), preset=preset,
                   fast=options.fast)
     print(f"{result['machine']}, PyTorch {torch.__version__}, {result['date']}, preset {preset}, "
@@ -605,8 +534,6 @@ def run(options: argparse.Namespace) -> None:
         if device.type == "cuda":
             result["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
             print(f"on the GPU: {result['peak_gpu_mb']:,.0f} MB")
-    if "scale" in chosen:
-        result["scale"] = scale(preset, device, options.fast)
     if "decode" in chosen:
         result["decode"] = decode(options.video, options.clips)
     write_json(options.json, result)

@@ -33,7 +33,7 @@ def test_plain_attention_gives_the_same_model():
         torch.testing.assert_close(ours[mask], plain[mask])
 
 
-def test_plain_evaluation_and_plain_labels_give_our_scores_and_labels(tmp_path, monkeypatch):
+def test_plain_evaluation_gives_our_scores(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "FILES", 6)
     bench.write_files(tmp_path, np.full(6, 12))
     torch.manual_seed(0)
@@ -47,13 +47,6 @@ def test_plain_evaluation_and_plain_labels_give_our_scores_and_labels(tmp_path, 
     read, data = split("base")
     han = uwav.HAN(uwav.HANConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval()
     assert bench.plain_evaluate(han, read, [data.audio_truth, data.visual_truth]) == pytest.approx(uwav.han_scores(han, data))
-
-    read, data = split("clip_clap")
-    teacher, text = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval(), bench.random_pair(25, CPU)
-    plain = bench.plain_labels(teacher, read, data.weak.numpy(), text)
-    logits = uwav.teacher_logits(teacher, data, text)
-    for ours, theirs in zip([f(z, torch.zeros(25), data.weak) for f in (uwav.hard_labels, uwav.soft_labels) for z in logits], zip(*plain)):
-        torch.testing.assert_close(ours.double(), torch.from_numpy(np.stack(theirs)).double(), atol=1e-5, rtol=1e-5)
 
 
 def test_plain_packing_gives_our_arrays(tmp_path, monkeypatch):
