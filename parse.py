@@ -28,8 +28,10 @@ WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were th
 AT_ONCE = 16  # pictures or sounds through an encoder
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
 FORMAT = 1  # of the bundle
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # characters that no class name has and a terminal may obey
+# Characters that no class name has: a terminal may obey them, or they are invisible, or turn what follows around.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
+HALF = 65504  # the largest number in half precision, in which parsers are trained
 # A tensor of an .onnx file may name another file, anywhere, to take its numbers from, under the key "location": a
 # string in protobuf, after a byte that ends its length, 8 (or 0, if that is written longer than needed).
 EXTERNAL = re.compile(rb"[\x08\x00]location")
@@ -50,7 +52,7 @@ class Bundle:
             self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
             numbers, checksums = [self.window, *self.sizes.values()], [f["sha256"] for f in self.files.values()]
             whole = version != FORMAT or (
-                all(type(n) is int and n > 0 for n in numbers) and all(isinstance(c, str) for c in checksums)
+                isinstance(self.classes, list) and all(type(n) is int and n > 0 for n in numbers) and all(isinstance(c, str) for c in checksums)
                 and 0 < self.gate < 1 and {"audio", "visual_2d"} <= self.sizes.keys()
                 and not any(map(CONTROL.search, self.classes)) and 0 < len(set(self.classes)) == len(self.classes))
         except (FileNotFoundError, NotADirectoryError):
@@ -128,6 +130,8 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > LARGEST:
                 raise ValueError("it would unpack to more than 1 GB")
+            if archive.testzip():
+                raise ValueError("it is damaged")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(x, np.ndarray) for x in arrays.values()):
@@ -141,8 +145,10 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
         if x is None or x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] != size or not len(x):
             found = f"{name} is {x.dtype} {x.shape}" if x is not None else f"it has {list(arrays)!r:.200}"
             raise ValueError(f"{path}: the parser needs {name} of shape (T, {size}), but {found}")
-        if len(x) != len(arrays["audio"]) or not np.isfinite(x).all():
-            raise ValueError(f"{path}: {name} has another length than audio, or NaN or infinite values")
+        if len(x) != len(arrays["audio"]):
+            raise ValueError(f"{path}: {name} has another length than audio")
+        if not (np.abs(x.astype(np.float64)) <= HALF).all():  # nor NaN
+            raise ValueError(f"{path}: {name} holds NaN or infinite values, or values beyond half precision")
     return {name: arrays[name].astype(np.float32) for name in bundle.sizes}
 
 
@@ -262,6 +268,7 @@ def plot(result: Parse, title: str, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    plt.rcParams["text.parse_math"] = False  # a name with a $ is a name
     shown = result.shown()
     colours = {"audible": "#0072b2", "visible": "#d55e00", "both": "#555555"}
     T = len(result.audio_prob)
@@ -283,7 +290,9 @@ def plot(result: Parse, title: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """Write to a temporary name; it becomes `path` only on success."""
+    """Write to a temporary name; it becomes `path` only on success. A device would be replaced by a file."""
+    if (path.exists() and not path.is_file()) or Path("/dev") in path.absolute().parents:
+        raise ValueError(f"{path}: not a file")
     temporary = path.with_name(f".{path.stem}.part{path.suffix}")
     temporary.unlink(missing_ok=True)  # of a killed run, or a link to elsewhere
     try:

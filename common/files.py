@@ -63,8 +63,9 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f
 
 
 def regular(path: str | Path) -> Path:
-    """The path, unless it is something else than a file, which might have no end: a device, a pipe, a folder."""
-    if os.path.exists(path) and not os.path.isfile(path):
+    """The path, unless it is something else than a file: a folder; a device or a pipe, which might have no end, and
+    which a file would replace."""
+    if os.path.exists(path) and (not os.path.isfile(path) or os.path.abspath(path).startswith("/dev/")):
         raise ValueError(f"{path}: not a file")
     return Path(path)
 
@@ -104,6 +105,7 @@ def file_hash(path: str | Path) -> str:
 
 def write_sealed(path: str | Path, content: dict) -> None:
     """A JSON file with a checksum of itself, for `read_sealed`."""
+    content = {k: v for k, v in content.items() if k != "sha256"}
     write_json(path, dict(content, sha256=hash_of(json_text(content).encode())))
 
 
@@ -122,10 +124,16 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
         np.save(temporary, array)
 
 
+def hash_of_arrays(arrays: dict[str, np.ndarray]) -> str:
+    return hash_of(b"".join(f"{name} {x.dtype.str} {x.shape} ".encode() + x.tobytes() for name, x in arrays.items()))
+
+
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
-    """An .npz file, put together in memory: after a failed write np.savez prints a traceback from a destructor."""
+    """An .npz file with a checksum of itself, for `read_arrays`.
+
+    It is put together in memory: after a failed write np.savez prints a traceback from a destructor."""
     content = io.BytesIO()
-    np.savez(content, **arrays)
+    np.savez(content, **arrays, sha256=np.array(hash_of_arrays(arrays)))
     with atomic(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
@@ -185,8 +193,8 @@ def finite(x: np.ndarray, path: str | Path) -> np.ndarray:
 UNPACKED = 1 << 30  # bytes: a compressed .npz file may not unpack to more
 
 
-def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
     try:
         with zipfile.ZipFile(regular(path)) as archive:
             size = sum(member.file_size for member in archive.infolist())
@@ -194,13 +202,22 @@ def read_npz(path: str | Path) -> dict[str, np.ndarray]:
             raise ValueError(f"it would unpack to {size / 1e9:.0f} GB")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-        if not all(isinstance(x, np.ndarray) for x in arrays.values()):
-            raise ValueError("it holds something else than arrays")
+        if str(arrays.pop("sha256")) != hash_of_arrays(arrays):
+            raise ValueError("its checksum differs")
         return arrays
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # zip and npy raise a dozen kinds
         raise ValueError(f"{path}: not an .npz file of arrays ({reason(error)})") from None
+
+
+def check_zip(path: str | Path) -> None:
+    """ValueError if `path` is a zip archive, as PyTorch writes, and a checksum in it differs, at which PyTorch does not
+    look. Its older format has none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (broken := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {broken} differs")
 
 
 def read_json(path: str | Path) -> object:

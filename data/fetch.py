@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from common.files import atomic, is_plain_name, made_by, no_links, read_json, reason, write_json
+from common.files import atomic, is_plain_name, no_links, read_sealed, reason, write_sealed
 from data.annotations import LLP_DENSE_FILES, LLP_WEAK_FILES, read_llp, read_unav
 from data.layout import LLP_FEATURES
 
@@ -160,7 +160,7 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
 
     `mirror`: a server that has all files in one place. What was fetched before is kept. Raises ValueError."""
     folder = Path(folder)
-    noted = _read_notes(folder / "fetched.json")
+    noted = read_notes(folder / "fetched.json")
     for dataset in datasets:
         base, files = ANNOTATIONS[dataset]
         for file in files:
@@ -185,7 +185,7 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
                 archive.unlink()  # a second try must not find it
                 raise
             noted[name] = {"files": count}
-            write_json(folder / "fetched.json", noted)
+            write_sealed(folder / "fetched.json", noted)
             archive.unlink()
             print(f"{name}: {count} files")
     if "LLP" in datasets:
@@ -196,9 +196,6 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
                       f"Put its <id>.npy files into {place}/")
 
 
-def _read_notes(path: Path) -> dict[str, dict[str, int]]:
+def read_notes(path: Path) -> dict[str, dict[str, int]]:
     """Archives that were extracted before: name -> number of files."""
-    if not path.exists():
-        return {}
-    with made_by(f"rm {path}; python features.py fetch", path):
-        return {name: {"files": note["files"]} for name, note in read_json(path).items()}
+    return read_sealed(path, f"rm {path}; python features.py fetch") if path.exists() else {}

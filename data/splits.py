@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from common.files import hash_of, made_by
-from data.annotations import LLP_SEGMENTS
 from data.layout import FEATURE_SETS, TEXT_FILES, UNAV_FEATURES, read_index
 from uwav import SourceSplit, TargetSplit
 
@@ -55,14 +54,6 @@ def load_truth(folder: str | Path, split: str, device: str | torch.device = "cpu
     if f"llp/{split}/audio.npy" not in read_index(folder)["files"]:
         raise FileNotFoundError(f"the {split} split has no dense truth (in {folder})")
     return tuple(_tensor(folder, f"llp/{split}/{m}.npy", device) for m in ("audio", "visual"))
-
-
-def target_shape(folder: str | Path, split: str) -> tuple[int, int, int]:
-    """N, T, C of a split of `llp/`, from index.json."""
-    index = read_index(folder)["llp"]
-    if split not in index["videos"]:
-        raise FileNotFoundError(f"{Path(folder) / 'index.json'}: there is no {split} split of llp")
-    return len(index["videos"][split]), index.get("segments", LLP_SEGMENTS), len(index["classes"])
 
 
 def load_source(folder: str | Path, split: str, device: str | torch.device) -> SourceSplit:

@@ -38,6 +38,7 @@ STYLE = {
     "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "figure.facecolor": PAPER, "axes.facecolor": "none", "grid.color": LINE, "axes.grid": True, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "uwav", "hatch.linewidth": 0.6,
+    "text.parse_math": False,  # a name with a $ is a name
 }
 WIDTH = 4.6  # inches of a panel: on a phone its letters are as large as the page's small print
 MARKERS = "osD^vPX"

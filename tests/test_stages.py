@@ -65,22 +65,22 @@ def test_scores_in_the_tables_are_those_of_the_saved_predictions(world, finished
     assert scores == pytest.approx(json.loads((finished / "ablation.json").read_text())["scores"]["clip_clap"]["full"][1])
 
 
-def test_predictions_are_read_gated_and_a_video_probability_above_1_is_none_of_their_faults(world, tmp_path):
-    N, T, C = splits.target_shape(world, "test")
+def test_predictions_are_read_gated_and_only_as_they_were_written(world, tmp_path):
+    N, T, C = np.load(world / "llp/test/audio.npy").shape
     video, audio, visual = np.zeros((N, C), np.float32), np.zeros((N, T, C), np.float32), np.zeros((N, T, C), np.float32)
     video[0, :2], audio[0, 0, :2], visual[0, 0, :2] = (1.66, 0.4), (0.6, 0.9), (0.4, 1.0)
-
-    def read(data: str, audio: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        np.savez(tmp_path / "p.npz", made_from=np.array(json.dumps(dict(data=data))), video=video, audio=audio, visual=visual)
-        return stages.read_predictions(tmp_path / "p.npz", world)
-
-    data = layout.read_index(world)["sha256"]
-    predictions = read(data, audio)
+    path, data = tmp_path / "p.npz", layout.read_index(world)["sha256"]
+    files.write_arrays(path, made_from=np.array(json.dumps(dict(data=data))), video=video, audio=audio, visual=visual)
+    predictions = stages.read_predictions(path, world)
     assert [x[0, 0, :2].tolist() for x in predictions] == [[True, False], [False, False]] and sum(int(x.sum()) for x in predictions) == 1
-    with pytest.raises(ValueError, match="p.npz: .*audio holds something else than probabilities.*uwav.py evaluate"):
-        read(data, 1.66 * audio)
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | dict(audio=1.66 * audio))
+    with pytest.raises(ValueError, match="p.npz: .*its checksum differs.*uwav.py evaluate"):
+        stages.read_predictions(path, world)
+    files.write_arrays(path, made_from=np.array(json.dumps(dict(data="0" * 64))), video=video, audio=audio, visual=visual)
     with pytest.raises(ValueError, match="p.npz: .*made from other data"):
-        read("0" * 64, audio)
+        stages.read_predictions(path, world)
 
 
 def test_differences_between_rows_are_those_of_the_saved_scores_by_seed(finished):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 import uwav
 from common import devices
 from common.command import progress
-from common.files import atomic, made_by, reason, temporary_of
+from common.files import atomic, check_zip, made_by, reason, temporary_of
 from common.released import with_weights
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
@@ -139,15 +138,13 @@ def save_file(path: Path, content: dict) -> None:
 
 
 def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
-    """A file written by torch.save; nothing in it is executed, and its checksums must agree, at which PyTorch does not
-    look. Raises FileNotFoundError or ValueError."""
+    """A file written by torch.save; nothing in it is executed, and its checksums must agree.
+
+    Raises FileNotFoundError or ValueError naming the file."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        if zipfile.is_zipfile(path):  # PyTorch's older format has no checksums
-            with zipfile.ZipFile(path) as archive:
-                if (broken := archive.testzip()) is not None:
-                    raise ValueError(f"the checksum of {broken} differs")
+        check_zip(path)
         content = torch.load(path, map_location=device, weights_only=True)
         if isinstance(content, dict):
             json.dumps(content.get("settings"))  # they are written into what is made from it

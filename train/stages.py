@@ -22,10 +22,10 @@ from torch import Tensor
 import uwav
 from common import devices
 from common.command import did_you_mean
-from common.files import file_hash, made_by, read_npz, read_sealed, shaped, write_arrays, write_sealed
+from common.files import file_hash, made_by, read_arrays, read_sealed, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import LLP_FEATURES, packed_feature_sets, read_index
-from data.splits import load_source, load_target, load_text, target_shape
+from data.splits import load_source, load_target, load_text
 from train.checkpoints import Run, check_fields, load_file, load_model
 from train.presets import ABLATION, PRESETS
 from uwav import TargetSplit
@@ -171,6 +171,8 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") 
     for s, x in splits.items():
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
         logits[s] = uwav.teacher_logits(model, x, text) if model else segment_logits(audio, visual, *text)
+        if not all(bool(z.isfinite().all()) for z in logits[s]):
+            raise ValueError(f"{teacher or context.data}: its logits on {s} are not finite")
     thresholds = []
     for m, modality in enumerate(("audio", "visual")):
         logit = {s: x[m] for s, x in logits.items()}
@@ -233,19 +235,12 @@ def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
 def read_labels(path: Path, device: str) -> Labels:
     """What `label` wrote. Raises FileNotFoundError or ValueError naming the file."""
     with made_by("python uwav.py label", path):
-        arrays = read_npz(path)
+        arrays = read_arrays(path)
         settings = dict(json.loads(str(arrays.pop("settings"))))
         x = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         splits = [s for s in LLP_WEAK_FILES if s == "train" or f"{s}_audio" in x]
-        labels = Labels(settings, {s: (x[f"{s}_audio"], x[f"{s}_visual"]) for s in splits},
-                        (x["threshold_audio"], x["threshold_visual"]))
-        _, T, C = labels.logits["train"][0].shape
-        whole = all(z.shape == (len(pair[0]), T, C) and z.dtype == torch.float32 and z.isfinite().all()
-                    for pair in labels.logits.values() for z in pair)
-        if not whole or any(theta.shape != (C,) or theta.dtype != torch.float32 or theta.isnan().any()
-                            for theta in labels.thresholds):
-            raise ValueError("its arrays do not fit together, or hold NaN")
-    return labels
+        return Labels(settings, {s: (x[f"{s}_audio"], x[f"{s}_visual"]) for s in splits},
+                      (x["threshold_audio"], x["threshold_visual"]))
 
 
 @alone
@@ -312,17 +307,11 @@ def read_predictions(path: Path, data: Path) -> tuple[Tensor, Tensor]:
     """What `evaluate` wrote of the test split of `data`, gated: audio and visual, (N, T, C) bool.
 
     Raises FileNotFoundError or ValueError naming the file."""
-    N, T, C = shape = target_shape(data, "test")
     with made_by("python uwav.py evaluate", path):
-        arrays, found = read_npz(path), []
+        arrays = read_arrays(path)
         if json.loads(str(arrays["made_from"]))["data"] != read_index(data)["sha256"]:
             raise ValueError(f"made from other data than {data}")
-        for name, expected, highest in (("video", (N, C), 2), ("audio", shape, 1), ("visual", shape, 1)):  # HAN.pool
-            x = torch.from_numpy(shaped(arrays[name], expected, name))
-            if x.dtype != torch.float32 or not 0 <= x.min() <= x.max() <= 1.001 * highest:
-                raise ValueError(f"{name} holds something else than probabilities (float32)")
-            found.append(x)
-    return uwav.gated_predictions(*found)
+        return uwav.gated_predictions(*(torch.from_numpy(arrays[name]) for name in ("video", "audio", "visual")))
 
 
 def one_line(scores: dict[str, float]) -> str:

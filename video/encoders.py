@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.devices import LOCAL_WORLD
-from common.files import reason
+from common.files import check_zip, reason
 from video import SAMPLE_RATE
 
 CLIP_MODEL = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
@@ -64,6 +64,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        check_zip(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except RuntimeError as error:

@@ -4,9 +4,17 @@ import * as ort from "onnxruntime-node";
 import {Bundle, parse, readNpz} from "./parser.js";
 
 const [folder, file] = process.argv.slice(2);
+async function read(path) {
+  try {
+    return new Uint8Array(await readFile(path));
+  } catch (error) {
+    throw new Error(error.code === "ENOENT" ? `${path}: no such file` : error.message);
+  }
+}
+
 try {
-  const bundle = await Bundle.open(ort, async (name) => new Uint8Array(await readFile(`${folder}/${name}`)));
-  const result = await parse(await readNpz(new Uint8Array(await readFile(file))), bundle);
+  const bundle = await Bundle.open(ort, (name) => read(`${folder}/${name}`));
+  const result = await parse(await readNpz(await read(file)), bundle);
   const {events, videoProbability, probability} = result;
   console.log(JSON.stringify({events, videoProbability, audio: [...probability.audio], visual: [...probability.visual]}));
 } catch (error) {

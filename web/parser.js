@@ -11,6 +11,9 @@ export const MODALITIES = {audible: "audio", visible: "visual", both: "av"};
 const FORMAT = 1; // of the bundle
 const SIZE = 224; // pixels of a picture's side
 const RATE = 48000; // Hz
+const HALF = 65504; // the largest number in half precision, in which parsers are trained
+// Characters that no class name has: invisible ones, and those that turn what follows around.
+const CONTROL = /[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/u;
 const TAIL = 0.1; // s: a last segment shorter than this is none
 
 // ---- the bundle ----
@@ -21,14 +24,15 @@ export class Bundle {
   }
 
   static async open(ort, read) {
-    let info;
+    const bytes = await read("bundle.json");
+    let info = null;
     try {
-      info = JSON.parse(new TextDecoder().decode(await read("bundle.json")));
-    } catch (error) {
-      throw new Error(`bundle.json: ${error instanceof SyntaxError ? "not a JSON file" : error.message}`);
+      info = JSON.parse(new TextDecoder().decode(bytes));
+    } catch {} // said below
+    if (info?.format !== undefined && info.format !== FORMAT) {
+      throw new Error(`bundle.json: a bundle of format ${info.format}, this program reads ${FORMAT}`);
     }
-    if (!info || !Array.isArray(info.classes) || !info.files?.parser) throw new Error("bundle.json: not the description of a bundle");
-    if (info.format !== FORMAT) throw new Error(`bundle.json: a bundle of format ${info.format}, this program reads ${FORMAT}`);
+    if (!isWhole(info)) throw new Error("bundle.json: not the description of a bundle");
     return new Bundle(ort, info, read);
   }
 
@@ -57,6 +61,15 @@ export class Bundle {
     const outputs = await this.sessions[name].run(feeds);
     return Object.fromEntries(Object.entries(outputs).map(([key, x]) => [key, {data: x.data, shape: [...x.dims].map(Number)}]));
   }
+}
+
+function isWhole(info) {
+  const {format, classes, files, gate, segments = WINDOW} = info ?? {}, inputs = files?.parser?.inputs;
+  if (format !== FORMAT || !Array.isArray(classes) || !inputs?.audio || !inputs.visual_2d) return false;
+  const numbers = [segments, ...Object.values(inputs).map((x) => x?.shape?.at?.(-1))];
+  return classes.length > 0 && new Set(classes).size === classes.length && gate > 0 && gate < 1 && typeof gate === "number"
+    && classes.every((name) => typeof name === "string" && !CONTROL.test(name)) && numbers.every((n) => Number.isInteger(n) && n > 0)
+    && Object.values(files).every((file) => typeof file?.sha256 === "string") && typeof info.features?.set === "string";
 }
 
 async function sha256(bytes) {
@@ -90,10 +103,11 @@ export async function parse(features, bundle) {
   const inputs = bundle.info.files.parser.inputs, T = features.audio?.shape[0];
   for (const [name, {shape}] of Object.entries(inputs)) {
     const x = features[name], size = shape[shape.length - 1];
-    if (!x || x.shape.length !== 2 || x.shape[0] !== T || x.shape[1] !== size || !T) {
-      throw new Error(`the parser needs ${name} of shape (T, ${size}), not ${x ? `(${x.shape.join(", ")})` : "nothing"}`);
+    if (!x || x.shape.length !== 2 || x.shape[1] !== size || !x.shape[0]) {
+      throw new Error(`the parser needs ${name} of shape (T, ${size}), but ${x ? `${name} is (${x.shape.join(", ")})` : `it has ${Object.keys(features).join(", ")}`}`);
     }
-    if (!x.data.every(Number.isFinite)) throw new Error(`${name} holds NaN or infinite values`);
+    if (x.shape[0] !== T) throw new Error(`${name} has another length than audio`);
+    if (!x.data.every((value) => Math.abs(value) <= HALF)) throw new Error(`${name} holds NaN or infinite values, or values beyond half precision`);
   }
   const starts = windowStarts(T, bundle.window), length = Math.min(T, bundle.window), C = bundle.classes.length;
   const batch = {};
@@ -103,8 +117,10 @@ export async function parse(features, bundle) {
     batch[name] = {data, shape: [starts.length, length, D]};
   }
   const out = await bundle.run("parser", batch);
-  for (const name of ["audio_prob", "visual_prob", "video_prob"]) {
-    if (!out[name]?.data.every(Number.isFinite)) throw new Error("the parser's probabilities are not finite: its features are out of range");
+  for (const [name, count] of Object.entries({audio_prob: length * C, visual_prob: length * C, video_prob: C})) {
+    if (out[name]?.data.length !== starts.length * count || !out[name].data.every(Number.isFinite)) {
+      throw new Error(`parser.onnx: its outputs are not those of a parser of ${C} classes, or not finite`);
+    }
   }
   const result = {T, C, classes: bundle.classes, probability: {}, event: {}};
   result.videoProbability = Array.from({length: C}, (_, c) => Math.max(...starts.map((_, w) => out.video_prob.data[w * C + c])));

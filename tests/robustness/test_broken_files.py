@@ -1,6 +1,9 @@
 """Whatever a file holds, its reader gives a right result or one sentence that names it: 1,000 broken copies for each.
 
 A reader here is a folder of small whole files, how to read it, and what holds of any result. A case breaks one of the files.
+A result is right if it equals that of the whole files, or what a slow reading of our own finds in the changed ones. Any
+other is a silent change; of a file with a checksum there may be none, and SILENT says why the others cannot do better.
+UWAV_SOAK=N tries N times as many, others every time.
 """
 
 import io
@@ -29,10 +32,12 @@ import uwav
 from common import files
 from data import annotations, fetch, layout, pack, splits
 from sources import write_llp, write_own, write_source, write_unav
+from truth import content_of, slow_classes, slow_llp, slow_own, slow_unav
 from train import ablation, checkpoints, cli, stages
 from video import encoders, extract
 
-CASES = 1000  # a reader
+SOAK = int(os.environ.get("UWAV_SOAK", 0))
+CASES = 1000 * (SOAK or 1)  # a reader
 SECONDS, BYTES = 10.0, 1 << 30  # at most, for one file
 
 # ---- what can be wrong ----
@@ -240,6 +245,7 @@ class Reader:
     holds: Callable[[object], bool]  # of any result
     only: tuple[str, ...] = ()  # files to break; (): all
     refuses: float = 0.3  # at least this share is refused, or the cases are harmless
+    slow: Callable[[Path], object] | None = None  # what changed files hold, read from their definition
 
 
 def of_llp(folder: Path) -> Reader:
@@ -250,7 +256,7 @@ def of_llp(folder: Path) -> Reader:
         return (all(map(files.is_plain_name, ids)) and len(set(ids)) == len(ids) and llp.val.audio.shape == (len(llp.val.ids), 10, 25)
                 and all(s.weak.shape == (len(s.ids), 25) and s.weak.max() <= 1 and s.weak.any(1).all() for s in llp.splits.values()))
 
-    return Reader(lambda folder: annotations.read_llp(folder, report=lambda line: None), holds)
+    return Reader(lambda folder: annotations.read_llp(folder, report=lambda line: None), holds, slow=slow_llp)
 
 
 def of_unav(folder: Path) -> Reader:
@@ -260,7 +266,8 @@ def of_unav(folder: Path) -> Reader:
         splits = [getattr(unav, s) for s in annotations.UNAV_SPLITS]
         return all(files.is_plain_name(i) and x.shape[0] <= 3600 and x.shape[1] == len(unav.classes) for s in splits for i, x in zip(s.ids, s.labels))
 
-    return Reader(lambda folder: annotations.read_unav(folder / "unav100_annotations.json"), holds)
+    return Reader(lambda folder: annotations.read_unav(folder / "unav100_annotations.json"), holds,
+                  slow=lambda folder: slow_unav(folder / "unav100_annotations.json"))
 
 
 OWN = ("video,labels\na,dog\nb,dog;bell\nc,\nd,bell\ne,dog\nf,\n", "video,modality,onset,offset,label\ne,audible,0,2.5,dog\ne,visible,1,4,dog\n")
@@ -273,7 +280,8 @@ def of_own(folder: Path) -> Reader:
     def holds(own: annotations.LLP) -> bool:
         return set().union(*(s.ids for s in own.splits.values())) <= set("abcdef") and all(s.weak.max() <= 1 for s in own.splits.values())
 
-    return Reader(lambda folder: annotations.read_own(folder, ("dog", "bell"), dict.fromkeys("abcdef", 4), report=lambda line: None), holds)
+    given = ("dog", "bell"), dict.fromkeys("abcdef", 4)
+    return Reader(lambda folder: annotations.read_own(folder, *given, report=lambda line: None), holds, slow=lambda folder: slow_own(folder, *given))
 
 
 def of_own_folder(folder: Path) -> Reader:
@@ -284,7 +292,8 @@ def of_own_folder(folder: Path) -> Reader:
 
 def of_classes(folder: Path) -> Reader:
     (folder / "classes.txt").write_text("dog\nFrying_(food)\nbell ringing\nrain\n")
-    return Reader(lambda folder: extract.read_classes(str(folder / "classes.txt")), lambda names: names and all(n.isprintable() or n for n in names), refuses=0.1)
+    return Reader(lambda folder: extract.read_classes(str(folder / "classes.txt")), lambda names: names and all(n.isprintable() or n for n in names), refuses=0.1,
+                  slow=lambda folder: slow_classes(folder / "classes.txt"))
 
 
 def of_array(folder: Path) -> Reader:
@@ -341,7 +350,7 @@ def of_labels(folder: Path) -> Reader:
     rng = np.random.default_rng(0)
     arrays = {f"{s}_{m}": rng.standard_normal((2, 3, 4)).astype(np.float32) for s in ("train", "val") for m in ("audio", "visual")}
     arrays |= {f"{k}_{m}": rng.standard_normal(4).astype(np.float32) for k in ("threshold", "f1") for m in ("audio", "visual")}
-    np.savez(folder / "labels.npz", settings=np.array(json.dumps(dict(data="x", teacher=None))), **arrays)
+    files.write_arrays(folder / "labels.npz", settings=np.array(json.dumps(dict(data="x", teacher=None))), **arrays)
 
     def holds(labels: stages.Labels) -> bool:
         every = [x for pair in labels.logits.values() for x in pair]
@@ -408,8 +417,8 @@ def of_failures(folder: Path) -> Reader:
 
 
 def of_notes(folder: Path) -> Reader:
-    (folder / "fetched.json").write_text(json.dumps({"LLP_CLIP.zip": dict(bytes=5, files=2), "LLP_CLAP.zip": dict(bytes=5, files=2)}))
-    return Reader(lambda folder: fetch._read_notes(folder / "fetched.json"), lambda notes: all("files" in x for x in notes.values()))
+    files.write_sealed(folder / "fetched.json", {"LLP_CLIP.zip": dict(files=2), "LLP_CLAP.zip": dict(files=2)})
+    return Reader(lambda folder: fetch.read_notes(folder / "fetched.json"), lambda notes: notes["LLP_CLIP.zip"] == dict(files=2))
 
 
 def of_made_with(folder: Path) -> Reader:
@@ -426,16 +435,14 @@ def of_archive(folder: Path) -> Reader:
     (folder / "LLP_CLIP.zip").write_bytes(zipped(arrays, zipfile.ZIP_DEFLATED))
     (folder.parent / "out").mkdir()
 
-    def holds(count: int) -> bool:
-        return count == len(list((folder.parent / "out").rglob("*.npy"))) and not list(folder.parent.rglob("passwd*"))
-
-    def read(folder: Path) -> int:
+    def read(folder: Path) -> tuple[int, dict[str, bytes]]:
         out = folder.parent / "out"
         for path in out.rglob("*.npy"):
             path.unlink()
-        return fetch.extract_features(folder / "LLP_CLIP.zip", out)
+        count = fetch.extract_features(folder / "LLP_CLIP.zip", out)
+        return count, {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.npy")}
 
-    return Reader(read, holds)
+    return Reader(read, lambda result: result[0] == len(result[1]) and not list(folder.parent.rglob("passwd*")))
 
 
 def toy_parser(external: str | None = None) -> bytes:
@@ -515,9 +522,23 @@ def of_bundle(folder: Path) -> Reader:
 READERS = {name.removeprefix("of_"): make for name, make in globals().copy().items() if name.startswith("of_")}
 
 
-def check(reader: Reader, folder: Path) -> str | None:
-    """The promise. Returns the sentence, or None if there is a result."""
-    started = time.monotonic()
+# Files without a checksum of their own, or with one that whoever rewrites them as a whole renews: why a changed one is read.
+SILENT = {
+    "array": "any numbers are an .npy file; packed ones have their hashes in index.json",
+    "checkpoint": "a checkpoint that was saved anew is another model; what is made from it records its hash",
+    "state": "as a checkpoint; only the run that wrote it reads it",
+    "weights": "as a checkpoint, of others",
+    "failures": "a list that people may edit",
+    "archive": "an archive that was packed anew is another one, of others",
+    "bundle": "bundle.json is written to be read and edited; features are the user's",
+    "run": "times in stages.tsv; checkpoints that were saved anew",
+}
+CHECKED = (".pt", ".npz", ".zip", ".onnx")  # damaged, not saved anew, they are noticed
+
+
+def check(reader: Reader, folder: Path, whole: object = None) -> tuple[str | None, bool]:
+    """The promise: the sentence, or None if there is a result; and whether that is another than it should be."""
+    started, silent = time.monotonic(), False
     try:
         result = reader.read(folder)
     except (ValueError, FileNotFoundError) as error:
@@ -526,20 +547,23 @@ def check(reader: Reader, folder: Path) -> str | None:
         assert "\n" not in sentence, sentence
     else:
         sentence = None
+        if whole is not None and content_of(result) != whole:
+            silent = not reader.slow or content_of(reader.slow(folder)) != content_of(result)
         assert reader.holds(result), result
     assert time.monotonic() - started < SECONDS
-    return sentence
+    return sentence, silent
 
 
-def cases(reader: Reader, folder: Path, seed: int) -> Iterator[tuple[str, bytes]]:
-    """(file, broken content), without end."""
+def cases(reader: Reader, folder: Path, seed: int) -> Iterator[tuple[str, bytes, bool]]:
+    """(file, broken content, whether the file was damaged and not saved anew), without end."""
     rng, whole = np.random.default_rng(seed), {n: (folder / n).read_bytes() for n in reader.only or sorted(
         str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())}
     names = list(whole)
     while True:
         name = names[rng.integers(len(names))]
         ways = (broken_bytes, *BREAK[Path(name).suffix])
-        yield name, ways[rng.integers(len(ways))](rng, whole[name])
+        way = ways[rng.integers(len(ways))]
+        yield name, way(rng, whole[name]), way is broken_bytes
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -548,19 +572,24 @@ def test_a_broken_file_gives_a_right_result_or_one_sentence_that_names_it(name, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     reader = READERS[name](tmp_path / "folder")
-    assert check(reader, tmp_path / "folder") is None, "whole files are read"
-    before, refused = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
-    for n, (file, content) in zip(range(CASES), cases(reader, tmp_path / "folder", seed=1)):
+    assert check(reader, tmp_path / "folder")[0] is None, "whole files are read"
+    whole_content = content_of(reader.read(tmp_path / "folder"))
+    before, refused, silent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0, []
+    seed = 1 if not SOAK else int(time.time())
+    for n, (file, content, damaged) in zip(range(CASES), cases(reader, tmp_path / "folder", seed)):
         whole = (tmp_path / "folder" / file).read_bytes()
         (tmp_path / "folder" / file).write_bytes(content)
         try:
-            refused += check(reader, tmp_path / "folder") is not None
+            sentence, changed = check(reader, tmp_path / "folder", whole_content)
+            refused += sentence is not None
+            silent += [file] * changed
+            assert not changed or (name in SILENT and not (damaged and Path(file).suffix in CHECKED)), "a silent change"
         except BaseException as error:
-            error.add_note(f"case {n}: {file} = {content[:300]!r}") if hasattr(error, "add_note") else None
+            error.add_note(f"seed {seed}, case {n}: {file} = {content[:300]!r}") if hasattr(error, "add_note") else None
             raise
         (tmp_path / "folder" / file).write_bytes(whole)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-    print(f"{name}: {CASES} cases, {refused} refused, {CASES - refused} read, {grown / 1e6:.0f} MB more memory")
+    print(f"{name}: seed {seed}, {CASES} cases, {refused} refused, {CASES - refused} read, {len(silent)} silent changes, {grown / 1e6:.0f} MB more")
     assert grown < BYTES and refused >= reader.refuses * CASES
     assert not list(tmp_path.rglob("canary"))
 
@@ -583,7 +612,7 @@ def run_with_little_memory(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (reserved + BYTES, -1))
     for name, reader in readers.items():
         place = folder / name / "folder"
-        for _, (file, content) in zip(range(CASES // 5), cases(reader, place, seed=2)):
+        for _, (file, content, _) in zip(range(CASES // 5), cases(reader, place, seed=2)):
             whole = (place / file).read_bytes()
             (place / file).write_bytes(content)
             check(reader, place)
@@ -644,9 +673,9 @@ def test_what_an_interrupted_pack_left_is_used_only_if_it_is_whole(tmp_path, dam
 
 
 def test_labels_of_other_data_are_refused_with_a_sentence_not_in_the_middle_of_training(finished, tmp_path):
-    labels = files.read_npz(finished / "seed0/labels_teacher.npz")
+    labels = files.read_arrays(finished / "seed0/labels_teacher.npz")
     settings = json.loads(str(labels.pop("settings"))) | dict(data="0" * 64)
-    np.savez(tmp_path / "labels.npz", settings=np.array(json.dumps(settings)), **labels)
+    files.write_arrays(tmp_path / "labels.npz", settings=np.array(json.dumps(settings)), **labels)
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", str(finished / "data"), str(tmp_path / "out"), "--labels", str(tmp_path / "labels.npz"), "--features", "clip_clap",
                      "--preset", "demo", "--device", "cpu"])
@@ -657,7 +686,7 @@ def test_labels_of_other_data_are_refused_with_a_sentence_not_in_the_middle_of_t
 def test_a_folder_in_the_place_of_a_file_is_one_sentence(name, tmp_path):
     (tmp_path / "folder").mkdir()
     reader = READERS[name](tmp_path / "folder")
-    file, _ = next(cases(reader, tmp_path / "folder", seed=0))
+    file, *_ = next(cases(reader, tmp_path / "folder", seed=0))
     (tmp_path / "folder" / file).unlink()
     (tmp_path / "folder" / file).mkdir()
     with pytest.raises((ValueError, OSError)) as error:

@@ -66,6 +66,12 @@ def test_arrays_and_json_come_back_as_they_were(tmp_path):
     with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
         np.testing.assert_array_equal(file["x"], x)
         assert str(file["y"]) == "text"
+    arrays = files.read_arrays(tmp_path / "x.npz")
+    assert list(arrays) == ["x", "y"] and arrays["x"].dtype == np.float16
+    for changed in (dict(x=x + 1), dict(x=x.T), dict(x=x.astype(np.float32)), dict(y=np.array("test")), dict(z=x)):
+        np.savez(tmp_path / "x.npz", **arrays | changed, sha256=np.array(files.hash_of_arrays(arrays)))
+        with pytest.raises(ValueError, match="x.npz: .*its checksum differs"):
+            files.read_arrays(tmp_path / "x.npz")
     assert (tmp_path / "x.json").read_text(encoding="utf-8") == files.json_text({"é": [1]})
 
 

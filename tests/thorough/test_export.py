@@ -20,6 +20,7 @@ import export_onnx
 import parse
 import tiny_extract
 import uwav
+from common import files
 from train import checkpoints, stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -216,8 +217,8 @@ def test_bad_input_is_one_sentence(finished, tmp_path, monkeypatch, arguments, m
 def test_files_of_another_run_are_refused_before_anything_is_written(finished, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(finished, run)
-    labels = dict(np.load(run / "seed0/labels_teacher.npz"))
-    np.savez(run / "seed0/labels_teacher.npz", **{k: x if k == "settings" else x[..., :-1] for k, x in labels.items()})
+    labels = files.read_arrays(run / "seed0/labels_teacher.npz")
+    files.write_arrays(run / "seed0/labels_teacher.npz", **{k: x if k == "settings" else x[..., :-1] for k, x in labels.items()})
     with pytest.raises(SystemExit, match="labels_teacher.npz: made for 24 classes, but .*data has 25"):
         export_onnx.main([str(run), str(out)])
     shutil.copy(run / "seed0/teacher.pt", run / "seed0/clip_clap/full/han.pt")

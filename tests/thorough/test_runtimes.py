@@ -263,7 +263,7 @@ def test_page_parses_features_of_a_long_video_and_reads_well_in_the_dark_and_on_
 
 
 @pytest.mark.parametrize("files, message", [
-    (["x.npz"], "the parser needs audio of shape (T, 512), not (3, 5)"),
+    (["x.npz"], "the parser needs audio of shape (T, 512), but audio is (3, 5)"),
     (["text.npz"], "not an .npz file"),
     (["text.mp4"], "text.mp4: the browser cannot read this video"),
 ])

@@ -1,0 +1,203 @@
+"""Three parsers, one list of cases: what Python refuses, Node and the page refuse too, in the same words."""
+
+import base64
+import functools
+import hashlib
+import http.server
+import io
+import json
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import need, unavailable
+
+need("onnx", "onnxruntime")
+
+import parse
+from test_broken_files import toy_parser, write_bundle
+
+WEB = Path(__file__).resolve().parents[2] / "web"
+NO_BUNDLE, CHECKSUM, NO_NPZ = "not the description of a bundle", "not the file that bundle.json describes (its checksum differs)", "not an .npz file"
+RANGE = "holds NaN or infinite values, or values beyond half precision"
+
+
+def described(**changed: object) -> Callable[[bytes], bytes]:
+    """bundle.json with other fields; None: without it."""
+    return lambda whole: json.dumps({k: v for k, v in (json.loads(whole) | changed).items() if v is not None}).encode()
+
+
+def parser_described(**changed: object) -> Callable[[bytes], bytes]:
+    return lambda whole: described(files=dict(parser=json.loads(whole)["files"]["parser"] | changed))(whole)
+
+
+def arrays(**changed: np.ndarray | None) -> Callable[[bytes], bytes]:
+    def change(whole: bytes) -> bytes:
+        with np.load(io.BytesIO(whole)) as file:
+            content = {name: file[name] for name in file.files} | changed
+        buffer = io.BytesIO()
+        np.savez(buffer, **{name: x for name, x in content.items() if x is not None})
+        return buffer.getvalue()
+
+    return change
+
+
+def at(place: int, value: float, dtype: type = np.float32) -> np.ndarray:
+    x = np.ones((5, 3), dtype)
+    x.flat[place] = value
+    return x
+
+
+def flipped(share: float) -> Callable[[bytes], bytes]:
+    def flip(whole: bytes) -> bytes:
+        content = bytearray(whole)
+        content[int(share * len(whole))] ^= 4
+        return bytes(content)
+
+    return flip
+
+
+CASES = {  # what is wrong -> file, change (None: it is gone), what is said; "": nothing is wrong
+    "nothing": ("x.npz", bytes, ""),
+    "no bundle.json": ("bundle.json", None, "bundle.json: no such file"),
+    "bundle.json cut": ("bundle.json", lambda whole: whole[: len(whole) // 2], NO_BUNDLE),
+    "bundle.json a list": ("bundle.json", lambda whole: b"[]", NO_BUNDLE),
+    "bundle.json null": ("bundle.json", lambda whole: b"null", NO_BUNDLE),
+    "another format": ("bundle.json", described(format=2), "bundle.json: a bundle of format 2, this program reads 1"),
+    "no format": ("bundle.json", described(format=None), NO_BUNDLE),
+    "classes a dict": ("bundle.json", described(classes={"dog": 1, "bell": 2}), NO_BUNDLE),
+    "classes a text": ("bundle.json", described(classes="ab"), NO_BUNDLE),
+    "a class twice": ("bundle.json", described(classes=["dog", "dog"]), NO_BUNDLE),
+    "no class": ("bundle.json", described(classes=[]), NO_BUNDLE),
+    "a class that is a number": ("bundle.json", described(classes=["dog", 3]), NO_BUNDLE),
+    "a class that clears the screen": ("bundle.json", described(classes=["dog", "\x1b[2J"]), NO_BUNDLE),
+    "a class written backwards": ("bundle.json", described(classes=["dog", "\u202ellet"]), NO_BUNDLE),
+    "half a character": ("bundle.json", described(classes=["dog", "\ud800"]), NO_BUNDLE),
+    "one class more than the parser has": ("bundle.json", described(classes=["dog", "bell", "cat"]), "parser.onnx: its outputs are not those of a parser"),
+    "a gate that is text": ("bundle.json", described(gate="0.5"), NO_BUNDLE),
+    "a gate of 2": ("bundle.json", described(gate=2), NO_BUNDLE),
+    "no gate": ("bundle.json", described(gate=None), NO_BUNDLE),
+    "no segment": ("bundle.json", described(segments=0), NO_BUNDLE),
+    "half a segment": ("bundle.json", described(segments=2.5), NO_BUNDLE),
+    "no features": ("bundle.json", described(features=None), NO_BUNDLE),
+    "no parser": ("bundle.json", described(files={}), NO_BUNDLE),
+    "no checksum": ("bundle.json", parser_described(sha256=None), NO_BUNDLE),
+    "another checksum": ("bundle.json", parser_described(sha256="0" * 64), CHECKSUM),
+    "an input gone": ("bundle.json", parser_described(inputs=dict(audio=dict(shape=["B", "T", 4]))), NO_BUNDLE),
+    "an input without a size": ("bundle.json", parser_described(inputs=dict(audio=dict(shape=["B", "T", "D"]), visual_2d=dict(shape=["B", "T", 3]))), NO_BUNDLE),
+    "no parser.onnx": ("parser.onnx", None, "parser.onnx: no such file"),
+    "one bit of parser.onnx": ("parser.onnx", flipped(0.6), CHECKSUM),
+    "parser.onnx cut": ("parser.onnx", lambda whole: whole[:-9], CHECKSUM),
+    "weights in another file": ("parser.onnx", lambda whole: toy_parser("weights.bin"), "parser.onnx: keeps weights in other files, which are not read"),
+    "no features file": ("x.npz", None, "x.npz: no such file"),
+    "an empty file": ("x.npz", lambda whole: b"", NO_NPZ),
+    "text": ("x.npz", lambda whole: b"hello", NO_NPZ),
+    "cut": ("x.npz", lambda whole: whole[:-30], NO_NPZ),
+    "one bit of a number": ("x.npz", flipped(0.2), NO_NPZ),
+    "pickled": ("x.npz", arrays(audio=np.array([{}], object)), NO_NPZ),
+    "NaN": ("x.npz", arrays(visual_2d=at(4, np.nan)), f"visual_2d {RANGE}"),
+    "infinity": ("x.npz", arrays(visual_2d=at(4, -np.inf)), f"visual_2d {RANGE}"),
+    "1e30": ("x.npz", arrays(visual_2d=at(14, 1e30)), f"visual_2d {RANGE}"),
+    "1e300": ("x.npz", arrays(visual_2d=at(0, 1e300, np.float64)), f"visual_2d {RANGE}"),
+    "another size": ("x.npz", arrays(audio=np.ones((5, 7), np.float32)), "the parser needs audio of shape (T, 4), but audio is "),
+    "a number": ("x.npz", arrays(audio=np.float32(3)), "the parser needs audio of shape (T, 4), but audio is "),
+    "no second": ("x.npz", arrays(audio=np.ones((0, 4), np.float32)), "the parser needs audio of shape (T, 4), but audio is "),
+    "no sound": ("x.npz", arrays(audio=None), "the parser needs audio of shape (T, 4), but it has "),
+    "another length": ("x.npz", arrays(visual_2d=np.ones((4, 3), np.float32)), "visual_2d has another length than audio"),
+}
+
+
+@pytest.fixture
+def case(request, tmp_path) -> tuple[Path, str]:
+    """A bundle and features, changed; what is to be said."""
+    file, change, words = CASES[request.param]
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    whole = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if change:
+        content = change(whole)
+        (folder / file).write_bytes(content)
+        if words.startswith("parser.onnx: keeps"):  # what its checksum must not excuse
+            described_file = folder / "bundle.json"
+            described_file.write_bytes(parser_described(sha256=hashlib.sha256(content).hexdigest())(described_file.read_bytes()))
+    return folder, words
+
+
+def assert_said(said: str | None, words: str, place: str) -> None:
+    if words:
+        assert said is not None, f"{place}: accepted"
+        assert words.removeprefix("x.npz: ") in said and "\n" not in said.strip(), f"{place}: {said}"
+    else:
+        assert said is None, f"{place}: {said}"
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_python_refuses_what_cannot_be_meant(case):
+    folder, words = case
+    try:
+        parse.main([str(folder / "x.npz"), "--bundle", str(folder), "--device", "cpu"])
+        said = None
+    except SystemExit as stop:
+        said = stop.code
+    assert_said(said, words, "parse.py")
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_node_refuses_the_same_in_the_same_words(case):
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    folder, words = case
+    done = subprocess.run(["node", WEB / "parse.mjs", folder, folder / "x.npz"], capture_output=True, text=True, timeout=60)
+    assert_said(done.stderr if done.returncode else None, words, "parse.mjs")
+    if not words:
+        bundle = parse.Bundle(folder, "cpu")
+        own, theirs = parse.parse(parse.features_of_file(folder / "x.npz", bundle), bundle), json.loads(done.stdout)
+        assert [(e["label"], e["modality"], e["onset"], e["offset"]) for e in own.events()] == [
+            (e["label"], e["modality"], e["onset"], e["offset"]) for e in theirs["events"]] != []
+
+
+@pytest.fixture(scope="module")
+def page(browser):
+    """The page, from which its own parser.js is called."""
+    if not (WEB / "node_modules/onnxruntime-web").is_dir():
+        unavailable("onnxruntime-web: npm ci in web/")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {".mjs": "text/javascript", ".wasm": "application/wasm"}
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=WEB))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
+    yield page
+    page.close()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_the_page_refuses_the_same_in_the_same_words(page, case):
+    folder, words = case
+    said = page.evaluate("""async (files) => {
+        const ort = await import("onnxruntime-web"), {Bundle, parse, readNpz} = await import("./parser.js");
+        ort.env.wasm.numThreads = 1;
+        const read = async (name) => {
+            if (!(name in files)) throw new Error(`${name}: no such file`);
+            return Uint8Array.from(atob(files[name]), (c) => c.charCodeAt(0));
+        };
+        try {
+            await parse(await readNpz(await read("x.npz")), await Bundle.open(ort, read));
+            return null;
+        } catch (error) {
+            return error.message;
+        }
+    }""", {path.name: base64.b64encode(path.read_bytes()).decode() for path in folder.iterdir()})
+    assert_said(said, words, "the page")
