@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import parse
+from common import files
 from conftest import ROOT
 from data import demo_world, layout, pack, splits
 from sources import write_source
@@ -240,7 +242,6 @@ def test_every_changed_character_of_our_own_json_files_is_noticed(run, tmp_path)
 
 @pytest.mark.parametrize("thing", ["pipe", "device", "folder"])
 def test_what_is_no_file_is_one_sentence_and_never_waited_for(tmp_path, thing):
-    from common import files
     from data import annotations
 
     path = tmp_path / "x"
@@ -254,6 +255,31 @@ def test_what_is_no_file_is_one_sentence_and_never_waited_for(tmp_path, thing):
                  lambda p: annotations._read_table(p, ("video",)), lambda p: files.write_json(p, {})):
         with pytest.raises((ValueError, OSError), match="x"):
             read(path)
+
+
+def test_a_device_is_not_replaced_by_a_file_not_even_where_output_goes_to_one(tmp_path):
+    (tmp_path / "null").symlink_to("/dev/null")
+    for path in (Path("/dev/stdout"), Path("/dev/null"), Path("/dev/fd/1"), tmp_path / "null"):
+        for write in (files.atomic, parse._written):
+            with pytest.raises(ValueError, match=f"{path}: not a file"):
+                write(path).__enter__()
+    assert (tmp_path / "null").is_symlink()
+
+
+def test_names_that_look_like_mathematics_are_drawn_as_they_are(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    import matplotlib.mathtext
+
+    from reporting import figures
+
+    monkeypatch.setitem(matplotlib.rcParams, "text.parse_math", True)
+    monkeypatch.setattr(matplotlib.mathtext.MathTextParser, "parse", lambda *arguments: pytest.fail("typeset"))
+    names = ["$\\frac$", "$5 and $6", "$", "{\\"]
+    x = np.ones((3, 4), np.float32)
+    panels = [figures.dots("$\\frac$ $", "x", names, {"of $5 and $6": np.arange(4.0)}), figures.timeline("$a$", "audible", names, x > 0, x, x > 0)]
+    assert len(figures.Picture("p", panels).write(tmp_path)) == 2
+    parse.plot(parse.Parse(names, x, x, x[0], x > 0, x > 0, x > 0), "a video of $\\frac$ and $5", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()
 
 
 @pytest.mark.parametrize("device", ["foo", "mps", "meta", "cuda:99", "cuda"])
