@@ -156,6 +156,7 @@ def _stop(number: signal.Signals) -> NoReturn:
 def worker_processes(number: int, start: str, prepare: Callable, out: Path) -> Iterator[ProcessPoolExecutor]:
     """`number` processes for a work that leads to `out`; start: how multiprocessing starts them; prepare: what each
     does first."""
+    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
     pool = ProcessPoolExecutor(number, multiprocessing.get_context(start), prepare)
     pool.submit(os.getpid)  # starts them, before tqdm starts a thread
     try:
@@ -163,6 +164,10 @@ def worker_processes(number: int, start: str, prepare: Callable, out: Path) -> I
     except BrokenProcessPool:
         raise ValueError(f"{out}: a worker process was killed (is memory short?); the same command goes on from "
                          "here") from None
+    except BaseException:  # what they are at is not waited for
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -55,6 +55,22 @@ def test_ablation_has_every_row_every_seed_and_both_tables(finished):
         assert row.title in text
 
 
+def test_rows_trained_side_by_side_are_those_trained_one_after_the_other_on_one_core(world, finished, tmp_path, capsys):
+    context = stages.Context(world, "demo", overrides=tuple(x for x in SMALL if "=" in x) + ("epochs=2",))
+
+    def jobs(folder: str) -> list[tuple]:
+        return [(context, tmp_path / folder / row, finished / "labels_segment.npz", ablation.ROWS[row].setting, "clip_clap") for row in ("soft", "full")]
+
+    together = ablation.train_rows(jobs("together"), tmp_path)
+    said, threads = capsys.readouterr().out, torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert [ablation.train_row(*job) for job in jobs("alone")] == together
+    torch.set_num_threads(threads)
+    assert said == capsys.readouterr().out.replace("/alone/", "/together/"), "each row tells its own, in order"
+    for row in ("soft", "full"):
+        assert (tmp_path / "together" / row / "han.pt").read_bytes() == (tmp_path / "alone" / row / "han.pt").read_bytes()
+
+
 def test_scores_in_the_tables_are_those_of_the_saved_predictions(world, finished):
     folder = finished / "seed1/clip_clap/full"
     with np.load(folder / "predictions_test.npz") as file:
