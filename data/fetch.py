@@ -141,7 +141,7 @@ def extract_features(archive: Path, folder: Path) -> int:
                 raise ValueError(f"{archive}: its files need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
             for name, member in tqdm(members.items(), desc=f"extract {archive.name}", unit="file"):
                 target = folder / ("event_feats" if name == "all_event_feats.npy" else "segment_feats") / name
-                if target.exists() and target.stat().st_size == member.file_size:
+                if target.is_file() and zlib.crc32(target.read_bytes()) == member.CRC:
                     continue
                 with atomic(target) as temporary, opened.open(member) as source, open(temporary, "wb") as out:
                     shutil.copyfileobj(source, out)  # the checksum is verified at its end

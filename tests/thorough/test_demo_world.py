@@ -36,12 +36,31 @@ def test_labels_per_segment_score_as_published_on_a_fresh_draw():
         assert abs(scores[name] - published) < 2, (name, scores[name])
 
 
-def test_labels_per_segment_with_the_real_annotations_are_as_far_from_published_as_the_note_says(shared):
-    """A within 2 points, V 4 to 8 too high: docs/demo_world.md, the final run."""
-    llp = annotations.read_llp(shared / "data/llp", lambda line: None)
-    worlds = [World(replace(WorldConfig(), seed=s, source_train=1), llp) for s in (0, 1, 2)]
-    scores, published = demo_world.mean(map(demo_world.segment_scores, worlds)), demo_world.SEGMENT_LABELS
-    assert abs(scores["seg_a"] - published["seg_a"]) < 2 and 4 < scores["seg_v"] - published["seg_v"] < 8
+def exchange_spans(split: annotations.LLPSplit, rng: np.random.Generator) -> annotations.LLPSplit:
+    """Every event gets the spans of another one, of any class, that is heard and seen, only heard or only seen as well."""
+    n, c = np.nonzero((split.audio | split.visual).any(1))
+    audio, visual, order = split.audio[n, :, c], split.visual[n, :, c], np.arange(len(n))  # (M, T), (M, T), (M,)
+    kind = audio.any(1) + 2 * visual.any(1)
+    for k in (1, 2, 3):
+        order[kind == k] = rng.permutation(np.flatnonzero(kind == k))
+    changed = replace(split, audio=np.zeros_like(split.audio), visual=np.zeros_like(split.visual))
+    changed.audio[n, :, c], changed.visual[n, :, c] = audio[order], visual[order]
+    return changed
+
+
+def test_labels_per_segment_with_the_real_annotations_are_as_far_from_published_as_the_note_says_and_for_its_reason(shared):
+    """A within 2 points, V 4 to 8 too high, since every class has spans of its own: docs/demo_world.md, real annotations."""
+    llp, found = annotations.read_llp(shared / "data/llp", lambda line: None), []
+    for exchanged in (False, True):
+        scores = []
+        for s in (0, 1, 2):
+            splits = {name: exchange_spans(getattr(llp, name), np.random.default_rng(s)) for name in ("val", "test")} if exchanged else {}
+            scores.append(demo_world.segment_scores(World(replace(WorldConfig(), seed=s, source_train=1), replace(llp, **splits))))
+        found.append(demo_world.mean(scores))
+        print(f"spans of any class: {exchanged}: " + ", ".join(f"A {x['seg_a']:.1f} V {x['seg_v']:.1f}" for x in scores))
+    (real, exchanged), published = found, demo_world.SEGMENT_LABELS
+    assert abs(real["seg_a"] - published["seg_a"]) < 2 and 4 < real["seg_v"] - published["seg_v"] < 8
+    assert abs(exchanged["seg_v"] - published["seg_v"]) < 3 and real["seg_v"] - exchanged["seg_v"] > 3
 
 
 def test_calibrate_finds_the_constants_of_the_published_scores_and_goes_on_from_finished_trials(tmp_path, monkeypatch):
