@@ -43,7 +43,7 @@ class Bundle:
 
     def __init__(self, folder: str | Path, provider: str | None = None):
         self.folder = Path(folder)
-        path = self.folder / "bundle.json"
+        path = _file(self.folder / "bundle.json")
         try:
             self.info = json.loads(path.read_text(encoding="utf-8"))
             version, self.classes, self.files = self.info["format"], self.info["classes"], self.info["files"]
@@ -52,7 +52,8 @@ class Bundle:
             self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
             numbers, checksums = [self.window, *self.sizes.values()], [f["sha256"] for f in self.files.values()]
             whole = version != FORMAT or (
-                isinstance(self.classes, list) and all(type(n) is int and n > 0 for n in numbers) and all(isinstance(c, str) for c in checksums)
+                isinstance(self.classes, list) and all(isinstance(c, str) for c in checksums)
+                and all(type(n) is int and n > 0 for n in numbers)
                 and 0 < self.gate < 1 and {"audio", "visual_2d"} <= self.sizes.keys()
                 and not any(map(CONTROL.search, self.classes)) and 0 < len(set(self.classes)) == len(self.classes))
         except (FileNotFoundError, NotADirectoryError):
@@ -104,6 +105,13 @@ class Bundle:
         return session
 
 
+def _file(path: Path) -> Path:
+    """The path, unless it is something else than a file, which might have no end; a file would replace a device."""
+    if (path.exists() and not path.is_file()) or Path("/dev") in path.absolute().parents:
+        raise ValueError(f"{path}: not a file")
+    return path
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
 
@@ -127,7 +135,7 @@ def _quiet() -> Iterator[None]:
 def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     """The parser's inputs, (T, D) each, from an .npz file. Raises FileNotFoundError or ValueError naming the file."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(_file(path)) as archive:
             if sum(member.file_size for member in archive.infolist()) > LARGEST:
                 raise ValueError("it would unpack to more than 1 GB")
             if archive.testzip():
@@ -160,7 +168,7 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     try:
         from video import decode
 
-        clip = decode.read_clip(path)
+        clip = decode.read_clip(_file(path))
     except ModuleNotFoundError as error:
         raise ValueError(f"reading videos needs {error.name}: pip install av pillow") from None
     except ValueError as error:
@@ -290,10 +298,8 @@ def plot(result: Parse, title: str, path: Path) -> None:
 
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[Path]:
-    """Write to a temporary name; it becomes `path` only on success. A device would be replaced by a file."""
-    if (path.exists() and not path.is_file()) or Path("/dev") in path.absolute().parents:
-        raise ValueError(f"{path}: not a file")
-    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    """Write to a temporary name; it becomes `path` only on success."""
+    temporary = _file(path).with_name(f".{path.stem}.part{path.suffix}")
     temporary.unlink(missing_ok=True)  # of a killed run, or a link to elsewhere
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -332,6 +338,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
     options = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone shows the number of an ü
     try:
         bundle = Bundle(options.bundle, options.device)
         read = features_of_file if options.source.suffix == ".npz" else features_of_video

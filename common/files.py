@@ -214,7 +214,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 def check_zip(path: str | Path) -> None:
     """ValueError if `path` is a zip archive, as PyTorch writes, and a checksum in it differs, at which PyTorch does not
     look. Its older format has none."""
-    if zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(regular(path)):
         with zipfile.ZipFile(path) as archive:
             if (broken := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {broken} differs")

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from common.files import atomic, is_plain_name, no_links, read_sealed, reason, write_sealed
+from common.files import atomic, is_plain_name, no_links, read_sealed, reason, regular, write_sealed
 from data.annotations import LLP_DENSE_FILES, LLP_WEAK_FILES, read_llp, read_unav
 from data.layout import LLP_FEATURES
 
@@ -118,7 +118,7 @@ def extract_features(archive: Path, folder: Path) -> int:
 
     An archive with a name that leads out or a link is refused as a whole. Raises ValueError naming the archive."""
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with zipfile.ZipFile(regular(archive)) as opened:
             members: dict[str, zipfile.ZipInfo] = {}  # by the name of the file
             for member in opened.infolist():
                 place = PurePosixPath(member.filename.replace("\\", "/"))

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import follow_the_parent, progress, worker_processes
-from common.files import finite, made_by, read_array, read_json, shaped, write_array, write_rows
+from common.files import finite, made_by, read_array, read_json, regular, shaped, write_array, write_rows
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from data.layout import (LLP_FEATURES, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, UNAV_FEATURES, begin_pack,
                          finish_pack, is_list_of_names, make_plan, read_index, write_annotations)
@@ -67,7 +67,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         llp, unav = _read_own_folder(source, missing), None
         plan = make_plan(_kind_of_source(source, "own data"), llp, unav, found)
         plan["llp"]["segments"] = llp.segments
-        plan["made_with"] = {x: (source / x).read_text(encoding="utf-8", errors="replace")
+        plan["made_with"] = {x: regular(source / x).read_text(encoding="utf-8", errors="replace")
                               for x in MADE_WITH if (source / x).exists()}
     elif (source / "LLP").exists():
         roots = {"llp": source / "LLP", "unav": source / "UnAV"}
@@ -136,7 +136,7 @@ MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember 
 def _kind_of_source(source: Path, kind: str) -> str:
     """What the index remembers: features of random encoders (`extract`, `text`) must not pass for real ones."""
     for path in (source / dataset / name for dataset in ("", "LLP", "UnAV") for name in MADE_WITH):
-        if path.exists() and '"random"' in path.read_text(encoding="utf-8", errors="replace"):
+        if path.exists() and '"random"' in regular(path).read_text(encoding="utf-8", errors="replace"):
             print(f"WARNING: {path}: an encoder had RANDOM WEIGHTS. This is a dry run.", file=sys.stderr, flush=True)
             return RANDOM_SOURCE.replace("pack", kind)
     return kind

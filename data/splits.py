@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.files import hash_of, made_by
+from common.files import hash_of, made_by, regular
 from data.layout import FEATURE_SETS, TEXT_FILES, UNAV_FEATURES, read_index
 from uwav import SourceSplit, TargetSplit
 
@@ -23,7 +23,7 @@ def load(folder: str | Path, name: str) -> np.ndarray:
     """An array of a packed folder. Raises FileNotFoundError or ValueError naming the file."""
     path, recorded = Path(folder) / name, read_index(folder)["files"].get(name)
     with made_by("python features.py pack", path):
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
         if hash_of(content) != recorded:
             raise ValueError("it is not the file that index.json records")
         return np.load(io.BytesIO(content), allow_pickle=False)

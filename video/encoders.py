@@ -60,11 +60,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises ValueError naming the file."""
     try:
+        check_zip(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        check_zip(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except RuntimeError as error:

@@ -266,7 +266,7 @@ def read_classes(source: str) -> list[str]:
     if source.endswith(".json"):
         return list(read_unav(source).classes)
     try:
-        lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
+        lines = regular(source).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise FileNotFoundError(f"{source}: no such file, and not `llp`") from None
     except (UnicodeDecodeError, IsADirectoryError) as error:

@@ -1,12 +1,13 @@
 // Parse a features file in Node:  node parse.mjs BUNDLE FEATURES.npz   -> JSON of the events and probabilities
-import {readFile} from "node:fs/promises";
+import {readFile, stat} from "node:fs/promises";
 import * as ort from "onnxruntime-node";
 import {Bundle, parse, readNpz} from "./parser.js";
 
 const [folder, file] = process.argv.slice(2);
 async function read(path) {
   try {
-    return new Uint8Array(await readFile(path));
+    if ((await stat(path)).isFile()) return new Uint8Array(await readFile(path)); // a pipe or a device might have no end
+    throw new Error(`${path}: not a file`);
   } catch (error) {
     throw new Error(error.code === "ENOENT" ? `${path}: no such file` : error.message);
   }

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -682,16 +683,24 @@ def test_labels_of_other_data_are_refused_with_a_sentence_not_in_the_middle_of_t
     assert "labels.npz: made for other data than" in stop.value.code and "uwav.py label" in stop.value.code
 
 
-@pytest.mark.parametrize("name", [n for n in READERS if n not in ("failures", "notes", "made_with", "run")])
-def test_a_folder_in_the_place_of_a_file_is_one_sentence(name, tmp_path):
+@pytest.mark.parametrize("name", [n for n in READERS if n != "run"])
+@pytest.mark.parametrize("thing", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_one_sentence_and_never_waited_for(name, thing, tmp_path):
     (tmp_path / "folder").mkdir()
     reader = READERS[name](tmp_path / "folder")
-    file, *_ = next(cases(reader, tmp_path / "folder", seed=0))
-    (tmp_path / "folder" / file).unlink()
-    (tmp_path / "folder" / file).mkdir()
-    with pytest.raises((ValueError, OSError)) as error:
-        reader.read(tmp_path / "folder")
-    assert file in str(error.value) and "\n" not in str(error.value)
+    whole = {n: (tmp_path / "folder" / n).read_bytes() for n in reader.only or (p.name for p in (tmp_path / "folder").iterdir())}
+    for file in whole:
+        path = tmp_path / "folder" / file
+        path.unlink()
+        {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[thing](path)
+        signal.signal(signal.SIGALRM, lambda *arguments: pytest.fail(f"{file}: waited for"))
+        signal.alarm(10)
+        with pytest.raises((ValueError, OSError)) as error:
+            reader.read(tmp_path / "folder")
+        signal.alarm(0)
+        assert Path(file).name in str(error.value) and "\n" not in str(error.value)
+        path.rmdir() if thing == "folder" else path.unlink()
+        path.write_bytes(whole[file])
 
 
 if __name__ == "__main__":

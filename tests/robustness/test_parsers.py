@@ -6,8 +6,10 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -159,6 +161,30 @@ def test_node_refuses_the_same_in_the_same_words(case):
         own, theirs = parse.parse(parse.features_of_file(folder / "x.npz", bundle), bundle), json.loads(done.stdout)
         assert [(e["label"], e["modality"], e["onset"], e["offset"]) for e in own.events()] == [
             (e["label"], e["modality"], e["onset"], e["offset"]) for e in theirs["events"]] != []
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.mp4", "bundle.json", "parser.onnx"])
+@pytest.mark.parametrize("thing", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, name, thing):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    (folder / name).unlink(missing_ok=True)
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[thing](folder / name)
+    source = folder / (name if name.startswith("x") else "x.npz")
+    commands = [[sys.executable, WEB.parent / "parse.py", source, "--bundle", folder]]
+    if shutil.which("node") and (WEB / "node_modules/onnxruntime-node").is_dir() and name != "x.mp4":
+        commands.append(["node", WEB / "parse.mjs", folder, source])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 1 and name in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_terminal_that_knows_ascii_alone_shows_the_events(tmp_path):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    info = json.loads((folder / "bundle.json").read_text()) | dict(classes=["Hündchen", "鐘"])
+    (folder / "bundle.json").write_text(json.dumps(info))
+    done = subprocess.run([sys.executable, WEB.parent / "parse.py", folder / "x.npz", "--bundle", folder, "--csv", tmp_path / "x.csv"],
+                          env=os.environ | dict(PYTHONIOENCODING="ascii"), capture_output=True, text=True)
+    assert done.returncode == 0 and "H\\xfcndchen" in done.stdout and "Hündchen" in (tmp_path / "x.csv").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
