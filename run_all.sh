@@ -134,7 +134,7 @@ record() { # record OUTCOME of the stage $title
     title=''
     rm -f "$out/.started"
 }
-trap '[ -z "$title" ] || record interrupted' EXIT
+trap '[ -z "$title" ] || record interrupted; kill $(jobs -p) 2>/dev/null' EXIT
 
 stage() { # stage TITLE COMMAND...
     title=$1 started=$SECONDS
@@ -167,8 +167,10 @@ stage "Pre-train the teacher on UnAV (Eq. 2-3)" \
 stage "Pseudo-labels (Eq. 4), then the HAN (Eq. 5-9): every row of the paper's ablation, seeds: $seeds" \
     "$python" uwav.py ablate "$packed" "$out" --seeds "$seeds" ${features:+--features "$features"} \
     ${sweep:+--sweep} "${train_options[@]}"
+"$python" report.py "$out" & # beside the export: neither uses more than a core for long
+report=$!
 stage "Export the parser to ONNX, every file checked against PyTorch" \
     "$python" export_onnx.py "$out" "$out/bundle" --features "$first"
-stage "Report: pictures and report.html" "$python" report.py "$out"
+stage "Report: pictures and report.html (python report.py $out, begun beside the export)" wait "$report"
 echo
 echo "Everything is in $out; all of it took $SECONDS s. Open $out/report.html in a browser."

@@ -494,7 +494,7 @@ SCORES = tuple(f"{level}_{kind}" for level in LEVELS for kind in ("a", "v", "av"
 
 # ---- 8  Training: the data in memory, the two loops, what both share -----------------------------
 
-EVAL_BATCH = 256  # videos at a time where no gradient is needed
+EVAL_BATCH = 64  # videos at a time where no gradient is needed
 SEED_STRIDE = 10_000  # seeds * stride + epoch: no two epochs of any two seeds share their random numbers
 
 
@@ -642,7 +642,8 @@ def teacher_scores(model: Teacher, data: SourceSplit, text: tuple[Tensor, Tensor
     over all videos. Near 0 the branch is dead: it says yes all the time, and p_a * p_v hides it."""
     model.eval()
     counts, within, logits = [], [], []
-    for videos in np.split(np.arange(len(data.length)), range(EVAL_BATCH, len(data.length), EVAL_BATCH)):
+    order = np.argsort(data.length, kind="stable")  # (N,), so that padding is rare
+    for videos in np.split(order, range(EVAL_BATCH, len(order), EVAL_BATCH)):
         audio, visual, label, mask = data.batch(videos)
         z = torch.stack(model(audio, visual, *text, mask))  # (2, B, T, C)
         valid = mask[..., None]  # (B, T, 1)
