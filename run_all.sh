@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-bash run_all.sh [options]          every stage on the demo world (invented features, 4 minutes on 2 CPU cores)
+bash run_all.sh [options]          every stage on the demo world (invented features, 3 minutes on 2 CPU cores)
 bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: docs/real_data.md); with --fetch
                                    they are downloaded first, as far as they can be: add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
@@ -134,7 +134,7 @@ record() { # record OUTCOME of the stage $title
     title=''
     rm -f "$out/.started"
 }
-trap '[ -z "$title" ] || record interrupted; kill $(jobs -p) 2>/dev/null' EXIT
+trap '[ -z "$title" ] || record interrupted; kill $(jobs -p) 2>/dev/null || true' EXIT
 
 stage() { # stage TITLE COMMAND...
     title=$1 started=$SECONDS
