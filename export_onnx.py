@@ -53,7 +53,7 @@ from common.files import atomic, file_hash, hash_of, read_json, write_json
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
 from data.splits import load_target, load_text
-from train.checkpoints import load_model
+from train.checkpoints import load_file, load_model
 from train.stages import read_labels
 from video import IMAGE_SIZE, PROMPTS, SAMPLE_RATE
 from video.encoders import quiet
@@ -392,12 +392,14 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Pa
         labels = folder / "labels_segment.npz"
     kind = index["source"] if isinstance(index["source"], str) else "demo world"
     made_from = f"{'LLP' if kind == 'pack' else kind}, features {features}, {row}, seed {seed}"
-    classes, thresholds = index["llp"]["classes"], read_labels(labels, "cpu").thresholds
-    for path, C in ((checkpoint, han.config.classes), (labels, len(thresholds[0]))):
-        if C != len(classes):
-            raise ValueError(f"{path}: made for {C} classes, but {data} has {len(classes)}")
-    return Source(han, teacher, classes, made_from, features, index["llp"].get("segments", LLP_SEGMENTS), thresholds,
-                  load_text(data, "llp", "cpu"), data)
+    read = read_labels(labels, "cpu")
+    for path, settings in ((checkpoint, load_file(checkpoint).get("settings") or {}), (labels, read.settings)):
+        if settings.get("data") != index["sha256"]:
+            raise ValueError(f"{path}: made from other data than {data}")
+    if teacher and read.settings["teacher"] not in (None, file_hash(folder / "teacher.pt")):
+        raise ValueError(f"{labels}: made by another teacher than {folder / 'teacher.pt'}")
+    return Source(han, teacher, index["llp"]["classes"], made_from, features,
+                  index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data)
 
 
 def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:

@@ -214,14 +214,28 @@ def test_bad_input_is_one_sentence(finished, tmp_path, monkeypatch, arguments, m
     assert stop.value.code.startswith("error: ") and "\n" not in stop.value.code
 
 
-def test_files_of_another_run_are_refused_before_anything_is_written(finished, tmp_path):
+@pytest.mark.parametrize("changed, said", [(dict(data="0" * 64), "labels_teacher.npz: made from other data than .*data"),
+                                           (dict(teacher="0" * 64), "labels_teacher.npz: made by another teacher than .*seed0/teacher.pt")])
+def test_files_of_another_run_are_refused_before_anything_is_written(finished, tmp_path, changed, said):
     run, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(finished, run)
     labels = files.read_arrays(run / "seed0/labels_teacher.npz")
-    files.write_arrays(run / "seed0/labels_teacher.npz", **{k: x if k == "settings" else x[..., :-1] for k, x in labels.items()})
-    with pytest.raises(SystemExit, match="labels_teacher.npz: made for 24 classes, but .*data has 25"):
+    settings = np.array(json.dumps(json.loads(str(labels.pop("settings"))) | changed))
+    files.write_arrays(run / "seed0/labels_teacher.npz", settings=settings, **labels)
+    with pytest.raises(SystemExit, match=said):
         export_onnx.main([str(run), str(out)])
-    shutil.copy(run / "seed0/teacher.pt", run / "seed0/clip_clap/full/han.pt")
+    assert not list(out.rglob("*"))
+
+
+def test_a_parser_of_other_data_or_another_model_in_its_place_is_refused(finished, tmp_path):
+    run, out, han = tmp_path / "run", tmp_path / "out", tmp_path / "run/seed0/clip_clap/full/han.pt"
+    shutil.copytree(finished, run)
+    content = checkpoints.load_file(han)
+    for settings in (content["settings"] | dict(data="0" * 64), None):
+        torch.save(content | dict(settings=settings), han)
+        with pytest.raises(SystemExit, match="full/han.pt: made from other data than .*data"):
+            export_onnx.main([str(run), str(out)])
+    shutil.copy(run / "seed0/teacher.pt", han)
     with pytest.raises(SystemExit, match="han.pt: holds a Teacher, expected a HAN"):
         export_onnx.main([str(run), str(out)])
     assert not list(out.rglob("*"))
@@ -318,7 +332,7 @@ def test_bad_sources_and_bundles_are_one_sentence_each(bundle, tmp_path):
     np.savez(tmp_path / "pickled.npz", audio=np.array([{}], object))
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "text.mp4").write_text("hello")
-    for name, message in {"narrow.npz": "the parser needs audio of shape (T, 512), but audio is float32 (3, 5)", "nan.npz": "or NaN",
+    for name, message in {"narrow.npz": "the parser needs audio of shape (T, 512), but audio is float32 (3, 5)", "nan.npz": "audio holds NaN",
                           "uneven.npz": "visual_2d has another length than audio", "pickled.npz": "pickled.npz: not an .npz file",
                           "text.npz": "text.npz: not an .npz file", "no.npz": "no.npz: no such file",
                           "text.mp4": "text.mp4: cannot be read: "}.items():
