@@ -498,7 +498,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/bench.json"), metavar="FILE",
                         help="where to write the figures (default: runs/bench.json)")
     options = parser.parse_args()
-    with one_sentence_errors():
+    with one_sentence_errors("begins again"):
         unknown = set(options.rows) - {*ROWS, "decode"}
         if unknown:
             raise ValueError(f"{min(unknown)}: no such row; there are {', '.join(ROWS)}, decode")

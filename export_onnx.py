@@ -483,7 +483,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{kind}", dest="variants", action="append_const", const=kind, default=[],
                             help=f"also parser_{kind}.onnx, {what}, measured")
     options = parser.parse_args(arguments)
-    with one_sentence_errors():
+    with one_sentence_errors("begins again"):
         if len(options.paths) != (1 if options.released_han else 2):
             raise ValueError("name RUN and OUT, or --released-han FILE and OUT")
         if options.released_han:

@@ -446,8 +446,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which seed's run the pictures show (default: 0)")
     parser.add_argument("--data", type=Path, help="packed folder that the run was made from (default: RUN/data)")
     options = parser.parse_args(arguments)
-    with one_sentence_errors():
+    with one_sentence_errors("begins again"):
         saved = Saved(options.run, options.seed, options.data or options.run / "data")
+        seeds = sorted(path.name for path in options.run.glob("seed[0-9]*"))
+        if seeds and saved.folder.name not in seeds:
+            raise ValueError(f"--seed {options.seed}: {options.run} has {', '.join(seeds)}")
         if not saved.data.is_dir() and not saved.folder.is_dir():
             raise FileNotFoundError(f"{options.run}: holds neither data nor {saved.folder.name}; "
                                     "run `bash run_all.sh` first")

@@ -98,13 +98,13 @@ def progress(*items: Iterable, disable: bool = False, **options):
 
 
 @contextlib.contextmanager
-def one_sentence_errors() -> Iterator[None]:
+def one_sentence_errors(again: str = "goes on from here") -> Iterator[None]:
     """For a whole command: what a user can bring about ends it with one sentence and exit status 1, and not with a
-    traceback; Ctrl-C and SIGTERM with one sentence and 128 + the number of the signal."""
+    traceback; Ctrl-C and SIGTERM with one sentence, what the same command does then, and 128 + the signal's number."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone ends no command
-    with _interruptible() as signals:
+    with _interruptible(again) as signals:
         try:
             yield
         except ValueError as error:
@@ -119,18 +119,18 @@ def one_sentence_errors() -> Iterator[None]:
         except KeyboardInterrupt:
             if not signals:
                 raise
-            _stop(signals[0])
+            _stop(signals[0], again)
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[list[signal.Signals]]:
+def _interruptible(again: str) -> Iterator[list[signal.Signals]]:
     """SIGTERM, too, raises KeyboardInterrupt; the list says which signals came. The second one does not wait."""
     came: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(signal.Signals(number))
         if len(came) > 1:
-            _stop(came[0])
+            _stop(came[0], again)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -144,11 +144,11 @@ def _interruptible() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def _stop(number: signal.Signals) -> NoReturn:
+def _stop(number: signal.Signals, again: str) -> NoReturn:
     with contextlib.suppress(OSError, RuntimeError):  # the latter: it was being written to when the signal came
         sys.stdout.flush()
     with contextlib.suppress(OSError):
-        os.write(2, f"\nstopped by {number.name}; nothing is lost, the same command goes on from here\n".encode())
+        os.write(2, f"\nstopped by {number.name}; nothing is lost, the same command {again}\n".encode())
     os._exit(128 + number)  # threads that still compute are not waited for
 
 

@@ -212,6 +212,14 @@ def test_an_empty_folder_is_refused_in_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_seed_that_the_run_does_not_have_is_refused_and_the_report_that_is_there_kept(tmp_path):
+    (tmp_path / "seed0").mkdir()
+    (tmp_path / "report.html").write_text("earlier")
+    with pytest.raises(SystemExit, match="--seed 5: .* has seed0"):
+        report.main([str(tmp_path), "--seed", "5"])
+    assert (tmp_path / "report.html").read_text() == "earlier"
+
+
 # ---- in a browser ----
 
 
