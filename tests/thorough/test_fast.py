@@ -140,6 +140,7 @@ def test_an_ablation_reads_each_split_once_for_all_rows_and_seeds(finished, tmp_
     """In one process, which preset `demo` would not be."""
     read, small = [], ["paper" if x == "demo" else x for x in SMALL]
     load = stages.load_target
+    stages._target.cache_clear()
     monkeypatch.setattr(stages, "load_target", lambda folder, split, *rest: (read.append(split), load(folder, split, *rest))[1])
     cli.main(["ablate", str(finished / "data"), str(tmp_path), "--seeds", "2", *small, "--set", "epochs=1", "--set", "project_visual=true"])
     assert sorted(read) == ["test", "train", "val"]
