@@ -247,9 +247,10 @@ def difference_figure(page: Page) -> str:
 def teacher_figure(page: Page) -> str:
     path = page.saved.folder / "teacher.pt"
     with made_by("python uwav.py pretrain", path):
-        scores = [r["val"] for r in read_history(path)]
+        history = read_history(path)
+        scores = [r["val"] for r in history]
         loss, *curves = ([float(r[key]) for r in x] for x, key in (
-            (read_history(path), "loss"), (scores, "av"), (scores, "spread_audio"), (scores, "spread_visual")))
+            (history, "loss"), (scores, "av"), (scores, "spread_audio"), (scores, "spread_visual")))
         best = curves[0].index(max(curves[0]))
         warning = dead_branch(scores[best])
     panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),

@@ -118,11 +118,13 @@ def train_rows(jobs: list[tuple], run: Path) -> list[dict[str, float]]:
 
 
 def train_row(context: Context, out: Path, labels: Path | None, setting: str, features: str) -> dict[str, float]:
+    """The ten scores on the test split of a HAN that is trained for it, or was."""
     train(context, out, labels, setting, features)
     return evaluate(context, out / "han.pt", "test", out)
 
 
 def on_one_core() -> None:
+    """What a worker does first."""
     follow_the_parent()
     torch.set_num_threads(1)
 
