@@ -32,6 +32,14 @@ die() { echo "error: $*" >&2; exit 1; }
 
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || die "this needs Python 3.10 or newer, as python3"
 
+install() { # by uv, in half of pip's time; by pip where uv cannot be had or pip is told of an index of its own
+    if "$python" -m pip config list | grep -q '\.index-url' || ! { "$python" -m pip install --quiet uv &&
+        UV_FIND_LINKS=${PIP_FIND_LINKS:-} "$python" -m uv pip install --quiet --compile-bytecode --python "$python" "$@"; }
+    then
+        "$python" -m pip install --quiet "$@"
+    fi
+}
+
 setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unless the active python has the modules
     python=python3
     local found='import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
@@ -47,11 +55,11 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
     echo "== setup: installing ${UWAV_TORCH:-PyTorch} and the other packages into .venv (minutes, once)"
     [ -x "$python" ] || python3 -m venv .venv
     if [ -n "${UWAV_TORCH:-}" ] || ! "$python" -c "import torch" 2>/dev/null; then # keep the one that is there
-        "$python" -m pip install --quiet "${UWAV_TORCH:-$torch}"
+        install "${UWAV_TORCH:-$torch}"
     fi
     # No package may bring another PyTorch: torchvision would, and with it the GPU build in place of the CPU's.
     "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >.venv/constraints.txt
-    "$python" -m pip install --quiet --constraint .venv/constraints.txt --editable ".[$1]"
+    install --constraint .venv/constraints.txt --editable ".[$1]"
     touch "$installed"
 }
 
