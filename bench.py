@@ -15,12 +15,9 @@ Sizes are real, data and weights random. Of a long job a part is timed and scale
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import io
 import itertools
 import math
-import multiprocessing
 import os
 import platform
 import re
@@ -45,7 +42,6 @@ from common.files import write_json
 from data import annotations, layout
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS
-from data.pack import pack
 from train.presets import PRESETS
 from uwav import SourceSplit, TargetSplit, parsing_scores
 
@@ -116,10 +112,10 @@ def operations(function: Callable) -> float:
     return counter.get_total_flops()
 
 
-def memory(key: str = "VmRSS", pid: int | str = "self") -> float:
-    """Resident memory of a process in MB, "VmHWM": the most so far; 0 where there is no /proc (Linux has it)."""
-    status = Path(f"/proc/{pid}/status")
-    return int(status.read_text().split(f"{key}:")[1].split()[0]) / 1e3 if status.exists() else 0.0
+def peak_memory() -> float:
+    """The most resident memory so far, in MB; 0 where there is no /proc (Linux has it)."""
+    status = Path("/proc/self/status")
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1e3 if status.exists() else 0.0
 
 
 # ---- Random data of real sizes -------------------------------------------------------------------
@@ -283,15 +279,6 @@ def plain_evaluate(model: nn.Module, read: Callable, truth: list[Tensor]) -> dic
     return plain_scores(audio, visual, *(x.cpu().numpy() > 0 for x in truth))
 
 
-def plain_pack(source: Path, out: Path) -> None:
-    """Every file read in turn, pooled, stacked, saved."""
-    places = [(place, per_second) for place, per_second, _ in layout.LLP_FEATURES.values()]
-    for place, per_second in [*places, *((place, 1) for place, _ in layout.UNAV_FEATURES.values())]:
-        arrays = [np.load(file) for file in sorted((source / place).glob("*.npy"))]
-        pooled = [x.reshape(-1, per_second, x.shape[1]).mean(1).astype(np.float16) for x in arrays]
-        np.save(out / (place.replace("/", "_") + ".npy"), np.concatenate(pooled))
-
-
 # ---- Ours: the rows, and decoding ----------------------------------------------------------------
 
 def training_steps(model: uwav.HAN, data: TargetSplit, labels: uwav.PseudoLabels,
@@ -305,7 +292,7 @@ def training_steps(model: uwav.HAN, data: TargetSplit, labels: uwav.PseudoLabels
 
 
 class Bench:
-    """What the rows share. Each row frees what it alone needed."""
+    """What the rows share."""
 
     def __init__(self, preset: str, device: torch.device, half: bool, unav: Path | None, folder: Path):
         self.preset, self.device, self.folder = PRESETS[preset], device, folder
@@ -333,16 +320,6 @@ class Bench:
     @functools.cache
     def data(self, videos: int) -> TargetSplit:
         return random_target(videos, "base", self.device)
-
-    def load(self) -> list[Row]:
-        batch, steps, data = self.config.batch, math.ceil(TRAIN / self.config.batch), self.data(TRAIN)
-        plain = plain_batches(self.reader("base"), TRAIN, batch, self.device)
-        ours = (data.inputs(index) for _ in itertools.count()
-                for index in torch.randperm(TRAIN).to(self.device).split(batch))
-        seconds = measure(self.device, lambda: next(ours), lambda: next(plain), warm=5)
-        read = sum(x.nbytes for x in (data.audio, data.visual_2d, data.visual_3d))
-        return [Row("features of an epoch, 10,000 videos", *(steps * s for s in seconds), bytes=3 * read,
-                    note=f"batches of {batch}, scaled to {steps}")]
 
     def epoch(self) -> list[Row]:
         config, device, data = self.config, self.device, self.data(TRAIN)
@@ -411,17 +388,6 @@ class Bench:
         return [Row("evaluation of 1,200 videos, model and scores", ours, plain * TEST / part, flops,
                     note=f"plain: {part} videos, scaled")]
 
-    def pack(self) -> list[Row]:
-        sizes, nowhere = [file.stat().st_size for file in self.files.rglob("video*.npy")], io.StringIO()
-
-        def quietly(way: Callable) -> None:
-            with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
-                way(self.files, Path(tempfile.mkdtemp(dir=self.folder)))
-
-        ours, plain = measure(torch.device("cpu"), lambda: quietly(pack), lambda: quietly(plain_pack), warm=0)
-        return [Row(f"pack, {len(sizes):,} files of {FILES} + {FILES} videos", ours, plain, bytes=2 * sum(sizes),
-                    note=f"{sum(sizes) / ours / 1e6:.0f} MB/s, every value checked; plain: no checks")]
-
     def onnx(self) -> list[Row]:
         """The published HAN (random weights) in onnxruntime; here the plain way is PyTorch, on the CPU too."""
         import onnx
@@ -443,28 +409,17 @@ class Bench:
         return rows
 
 
-ROWS = ("pack", "load", "epoch", "teacher", "score", "evaluate", "onnx")  # pack first: it forks
+ROWS = ("epoch", "teacher", "score", "evaluate", "onnx")
 
 
-def decode(path: Path, clips: int) -> dict:
-    """ms a clip on one core; clips a second and memory over `clips` decodings, by the number of processes."""
+def decode(path: Path) -> dict:
+    """ms a clip on one core."""
     from video import decode as video
 
     seconds, cpu = video.read_clip(path).seconds, torch.device("cpu")
     ms = 1e3 * statistics.median(seconds_of(lambda: video.read_clip(path), cpu) for _ in range(20))
     print(f"\ndecode {path.name}: {seconds:.1f} s of video in {ms:.0f} ms on one core (median of 20)")
-    print(line("processes; MB: first, last tenth of the clips", ["clips/s", "ratio", "MB first", "MB last", "MB peak"]))
-    rows = {}
-    for workers in sorted({1, min(2, os.cpu_count() or 1), os.cpu_count() or 1}):
-        samples = [(time.perf_counter(), memory() + sum(memory(pid=p.pid) for p in multiprocessing.active_children()))
-                   for _ in video.read_clips([path] * clips, workers)]
-        times, mb = zip(*samples[2 * workers:])  # by then all processes are up
-        rate, tenth = (len(times) - 1) / (times[-1] - times[0]), max(1, len(mb) // 10)
-        used = dict(mb_first=statistics.mean(mb[:tenth]), mb_last=statistics.mean(mb[-tenth:]), mb_peak=max(mb))
-        rows[workers] = dict(clips_per_s=rate, **used)
-        ratio = f"{rate / rows[1]['clips_per_s']:.2f}x"
-        print(line(str(workers), [f"{rate:.1f}", ratio, *(f"{x:.0f}" for x in used.values())]))
-    return dict(seconds=seconds, ms_per_clip=ms, processes=rows)
+    return dict(seconds=seconds, ms_per_clip=ms)
 
 
 # ---- Command line --------------------------------------------------------------------------------
@@ -494,7 +449,6 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="train in bf16 and, on a GPU, with compiled kernels")
     parser.add_argument("--unav", type=Path, metavar="FILE", help="unav100_annotations.json, for the real lengths")
     parser.add_argument("--video", type=Path, help="a video file, for decode")
-    parser.add_argument("--clips", type=int, default=200, help="how often to decode it (default: 200)")
     parser.add_argument("--json", type=Path, default=Path("runs/bench.json"), metavar="FILE",
                         help="where to write the figures (default: runs/bench.json)")
     options = parser.parse_args()
@@ -529,13 +483,13 @@ def run(options: argparse.Namespace) -> None:
                 ours, plain, best = map(in_units, (row.seconds, row.plain, floor))
                 print(line(row.what, [ours, plain, f"{row.plain / row.seconds:.2f}x", best], row.note), flush=True)
                 result["rows"].append(asdict(row) | dict(floor=floor))
-        result["peak_mb"] = memory("VmHWM")
+        result["peak_mb"] = peak_memory()
         print(f"\npeak memory: {result['peak_mb']:,.0f} MB")
         if device.type == "cuda":
             result["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
             print(f"on the GPU: {result['peak_gpu_mb']:,.0f} MB")
     if "decode" in chosen:
-        result["decode"] = decode(options.video, options.clips)
+        result["decode"] = decode(options.video)
     write_json(options.json, result)
     print(f"\n{options.json}: written")
 

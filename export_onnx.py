@@ -240,7 +240,8 @@ def free_batch_size_of_htsat() -> contextlib.AbstractContextManager:
     from video import encoders
 
     encoders.clap_package()
-    from clap_module import htsat
+    with quiet():
+        from clap_module import htsat
 
     def window_reverse(windows: Tensor, window_size: int, H: int, W: int) -> Tensor:
         w, C = window_size, windows.shape[-1]
@@ -262,6 +263,7 @@ def export_encoders(out: Path, clip: str | None, clap: str | None, properties: d
     weights.warn_of_random(files)
     entries = {}
     for name, file in files.items():
+        print(f"{name}: building, tracing and checking it takes minutes, CLIP up to 10 GB of memory", flush=True)
         export = export_of_encoder(name, file)
         with free_batch_size_of_htsat():
             entry = keep(export, out, properties)
@@ -334,6 +336,7 @@ class Source:
     teacher: uwav.Teacher | None
     classes: list[str]
     made_from: str
+    dry_run: str = ""  # why its events mean nothing, if they do
     features: str = "clip_clap"  # the feature set
     segments: int = LLP_SEGMENTS  # of the clips it was trained on
     thresholds: tuple[Tensor, Tensor] | None = None  # (C,) audio and visual, of the pseudo-labels
@@ -351,8 +354,8 @@ class Source:
             m: [x if math.isfinite(x) else None for x in theta.tolist()]
             for m, theta in zip(("audio", "visual"), self.thresholds)}
         return dict(
-            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, licence=LICENCE, gate=uwav.GATE,
-            features=dict(set=self.features, inputs=inputs), segments=self.segments,
+            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, dry_run=self.dry_run,
+            licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs), segments=self.segments,
             preprocessing=dict(
                 segment_seconds=1,
                 picture=dict(shown_at=0.5, short_side=IMAGE_SIZE, resize="bicubic, antialiased, as Pillow does",
@@ -376,15 +379,17 @@ class Source:
         return {k: x.numpy() for k, x in named if x is not None}, truth, f"the {split} split of {self.made_from}"
 
 
-def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Path | None) -> Source:
-    """The models of a run of run_all.sh. Raises FileNotFoundError or ValueError naming what is missing."""
+def source_of_run(run: Path, seed: int, features: str | None, row: str | None, data: Path | None) -> Source:
+    """The models of a run of run_all.sh; row: None, all of UWAV if it is there, else VALOR. Raises FileNotFoundError or
+    ValueError naming what is missing."""
     folder, data = run / f"seed{seed}", data or run / "data"
     index = read_index(data)
-    if features is None:
-        features = next((f for f in ("clip_clap", "base") if (folder / f / row / "han.pt").exists()), None)
-    if features is None:
-        raise FileNotFoundError(f"{folder}/clip_clap/{row}/han.pt: no such file, so {run} holds no trained HAN")
-    checkpoint, teacher, labels = folder / features / row / "han.pt", None, folder / "labels_teacher.npz"
+    rows, sets = [row] if row else ["full", "valor"], [features] if features else ["clip_clap", "base"]
+    trained = [path for r in rows for f in sets if (path := folder / f / r / "han.pt").exists()]
+    if not trained:
+        raise FileNotFoundError(f"{folder}/{sets[0]}/{rows[0]}/han.pt: no such file, so {run} holds no trained HAN")
+    checkpoint, teacher, labels = trained[0], None, folder / "labels_teacher.npz"
+    features, row = checkpoint.parts[-3:-1]
     han = load_model(checkpoint, kind=uwav.HAN)
     if "unav" in index or (folder / "teacher.pt").exists():  # with own data it may be elsewhere, or there is none
         teacher = load_model(folder / "teacher.pt", kind=uwav.Teacher)
@@ -398,7 +403,7 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str, data: Pa
             raise ValueError(f"{path}: made from other data than {data}")
     if teacher and read.settings["teacher"] not in (None, file_hash(folder / "teacher.pt")):
         raise ValueError(f"{labels}: made by another teacher than {folder / 'teacher.pt'}")
-    return Source(han, teacher, index["llp"]["classes"], made_from, features,
+    return Source(han, teacher, index["llp"]["classes"], made_from, read.settings["dry_run"], features,
                   index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data)
 
 
@@ -409,7 +414,7 @@ def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_di
     classes = list(LLP_CLASSES) if C == len(LLP_CLASSES) else [f"class {c}" for c in range(C)]
     features = "base" if model.config.visual_3d_dim else "clip_clap"  # only one of them has 3D features
     return Source(model, teacher and load_model(teacher, "cpu", heads, kind=uwav.Teacher), classes,
-                  "checkpoints of the authors' code", features)
+                  "checkpoints of the authors' code", features=features)
 
 
 def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
@@ -470,7 +475,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("paths", type=Path, nargs="+", metavar="[RUN] OUT", help="folder of a run; folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
     parser.add_argument("--features", choices=FEATURE_SETS, help="of the run (default: clip_clap, else base)")
-    parser.add_argument("--row", default="full", help="of the ablation (default: full, which is UWAV)")
+    parser.add_argument("--row", help="of the ablation (default: full, which is UWAV, else valor)")
     parser.add_argument("--data", type=Path, help="packed folder of the run (default: RUN/data)")
     parser.add_argument("--released-han", type=Path, metavar="FILE", help="a HAN of the authors' code, instead of RUN")
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")

@@ -1,22 +1,26 @@
 """The data command: from annotations, feature files and videos to the arrays that `uwav.py` trains on.
 
     python features.py demo OUT            # an invented LLP and UnAV-100                      (data/demo_world.py)
-    python features.py calibrate TRIALS    # how its constants were fitted                     (docs/demo_world.md)
     python features.py fetch DIR           # the published annotations and features            (data/fetch.py)
     python features.py extract VIDEOS OUT  # videos -> CLIP and CLAP embeddings                (video/)
     python features.py text CLASSES OUT    # class names -> text embeddings                    (video/encoders.py)
+    python features.py template VIDEOS OUT # tables for labels of your own, to be filled in    (data/annotations.py)
     python features.py pack SOURCE OUT     # thousands of small .npy files -> a packed folder  (data/pack.py)
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from common.command import Parser, one_sentence_errors, working_in
-from data.annotations import LLP_SEGMENTS, read_llp, read_unav
+from data.annotations import LLP_SEGMENTS, check_own, read_llp, read_unav, write_template
 from data.pack import pack
 
 
@@ -48,16 +52,6 @@ def run_pack(options: argparse.Namespace) -> None:
         pack(options.source, options.out, options.workers, options.missing, options.replace)
 
 
-def run_calibrate(options: argparse.Namespace) -> None:
-    from data import demo_world
-    from train.presets import PRESETS
-
-    preset = PRESETS["demo"]
-    world = demo_world.calibrate(options.trials, options.seeds, preset.teacher, preset.pretrain)
-    for name in ("audio_noise", "visual_noise", "audio_alignment", "visual_alignment"):
-        print(f"    {name}: float = {getattr(world, name):.3g}")
-
-
 def run_extract(options: argparse.Namespace) -> None:
     """`extract`: everything that can be refused is refused before the encoders are built."""
     for name in ("segments", "longest", "workers", "group"):
@@ -74,10 +68,18 @@ def run_extract(options: argparse.Namespace) -> None:
     device = devices.connect(device)
     try:
         extract.check(options.videos, options.out, made_with)
-        clip, clap = encoders.ClipEncoder(files["clip"], device), encoders.ClapEncoder(files["clap"], device)
+        built = functools.cache(lambda: (encoders.ClipEncoder(files["clip"], device).images,
+                                         encoders.ClapEncoder(files["clap"], device).sounds))
+        one = threading.Lock()  # thread builds them, and only if a video needs them
+
+        def encode(kind: int, x: np.ndarray) -> np.ndarray:
+            with one:
+                encoder = built()[kind]
+            return encoder(x)
+
         with devices.alone_in(options.out):
-            extract.extract(options.videos, options.out, clip.images, clap.sounds, made_with, choices, options.workers,
-                            group=options.group or (16 if on_gpu else 4),
+            extract.extract(options.videos, options.out, functools.partial(encode, 0), functools.partial(encode, 1),
+                            made_with, choices, options.workers, group=options.group or (16 if on_gpu else 1),
                             threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry)
     finally:
         devices.disconnect()
@@ -92,9 +94,16 @@ def run_text(options: argparse.Namespace) -> None:
     files, made_with, device = _encoders(options)
     from video import encoders, extract
 
-    extract.write_texts(extract.read_classes(options.classes), options.out,
+    classes = extract.read_classes(options.classes)
+    if (options.out / "labels.csv").exists():
+        check_own(options.out, tuple(classes))  # before hours of extraction
+    extract.write_texts(classes, options.out,
                         lambda texts: encoders.ClipEncoder(files["clip"], device).texts(texts),
                         lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with)
+
+
+def run_template(options: argparse.Namespace) -> None:
+    write_template(options.videos, options.out)
 
 
 def run_fetch(options: argparse.Namespace) -> None:
@@ -131,10 +140,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--unav", type=Path, metavar="FILE", help="the real unav100_annotations.json")
     sub.add_argument("--seed", type=int, default=0)
 
-    sub = command("calibrate", "fit the demo world to the scores of published labels: half an hour", run_calibrate)
-    sub.add_argument("trials", type=Path, help="JSON file for finished trials; the same command goes on from there")
-    sub.add_argument("--seeds", type=int, default=3, help="worlds and teachers (default: 3)")
-
     sub = command("pack", "thousands of small .npy files -> a few arrays", run_pack)
     sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/, or your own (docs/own_videos.md)")
     replaceable(sub)
@@ -150,12 +155,17 @@ def build_parser() -> argparse.ArgumentParser:
     length.add_argument("--segments", type=int, help="of every video (default: its length in s, rounded up)")
     sub.add_argument("--longest", type=float, default=600.0, metavar="S", help="refuse longer videos (default: 600 s)")
     sub.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
-    sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 4 on a CPU)")
+    sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 1 on a CPU)")
     sub.add_argument("--retry", action="store_true", help="try the videos of failures.csv again")
 
     sub = command("text", "class names -> CLIP and CLAP text embeddings", run_text)
-    sub.add_argument("classes", help="llp, the annotation file of UnAV-100, or a text file with one class a line")
+    sub.add_argument("classes", help="llp, the annotation file of UnAV-100, your labels.csv, or a text file with one "
+                                     "class a line")
     encoded(sub)
+
+    sub = command("template", "labels.csv and events.csv with your videos filled in, for a spreadsheet", run_template)
+    sub.add_argument("videos", type=Path, help="folder of videos")
+    sub.add_argument("out", type=Path, help="folder for the two tables")
 
     sub = command("fetch", "download the published annotations and CLIP/CLAP features", run_fetch)
     sub.add_argument("folder", type=Path, help="gets LLP/ and UnAV/, as `pack` reads them")

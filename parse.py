@@ -182,10 +182,15 @@ def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
         else:
             batches = (x[i : i + AT_ONCE] for i in range(0, len(x), AT_ONCE))
             found[name] = np.concatenate([bundle.run(encoder, {inputs: b})["embedding"] for b in batches])  # (T, D)
-    for name in ("clip_image", "clap_audio"):
-        if bundle.files.get(name, {}).get("weights", {}).get("weights") == "random":
-            print(f"WARNING: {name}.onnx has RANDOM WEIGHTS: a dry run, the events mean nothing", file=sys.stderr)
     return found
+
+
+def warnings(bundle: Bundle) -> list[str]:
+    """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real."""
+    files = [name for name in ("clip_image", "clap_audio")
+             if bundle.files.get(name, {}).get("weights", {}).get("weights") == "random"]
+    reasons = [f"RANDOM WEIGHTS in {name}.onnx" for name in files] + [str(bundle.info.get("dry_run") or "")]
+    return [f"WARNING: a dry run ({x}): the events mean nothing for real videos" for x in reasons if x]
 
 
 # ---- Parsing -------------------------------------------------------------------------------------
@@ -345,7 +350,8 @@ def main(arguments: list[str] | None = None) -> None:
         bundle = Bundle(options.bundle, options.device)
         read = features_of_file if options.source.suffix == ".npz" else features_of_video
         result = parse(read(options.source, bundle), bundle)
-        print(timeline(result))
+        print(timeline(result), flush=True)
+        print(*warnings(bundle), sep="\n", end="\n" * bool(warnings(bundle)), file=sys.stderr, flush=True)
         used = ", ".join(f"{name} {provider}" for name, provider in bundle.providers.items())
         print(f"(ran on: {used})")
         if options.json:

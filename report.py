@@ -10,6 +10,7 @@ figures.py, the statistics computed in evidence.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,13 +26,13 @@ import uwav
 from common.command import one_sentence_errors
 from common.files import atomic, made_by, read_sealed
 from data.annotations import LLP_CLASSES
-from data.layout import read_index
+from data.layout import dry_run, read_index
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import Page, facts, mean_and_spread, paragraph, table
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, paper_column
 from train.checkpoints import check_fields, load_file, read_history
-from train.stages import Labels, dead_branch, read_labels, read_predictions
+from train.stages import THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, trivial_scores
 from uwav import SCORES, video_scores
 
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
@@ -63,15 +64,17 @@ class Saved:
     def ablation(self) -> dict:
         path = self.run / "ablation.json"
         ablation = read_sealed(path, "python uwav.py ablate")
-        if ablation["data"] != self.index["sha256"]:
-            raise ValueError(f"{path}: made from other data than {self.data}")
+        with made_by("python uwav.py ablate", path):
+            if ablation["data"] != self.index["sha256"]:
+                raise ValueError(f"made from other data than {self.data}")
+            ablation["trivial"]  # an earlier version's have none
         return ablation
 
     @cached_property
     def parser(self) -> Path:
         """Folder of the parser that is looked at: the one with features `base` where it is there."""
-        trained = sorted(path.parent for path in self.folder.glob("*/full/han.pt"))
-        if not trained:
+        trained = [path.parent for row in ("full", "valor") for path in sorted(self.folder.glob(f"*/{row}/han.pt"))]
+        if not trained or (trained[0].name == "valor" and not self.is_own):
             raise FileNotFoundError(f"{self.folder}/*/full/han.pt: no trained parser (`python uwav.py train`)")
         return trained[0]
 
@@ -94,7 +97,8 @@ class Saved:
 
     @cached_property
     def labels(self) -> Labels:
-        return self.labels_of(self.folder / "labels_teacher.npz")
+        by_teacher = self.parser.name == "full" if self.is_own else True
+        return self.labels_of(self.folder / f"labels_{'teacher' if by_teacher else 'segment'}.npz")
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:
@@ -102,12 +106,16 @@ class Saved:
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
-        return read_predictions(self.parser / "predictions_test.npz", self.data)
+        return read_predictions(self.parser / f"predictions_{self.split}.npz", self.data)
 
     @property
-    def judged(self) -> str:
-        """The split on which labels are judged: test; without its truth val, on which thresholds were fitted."""
-        return "test" if "llp/test/audio.npy" in self.index["files"] else "val"
+    def split(self) -> str:
+        """On which the parser is judged: test; of your own data without it val, by which its epoch was chosen."""
+        return "val" if self.is_own and "llp/test/audio.npy" not in self.index["files"] else "test"
+
+    @property
+    def is_own(self) -> bool:
+        return "unav" not in self.index
 
     @property
     def is_llp(self) -> bool:
@@ -115,28 +123,31 @@ class Saved:
         return self.index["source"] == "pack" and tuple(self.index["llp"]["classes"]) == LLP_CLASSES
 
 
-# ---- 1  What ran ---------------------------------------------------------------------------------
+# ---- What ran ------------------------------------------------------------------------------------
 
 def data_notice(page: Page) -> str:
-    source = page.saved.index["source"]  # the demo world's is a dict
-    if isinstance(source, str) and "random weights" not in source:
+    why = dry_run(page.saved.index)
+    with contextlib.suppress(FileNotFoundError):
+        why = page.saved.labels.settings["dry_run"] or why
+    if not why:
         return ""
-    kind = ("come from encoders with random weights: a dry run" if isinstance(source, str) else
-            "are invented: the numbers show that every part runs, not how good the method is on real videos")
-    return f'<p class="notice">The features of this run {kind}. Do not compare its numbers with published ones.</p>'
+    return (f'<p class="notice">This run has seen {escape(why)}: its numbers show that every part runs, not how good '
+            "the method is on real videos. Do not compare them with published ones.</p>")
 
 
 def run_table(page: Page) -> str:
-    index, ablation = page.saved.index, page.saved.ablation
+    index, ablation = page.saved.index, {} if page.saved.is_own else page.saved.ablation
     source = index["source"]
     if isinstance(source, dict):
         real = source.get("real_annotations")
         source = "demo world: invented features, " + (f"real annotations ({', '.join(real)})" if real else
                                                       "invented annotations")
-    rows = {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
-            "seeds": ", ".join(map(str, ablation["seeds"])), "seed in pictures": page.saved.seed, "data": source}
+    rows = {"data": source, "seed in pictures": page.saved.seed}
+    if ablation:
+        rows |= {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
+                 "seeds": ", ".join(map(str, ablation["seeds"]))}
     for key, name in (("llp", "target set"), ("unav", "pre-training set")):
-        if key in index:  # own data have no pre-training set
+        if key in index:
             videos = ", ".join(f"{split} {len(ids):,}" for split, ids in index[key]["videos"].items())
             rows[name] = f"{len(index[key]['classes'])} classes; videos: {videos}"
     return facts("What was run", {name: escape(str(value)) for name, value in rows.items()})
@@ -162,9 +173,59 @@ def stage_table(page: Page) -> str:
         "GPU not quite (docs/promises.md).")
 
 
-# ---- 2  Scores -----------------------------------------------------------------------------------
+# ---- Result --------------------------------------------------------------------------------------
 
 KINDS = ["A", "V", "AV", "Type", "Event"]
+LEVELS = [("", 1), ("segment level", 5), ("event level", 5)]
+
+
+def result(page: Page) -> str:
+    """Three sentences: what came out, by what, and how far it is that of the paper."""
+    ablation = page.saved.ablation
+    features, rows = next(iter(ablation["scores"].items()))
+    of_row = {name: mean_and_spread([v["seg_type"] for v in values]) for name, values in rows.items()}
+    of_labels = {k: mean_and_spread([v["seg_type"] for v in x]) for k, x in ablation["labels"].items()}
+    sentences = [f"On the test split UWAV scores {of_row['full']} % of Type, with features {features}; the same parser "
+                 f"scores {of_row['valor']} % with labels of single seconds (VALOR) and {of_row['video_only']} % with "
+                 "weak labels alone.",
+                 f"What helps are the labels of the teacher: {of_labels['teacher']} % of Type, in place of "
+                 f"{of_labels['segment']} % by single seconds."]
+    against = []
+    for d in ablation["differences"][features]:
+        first, second, ours = ROWS[d["first"]], ROWS[d["second"]], d["scores"]["seg_type"]
+        papers, (low, high) = second.paper_type - first.paper_type, ours["interval"]
+        if ours["mean"] * papers < 0 < low * high:
+            against.append(f"{first.short} → {second.short} ({ours['mean']:+.1f}, in the paper {papers:+.1f})")
+    sentences.append(f"Against the paper's order: {'; '.join(against)}." if against else
+                     "No step differs from the paper's order by more than the choice of test videos explains.")
+    return "".join(map(paragraph, sentences))
+
+
+def own_result(page: Page) -> str:
+    """What can be said of your own data: how many, labels and thresholds from what, scores beside trivial ones."""
+    saved, index = page.saved, page.saved.index["llp"]
+    annotated = {s: len(ids) for s, ids in index["videos"].items() if s != "train"}
+    learned, teacher = len(index["videos"]["train"]), saved.parser.name == "full"
+    path = saved.folder / f"labels_{'teacher' if teacher else 'segment'}.json"
+    weakly = read_sealed(path, "python uwav.py label").get("weak_thresholds", {})
+    weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in weakly.items() if names)
+    rule = saved.labels.settings.get("thresholds", "val")
+    sentences = [
+        f"{learned + sum(annotated.values())} clips of {index['segments']} s, {len(index['classes'])} classes; learned "
+        f"from: {learned}, annotated: {', '.join(f'{n} ({s})' for s, n in annotated.items()) or 'none'}.",
+        f"Labels come from {'a teacher' if teacher else 'single seconds, without a teacher (as in VALOR)'}, thresholds "
+        f"{THRESHOLDS[rule]}. " + f"From weak labels alone: {escape(weakly)}." * bool(weakly)]
+    if not annotated:
+        return "".join(map(paragraph, [*sentences, "Nothing is annotated, so nothing can be scored."]))
+    weak, truth = load_weak(saved.data, saved.split), load_truth(saved.data, saved.split)
+    rows = {"the parser": uwav.parsing_scores(*saved.predictions, *truth)} | trivial_scores(weak, *truth)
+    sentences.append(
+        f"F-scores on the annotated clips of {saved.split}, percent"
+        + ("; thresholds and the epoch were chosen by these very clips, so they flatter" * (saved.split == "val"))
+        + ". A parser is worth something if it is above both other lines; the last one knows the weak labels."
+        + " This parser predicts no event at all." * (not any(x.any() for x in saved.predictions)))
+    return "".join(map(paragraph, sentences)) + table(
+        [""] + 2 * KINDS, [[title] + [f"{x[s]:.1f}" for s in SCORES] for title, x in rows.items()], LEVELS)
 
 
 def score_tables(page: Page) -> str:
@@ -180,8 +241,10 @@ def score_tables(page: Page) -> str:
                 shown.append(paper_row(map("{:.1f}".format, PAPER_FULL[features])))
             elif llp and row.paper_type and paper_column(features, "pack"):
                 shown.append(paper_row(str(row.paper_type) if s == "seg_type" else "" for s in SCORES))
+        nothing, scores = next(iter(ablation["trivial"].items()))
+        shown.append([f"<em>{nothing}</em>"] + [f"{scores[s]:.1f}" for s in SCORES])
         parts.append(f"<h3>Parser, features {escape(features)}</h3>" + table(
-            ["row of the ablation"] + 2 * KINDS, shown, [("", 1), ("segment level", 5), ("event level", 5)]))
+            ["row of the ablation"] + 2 * KINDS, shown, LEVELS))
     return paragraph(
         "F-scores on the test split in percent. A: what is audible; V: what is visible; AV: what is both at once; "
         "Type: the mean of these three; Event: audible and visible counted together. Segment level compares seconds, "
@@ -202,7 +265,9 @@ def label_table(page: Page) -> str:
         rows.append([title] + [mean_and_spread([v[s] for v in values]) for s in SCORES[:5]])
         if page.saved.is_llp:
             rows.append(paper_row(str(PAPER_LABELS[name][s]) for s in SCORES[:5]))
-    return "<h3>Quality of the pseudo-labels</h3>" + paragraph(
+    everything, scores = list(page.saved.ablation["trivial"].items())[1]
+    rows.append([f"<em>{everything}</em>"] + [f"{scores[s]:.1f}" for s in SCORES[:5]])
+    return paragraph(
         "Segment-level F-scores of the hard labels on the test split. The labeller knows the weak label, the parser "
         "above does not.") + table(["labels"] + KINDS, rows)
 
@@ -227,8 +292,10 @@ def difference_figure(page: Page) -> str:
     ablation, parts = page.saved.ablation, []
     for features, differences in ablation["differences"].items():
         named = [(f"{ROWS[d['first']].short} → {ROWS[d['second']].short}", d["scores"]) for d in differences]
-        panels = [figures.forest(title, [(name, scores[score]) for name, scores in named])
-                  for title, score in (("Type, segment level", "seg_type"), ("Type, event level", "event_type"))]
+        both = ("Type, segment level", "seg_type"), ("Type, event level", "event_type")
+        large = [d["first"] == "video_only" for d in differences]  # one step like no other, which would squeeze these
+        panels = [figures.forest(title, [(name, x[score]) for (name, x), out in zip(named, large) if out == apart])
+                  for apart in (False, True) if apart in large for title, score in both]
         ranges = [(*scores["seg_type"]["interval"], *scores["seg_type"]["by_seed"]) for _, scores in named]
         clear = sum(min(x) > 0 or max(x) < 0 for x in ranges)
         caption = (
@@ -239,10 +306,10 @@ def difference_figure(page: Page) -> str:
                 "There is one seed, so how far seeds scatter is unknown; --seeds 3 would show it."))
         parts.append(page.figure(f"differences_{features}", panels, f"Differences between rows, features {features}",
                                  caption))
-    return "<h3>What each step adds</h3>" + "".join(parts)
+    return "".join(parts)
 
 
-# ---- 3  Training ---------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 def teacher_figure(page: Page) -> str:
     path = page.saved.folder / "teacher.pt"
@@ -263,7 +330,8 @@ def teacher_figure(page: Page) -> str:
 
 def parser_figure(page: Page) -> str:
     terms, scores, absent = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible"), {}, []
-    for name, row in ROWS.items():
+    rows = {page.saved.parser.name: ROWS[page.saved.parser.name]} if page.saved.is_own else ROWS
+    for name, row in rows.items():
         path = page.saved.parser.parent / name / "han.pt"
         if not path.is_file():
             absent.append(row.short)
@@ -273,44 +341,52 @@ def parser_figure(page: Page) -> str:
             scores[row.short] = [float(r["val"]["seg_type"]) for r in history if r["val"]]
             losses = {term: [float(r[key]) for r in history] for term, key in zip(terms, uwav.LOSSES)}
     own = scores[row.short]  # of the last row, UWAV
-    panels = [figures.lines("UWAV: parts of the loss (Eq. 9)", "loss", losses)]
+    panels = [figures.lines(f"{row.short}: parts of the loss (Eq. 9)", "loss", losses)]
     if own:
         panels.append(figures.lines("validation, segment-level Type", "F-score, %", scores, row.short))
-        said = (f"Of UWAV, epoch {own.index(max(own)) + 1} of {len(own)} was kept ({max(own):.1f} %). A score that "
-                "still rises at the end means that training was short.")
+        said = (f"Of {row.short}, epoch {own.index(max(own)) + 1} of {len(own)} was kept ({max(own):.1f} %). A score "
+                "that still rises at the end means that training was short.")
     else:
         said = "No video is annotated, so there is no validation score, and the last epoch was kept."
     said += f" Missing in this run: {', '.join(absent)}." if absent else ""
     return page.figure("curves", panels, "Training of the parser", said)
 
 
-# ---- 4  Uncertainty ------------------------------------------------------------------------------
+# ---- Uncertainty ---------------------------------------------------------------------------------
 
 def reliability_figure(page: Page) -> str:
     """Soft labels of both modalities against the dense truth; the error over all seeds."""
-    saved, panels, split = page.saved, [], page.saved.judged
-    truth, weak = load_truth(saved.data, split), load_weak(saved.data, split)
-    if not weak.any():
-        raise FileNotFoundError(f"no video of the {split} split has a weak label, so no soft label to judge")
+    saved, panels, always = page.saved, [], []
+    truth, weak = load_truth(saved.data, "test"), load_weak(saved.data, "test")
     for m, modality in enumerate(MODALITIES):
         curves = {}
         for temperature, whose in TEMPERATURES.items():
-            soft = (uwav.soft_labels(x.logits[split][m], x.thresholds[m], weak, temperature)  # (N, T, C)
-                    for x in (saved.labels, *saved.labels_of_all_seeds))
-            r, *of_seeds = (evidence.reliability(*(evidence.labelled(x, weak) for x in (z, truth[m]))) for z in soft)
-            errors = [100 * x.calibration_error for x in of_seeds]
-            spread = f" ± {np.std(errors, ddof=1):.1f}" if len(errors) > 1 else ""
-            curves[f"temperature {temperature:g}, {whose}: error {np.mean(errors):.1f}{spread} %"] = r
-        panels.append(figures.reliability(f"{split}, {modality}", curves))
+            judged = []
+            for x in (saved.labels, *saved.labels_of_all_seeds):
+                soft = uwav.soft_labels(x.logits["test"][m], x.thresholds[m], weak, temperature)  # (N, T, C)
+                finite = weak * x.thresholds[m].isfinite()  # (N, C)
+                if not finite.any():
+                    raise FileNotFoundError("soft labels to judge: no video of the test split has a class with a "
+                                            "finite threshold")
+                judged += [[evidence.reliability(evidence.labelled(soft, entries), evidence.labelled(truth[m], entries))
+                            for entries in (finite, weak)]]
+            errors, with_all = zip(*([100 * r.calibration_error for r in pair] for pair in judged[1:]))
+            error = mean_and_spread(errors, " ± {}")
+            curves[f"temperature {temperature:g}, {whose}: error {error} %"] = judged[0][0]
+        panels.append(figures.reliability(f"test, {modality}", curves))
+        share = 1 - judged[0][0].count.sum() / judged[0][1].count.sum()
+        always.append(f"{share:.0%} of the entries of what is {modality} (with them, the error at temperature "
+                      f"{temperature:g} is {mean_and_spread(with_all)} %)")
     return page.figure("reliability", panels, "Do soft labels mean what they say?", (
         "If of all labels near 0.8, 80 % are true, the curve lies on the dotted diagonal; above it labels are too low, "
         "below it too high. Entries (video, second, class) of the weak label only. In the legend the expected "
-        f"calibration error over {evidence.BINS} equally wide bins, mean and standard deviation over seeds."
-        + (" Thresholds were fitted on these very videos: test has no truth." if split == "val" else "")))
+        f"calibration error over {evidence.BINS} equally wide bins, mean and standard deviation over seeds. Classes "
+        "whose threshold is -inf are left out: all their seconds are labelled, and how certainly depends on the lowest "
+        f"logit alone, which says nothing of truth. They are {' and '.join(always)}."))
 
 
 def distance_figure(page: Page) -> str:
-    saved, panels, sentences, split = page.saved, [], [], page.saved.judged
+    saved, panels, sentences, split = page.saved, [], [], "test"
     truth, weak = load_truth(saved.data, split), load_weak(saved.data, split)
     for m, modality in enumerate(MODALITIES):
         d, *of_seeds = (evidence.accuracy_by_distance(x.logits[split][m], x.thresholds[m], truth[m], weak)
@@ -326,47 +402,55 @@ def distance_figure(page: Page) -> str:
         left_out = int(saved.labels.thresholds[m].isinf().sum())
         sentences.append(said + f"; {left_out} classes with threshold -inf are left out" * bool(left_out))
     if not panels:
-        raise FileNotFoundError(f"labels of the {split} split with finite thresholds")
+        raise FileNotFoundError("labels of the test split with finite thresholds")
     return page.figure("distance", panels, "Is farther from the threshold more certain?", (
         "Soft labels rest on the claim that these curves rise: labels by the distance of their logit from the class's "
         f"threshold, in {evidence.DISTANCE_BINS} bins of equal count. In numbers, {'. And '.join(sentences)}."))
 
 
-# ---- 5-7  Timelines; classes and modalities; class balance and mixup -----------------------------
+# ---- Timelines; classes and modalities; class balance and mixup ----------------------------------
 
 def timeline_figure(page: Page) -> str:
     saved = page.saved
-    truth, predicted, weak = load_truth(saved.data, "test"), saved.predictions, load_weak(saved.data, "test")
+    split, predicted = saved.split, saved.predictions
+    truth, weak = load_truth(saved.data, split), load_weak(saved.data, split)
     score = 100 * video_scores(*predicted, *truth)["seg_type"].numpy()  # (N,)
-    soft = [uwav.soft_labels(z, theta, weak, saved.training.temperature).numpy()
-            for z, theta in zip(saved.labels.logits["test"], saved.labels.thresholds)]  # (N, T, C) each
-    panels, names = [], []
+    hard = saved.training.pseudo_label == "hard"
+    soft = [(uwav.hard_labels(z, theta, weak) if hard else
+             uwav.soft_labels(z, theta, weak, saved.training.temperature)).numpy()
+            for z, theta in zip(saved.labels.logits[split], saved.labels.thresholds)]  # (N, T, C) each
+    panels, names, chosen = [], [], {}
     for kind, n in evidence.choose_videos(score, *truth).items():
+        chosen.setdefault(n, []).append(kind)
+    for n, kinds in chosen.items():
+        kind = ", ".join(kinds)
         shown = np.flatnonzero(sum(x[n].any(0).int() for x in (*predicted, *truth)))  # classes true or predicted
         for m, modality in enumerate(MODALITIES):
             panels.append(figures.timeline(
                 f"{kind}: {modality}", modality, [saved.classes[c] for c in shown], truth[m][n][:, shown].numpy(),
                 soft[m][n][:, shown], predicted[m][n][:, shown].numpy()))
-        names.append(f"{kind}: {saved.index['llp']['videos']['test'][n]}, {score[n]:.0f}")
-    return page.figure("timelines", panels, "Truth, soft labels and prediction, second by second", (
-        "The test videos with the best, median and worst segment-level Type, and the one in which what is audible and "
-        "what is visible coincide least. Labels know which classes occur in the video, the parser does not. "
+        names.append(f"{kind}: {saved.index['llp']['videos'][split][n]}, {score[n]:.0f}")
+    return page.figure("timelines", panels, f"Truth, {'' if hard else 'soft '}labels and prediction of some videos", (
+        f"Those of the {split} split with the best, median and worst segment-level Type, and the one in which what "
+        "is audible and what is visible coincide least. Labels know which classes occur in the video, the parser does not. "
         f"Video and its Type: {escape('; '.join(names))}."))
 
 
 def class_figure(page: Page) -> str:
     saved = page.saved
-    pred, truth = saved.predictions, load_truth(saved.data, "test")
+    pred, truth = saved.predictions, load_truth(saved.data, saved.split)
     f = {modality: evidence.class_f_scores(pred[m], truth[m]) for m, modality in enumerate(MODALITIES)}
     order = np.argsort(-sum(np.nan_to_num(x) for x in f.values()), kind="stable")
     seconds = {modality: x.float().sum((0, 1)).numpy() for modality, x in zip(MODALITIES, truth)}
     panels = [figures.dots(title, xlabel, [saved.classes[c] for c in order], {m: x[order] for m, x in series.items()},
                            percent=series is f) for title, xlabel, series in (
         ("F-score of the parser", "F-score of the class, %", f),
-        ("how much of it there is", "true seconds in the test split", seconds))]
+        ("how much of it there is", f"true seconds in the {saved.split} split", seconds))]
+    never = [f"{modality} {saved.classes[c]}" for m, modality in enumerate(MODALITIES)
+             for c in np.flatnonzero(~pred[m].any(1).any(0) & truth[m].any(1).any(0))]
     return page.figure("classes", panels, "The parser, class by class", (
-        "Segment-level F-score of UWAV on the test split, counted over all seconds of all videos. A class without a "
-        "mark is neither true nor predicted."))
+        f"Segment-level F-score on the {saved.split} split, counted over all seconds of all videos. A class without a "
+        f"mark is neither true nor predicted. Never predicted: {escape(', '.join(never)) or 'none'}."))
 
 
 def threshold_figure(page: Page) -> str:
@@ -381,19 +465,19 @@ def threshold_figure(page: Page) -> str:
             bounds = z.nanquantile(torch.tensor([0.1, 0.9]), 0).T  # (C, 2)
             spans[f"logits of {name}, middle 80 %"] = bounds[order].numpy()
         drawn = threshold.masked_fill(threshold.isinf(), torch.nan)[order].numpy()
-        panels.append(figures.dots(modality, "teacher's logit", [saved.classes[c] for c in order],
+        panels.append(figures.dots(modality, "logit", [saved.classes[c] for c in order],
                                    {"threshold": drawn}, spans, percent=False))
-    return page.figure("thresholds", panels, "Thresholds of the teacher's logits", (
+    return page.figure("thresholds", panels, "Thresholds", (
         "For each class the threshold of best F1 on val, over the logits of its seconds and of all others of videos "
-        "with the class in their weak label. The less the bars overlap, the better the teacher tells seconds apart. "
+        "with the class in their weak label. The less the bars overlap, the better the logits tell seconds apart. "
         "Without a mark, the threshold is -inf: every second of a video with the class is labelled."))
 
 
 def confusion_figure(page: Page) -> str:
-    counts = evidence.modality_confusion(*page.saved.predictions, *load_truth(page.saved.data, "test"))
+    counts = evidence.modality_confusion(*page.saved.predictions, *load_truth(page.saved.data, page.saved.split))
     return page.figure("confusion", [figures.confusion(counts)], "Audible, visible or both", (
-        "Each second of each class in the test videos: share of its row, and count. The last row holds false alarms; "
-        "what is neither in truth nor in prediction is left out."))
+        f"Each second of each class in the {page.saved.split} split: share of its row, and count. The last row holds "
+        "false alarms; what is neither in truth nor in prediction is left out."))
 
 
 def balance_table(page: Page) -> str:
@@ -411,34 +495,28 @@ def balance_table(page: Page) -> str:
         ["modality", "positive entries", "w_pos", "w_neg", "w_pos / w_neg"], rows)
 
 
-def mixup_figure(page: Page) -> str:
-    saved, panels = page.saved, []
-    weak, config = load_weak(saved.data, "train"), saved.training
-    for m, modality in enumerate(MODALITIES):
-        soft = uwav.soft_labels(saved.labels.logits["train"][m], saved.labels.thresholds[m], weak, config.temperature)
-        pair = evidence.mixed_pair(soft, config.alpha, config.batch, saved.seed)
-        if pair:
-            panels.append(figures.mixed_labels(modality, saved.classes, *pair))
-    if not panels:
-        raise FileNotFoundError("an example of mixup: no two segments of the training set are labelled differently")
-    return page.figure("mixup", panels, "Mixed labels", (
-        "Mixup adds the features of two segments with weights lambda and 1 - lambda, and asks for the equally mixed "
-        f"labels. The first pair with different classes in a batch of {config.batch} training videos, drawn with seed "
-        f"{saved.seed}; lambda ~ Beta({config.alpha:g}, {config.alpha:g})."))
-
-
 # ---- The whole page ------------------------------------------------------------------------------
 
 def build(saved: Saved, pictures: Path) -> str:
     page = Page(saved.run, pictures, saved)
-    page.section("What ran", run_table, stage_table)
-    page.section("Scores", score_tables, difference_figure, label_table, label_figure)
-    page.section("Training", teacher_figure, parser_figure)
-    page.section("Uncertainty", reliability_figure, distance_figure)
+    try:
+        own, notice = saved.is_own, data_notice(page)
+    except FileNotFoundError:  # said in the sections
+        own, notice = False, ""
+    if own:
+        page.section("Result", own_result)
+    else:
+        page.section("Result", result, score_tables)
+        page.section("What each step adds", difference_figure)
+        page.section("Labels", label_table, label_figure)
     page.section("Timelines", timeline_figure)
     page.section("Classes and modalities", class_figure, confusion_figure, threshold_figure)
-    page.section("Class balance and mixup", balance_table, mixup_figure)
-    return page.html(page.attempt(data_notice))
+    page.section("Uncertainty", reliability_figure, distance_figure)
+    if not own or saved.parser.name == "full":
+        page.section("Class balance", balance_table)
+    page.section("Training", parser_figure, *[] if own else [teacher_figure])
+    page.section("What ran", run_table, stage_table)
+    return page.html(notice)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,6 +8,7 @@ bash run_all.sh [options]          every stage on the demo world (invented featu
 bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: docs/real_data.md); with --fetch
                                    they are downloaded first, as far as they can be: add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
+bash run_all.sh --own DIR          your own videos: DIR has labels.csv (and events.csv, classes.txt): docs/own_videos.md
 bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 2 minutes, or all of them, 15 minutes
 
   --out DIR        where everything goes (default: runs/demo, runs/real or runs/paper)
@@ -18,6 +19,11 @@ bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 
   --fast           train in bf16 and, on a GPU, with compiled kernels
   --fetch          download the published annotations and CLIP/CLAP features into the folder of --data
   --sweep          also train UWAV with alpha and W varied, one at a time
+  --videos CLIPS   with --own: the folder of clips; without it, DIR has their features
+  --segments N     with --own: seconds of every clip that are used (default: 10)
+  --teacher FILE   with --own: a teacher of real features; without it, labels come from single seconds
+  --clip-weights W, --clap-weights W       with --own: files of weights (default: downloaded by name)
+  --dry-run        with --own: random weights unless W are named, and any teacher will do: to see that all runs
   --fresh          begin anew: delete what earlier runs wrote, if the output folder holds nothing else
   -- OPTIONS       passed on to every training stage, e.g. -- --set epochs=1
 
@@ -79,23 +85,37 @@ if [ "${1:-}" = test ]; then
 fi
 
 data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' sweep='' extra=()
+own='' videos='' segments='' teacher='' clip_weights='' clap_weights='' dry_run=''
 while [ $# -gt 0 ]; do
     case $1 in
         --fresh) fresh=yes; shift; continue ;;
         --fetch) fetch=yes; shift; continue ;;
         --fast) fast=yes; shift; continue ;;
         --sweep) sweep=yes; shift; continue ;;
+        --dry-run) dry_run=yes; shift; continue ;;
         -h | --help) usage; exit 0 ;;
         --) shift; extra=("$@"); break ;;
-        --data | --llp | --unav | --out | --seeds | --preset | --features | --device)
+        --data | --llp | --unav | --out | --seeds | --preset | --features | --device | \
+            --own | --videos | --segments | --teacher | --clip-weights | --clap-weights)
             [ $# -ge 2 ] || die "$1 needs a value"
-            printf -v "${1#--}" %s "$2"; shift 2 ;;
+            name=${1#--}
+            printf -v "${name/-/_}" %s "$2"; shift 2 ;;
         *) usage >&2; die "unknown option $1" ;;
     esac
 done
 [ -z "$fetch" ] || [ -n "$data" ] || die "--fetch needs --data DIR: where to put the files"
 [ -z "$data" ] || [ -z "$llp$unav" ] || die "--data brings its own annotations: leave out --llp and --unav"
-if [ -n "$data" ]; then
+[ -n "$own" ] || [ -z "$videos$segments$teacher$clip_weights$clap_weights$dry_run" ] ||
+    die "--videos, --segments, --teacher, --clip-weights, --clap-weights and --dry-run go with --own DIR"
+if [ -n "$own" ]; then
+    out=${out:-runs/own} preset=${preset:-paper}
+    [ -z "$data$llp$unav$fetch$sweep$features" ] && [ "$seeds" = 1 ] ||
+        die "--own goes with --videos, --segments, --teacher, --clip-weights, --clap-weights, --dry-run, --out, --preset, --device, --fast and --fresh"
+    [ -e "$own/labels.csv" ] ||
+        die "$own/labels.csv: no such file; \`python features.py template ${videos:-CLIPS} $own\` writes one to fill in"
+    for file in ${videos:+"$videos"} ${teacher:+"$teacher"}; do [ -e "$file" ] || die "$file: no such file or folder"; done
+    if [ -n "$dry_run" ]; then clip_weights=${clip_weights:-random} clap_weights=${clap_weights:-random}; fi
+elif [ -n "$data" ]; then
     out=${out:-runs/paper} preset=${preset:-paper}
 elif [ -n "$llp$unav" ]; then
     out=${out:-runs/real}
@@ -107,7 +127,10 @@ case ${preset:-demo} in demo | paper) ;; *) die "--preset $preset: demo or paper
 case $features in '' | base | clip_clap) ;; *) die "--features $features: base or clip_clap" ;; esac
 case $out in *[$'\t\n']*) die "--out: a tab or a line break in the name of a folder" ;; esac
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
-setup onnx "$needs"
+if [ -n "$own" ]; then setup onnx,features "$needs av open_clip laion_clap"; else setup onnx "$needs"; fi
+if [ ${#extra[@]} -gt 0 ]; then # before any work
+    "$python" -c 'import sys; from train.cli import check; check(sys.argv[1:])' pretrain DATA OUT "${train_options[@]}"
+fi
 if [ -n "$fresh" ] && [ -d "$out" ]; then # only what a run writes, and nothing at all if anything else is there
     encoders='clap|clip|vggish|res152|r2plus1d_18'
     ours="stages\.tsv|tables\.txt|ablation\.json|report\.html|\.started|labels_segment\.(npz|json)|pictures/[a-z_]+(-[0-9]+)?\.(svg|png)"
@@ -151,11 +174,52 @@ stage() { # stage TITLE COMMAND...
     touch "$out/.started"
     "${@:2}"
     echo "   done in $((SECONDS - started)) s"
-    if [ -n "$(find "$out" -newer "$out/.started" \( -name '*.pt' -o -name 'labels_*.npz' -o -name index.json \
-        -o -name bundle.json \) -print -quit)" ]; then record new; else record kept; fi
+    if [ -n "$(find "$out" ${own:+"$own"} -newer "$out/.started" \( -name '*.pt' -o -name 'labels_*.npz' \
+        -o -name index.json -o -name bundle.json -o -name '*.npy' \) -print -quit)" ]; then record new; else record kept; fi
 }
 
 packed=$out/data seed=$out/seed0
+
+if [ -n "$own" ]; then
+    weights=(--clip-weights "${clip_weights:-openai}" --clap-weights "${clap_weights:-630k-audioset-best}")
+    on=(${device:+--device "$device"})
+    if [ -e "$own/classes.txt" ]; then classes=$own/classes.txt; else classes=$own/labels.csv; fi
+    stage "Text: labels are checked, and the names of the classes embedded by CLIP and CLAP" \
+        "$python" features.py text "$classes" "$own" "${weights[@]}" ${on[@]+"${on[@]}"}
+    if [ -n "$videos" ]; then
+        stage "Extract: every second of a clip as CLIP and CLAP see and hear it" \
+            "$python" features.py extract "$videos" "$own" --segments "${segments:-10}" "${weights[@]}" ${on[@]+"${on[@]}"}
+    fi
+    stage "Pack features and labels into arrays" "$python" features.py pack "$own" "$packed" --missing skip
+    if [ -n "$teacher" ]; then
+        labels=teacher row=full
+        stage "Pseudo-labels by the teacher (Eq. 4)" "$python" uwav.py label "$packed" "$seed" --teacher "$teacher" \
+            ${dry_run:+--dry-run} ${on[@]+"${on[@]}"}
+    else
+        labels=segment row=valor
+        echo "No --teacher: labels come from single seconds, without their context, as in VALOR. In the paper that costs 3.9"
+        echo "points of Type (62.0 for 65.9), in the demo world 5.1. Where a teacher comes from: docs/own_videos.md"
+        stage "Pseudo-labels, each second by itself" "$python" uwav.py label "$packed" "$seed" --per-segment \
+            ${on[@]+"${on[@]}"}
+    fi
+    setting=full
+    if [ $row = valor ]; then setting=binary; fi
+    stage "Train the parser (Eq. 5-9)" "$python" uwav.py train "$packed" "$seed/clip_clap/$row" \
+        --labels "$seed/labels_$labels.npz" --setting $setting --features clip_clap "${train_options[@]}"
+    if [ -e "$packed/llp/test/audio.npy" ]; then split=test; else split=val; fi
+    if [ -e "$packed/llp/$split/audio.npy" ]; then
+        stage "Evaluate on the annotated clips ($split)" "$python" uwav.py evaluate "$packed" \
+            "$seed/clip_clap/$row/han.pt" --split $split ${on[@]+"${on[@]}"}
+    fi
+    stage "Export the parser and its encoders to ONNX, every file checked against PyTorch" \
+        "$python" export_onnx.py "$out" "$out/bundle" "${weights[@]}"
+    stage "Report: pictures and report.html" "$python" report.py "$out"
+    echo
+    echo "Everything is in $out; all of it took $SECONDS s. Open $out/report.html in a browser. To parse a new video:"
+    echo "    $python parse.py VIDEO --bundle $out/bundle --csv events.csv"
+    exit
+fi
+
 if [ -n "$fetch" ]; then
     stage "Fetch the published annotations and features" "$python" features.py fetch "$data"
 fi

@@ -8,9 +8,11 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import io
 import math
+import os
 import re
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -18,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import CONTROL, is_plain_name, read_json, regular
+from common.command import did_you_mean
+from common.files import CONTROL, atomic, is_plain_name, read_json, regular
 
 # ---- LLP annotations -----------------------------------------------------------------------------
 
@@ -149,12 +152,15 @@ def _read_table(path: Path, columns: tuple[str, ...], published: bool = False) -
         raise ValueError(f"{path}: not a csv file in UTF-8 ({error})") from None
     header = [name.lower() for name in rows[0][1]] if rows else []
     if wrong := [name for name in columns if header.count(name) != 1]:
-        raise ValueError(f"{path}: the header line must have the column {' and the column '.join(wrong)}, once"
-                         + (", separated by tabs" if published else ""))
+        known = "tabs" if published else "commas, semicolons or tabs"
+        found = len(header) == 1 and re.search(r"[^\w\s\"]", header[0])
+        raise ValueError(f"{path}: the header line must have the column {' and the column '.join(wrong)}, once, "
+                         f"separated by {known}" + (f", not by {found[0]!r}" if found else ""))
     for line, cells in rows[1:]:
         if len(cells) != len(header) or (published and "" in cells):
             raise ValueError(f"{path}, line {line}: {len([c for c in cells if c])} cells, but the header line has "
-                             f"{len(header)}" + ("" if published else " (several labels are separated by semicolons)"))
+                             f"{len(header)}" + ("" if published else " (several labels are separated by semicolons" + (
+                                 ", in quotation marks where cells are, too)" if delimiter == ";" else ")")))
     return [(line, dict(zip(header, cells))) for line, cells in rows[1:]]
 
 
@@ -172,7 +178,10 @@ def _file_name(video: str, path: Path, line: int) -> str:
 
 def _class_number(name: str, class_index: dict[str, int], path: Path, line: int) -> int:
     if name not in class_index:
-        raise ValueError(f"{path}, line {line}: unknown class {name!r}; there are {some(list(class_index))}")
+        parts = [x.strip() for x in re.split("[,/|+]", name)]
+        several = "; several labels are separated by semicolons" if class_index.keys() >= set(parts) else ""
+        raise ValueError(f"{path}, line {line}: unknown class {name!r}; there are {some(list(class_index))}"
+                         + (several or did_you_mean(name, class_index)))
     return class_index[name]
 
 
@@ -239,7 +248,69 @@ def read_unav(json_path: str | Path) -> UnAV:
 
 VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 MODALITIES = {"audible": [0], "visible": [1], "both": [0, 1], "audio": [0], "visual": [1]}  # rows of a (2, T, C) truth
+EVENT_COLUMNS = ("video", "modality", "onset", "offset", "label")
 TIME = re.compile(r"\d{1,6}([.,]\d*)?")  # seconds; some spreadsheets write a decimal comma
+
+
+def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
+    """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
+
+    Any file may be a video, whatever its name; hidden ones are left out. Raises ValueError if there is none."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    files, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link to where we are already
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [Path(place) / name for name in names if not name.startswith(".")]
+    if not files:
+        raise ValueError(f"{folder}: no files in it")
+    files.sort(key=lambda f: (f.suffix.lower() not in VIDEO_NAMES, str(f)))  # x.mp4 goes before x.json
+    videos, same = {}, {}
+    for file in files:
+        name = re.sub(r"_\d+_\d+$", "", file.stem) if llp else file.stem
+        if videos.setdefault(name, file) != file:
+            same[file] = f"same id: {videos[name].relative_to(folder)} was used"
+    return dict(sorted(videos.items())), same
+
+
+def write_template(videos: Path, out: Path) -> None:
+    """labels.csv and events.csv with the videos of a folder filled in, for a spreadsheet. Raises ValueError if either
+    is there."""
+    found, _ = find_videos(videos, llp=False)
+    tables = {"labels.csv": ("video", "labels"), "events.csv": EVENT_COLUMNS}
+    if there := [out / name for name in tables if (out / name).exists()]:
+        raise ValueError(f"{there[0]}: is there already, and would be lost")
+    for name, columns in tables.items():
+        rows = [(path.name if path.suffix.lower() in VIDEO_NAMES else video, *[""] * (len(columns) - 1))
+                for video, path in found.items()]
+        with atomic(out / name) as temporary, open(temporary, "w", newline="", encoding="utf-8-sig") as file:
+            csv.writer(file).writerows([columns, *rows])
+    print(f"{out}: labels.csv and events.csv list {len(found)} videos; fill in the labels (several: kettle; dog), and "
+          "when for some of them (audible, visible or both; seconds)")
+
+
+def classes_of_labels(path: Path) -> list[str]:
+    """The names in the column `labels` of labels.csv, in alphabetical order; how often each occurs is printed."""
+    labels = [row["labels"].split(";") for _, row in _read_table(path, ("video", "labels"))]
+    count = collections.Counter(name.strip() for names in labels for name in names if name.strip())
+    if not count:
+        raise ValueError(f"{path}: no label in it yet")
+    names = sorted(count)
+    print(f"{path}: {len(names)} classes: {some([f'{name} ({count[name]} videos)' for name in names], 40)}")
+    for name in names:
+        if similar := did_you_mean(name, [other for other in names if other != name]):
+            print(f"  {name}{similar}")
+    return names
+
+
+def check_own(folder: Path, classes: tuple[str, ...]) -> None:
+    """Read both tables, whatever the videos; raises as `read_own` does."""
+    rows, events = _read_labels(folder / "labels.csv", classes), folder / "events.csv"
+    if events.exists():
+        _read_events(events, classes, rows.keys(), UNAV_LONGEST)
 
 
 def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, int], missing: str = "stop",
@@ -284,6 +355,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
             (len(absent), "videos have no features (left out)"),
             (len(lengths.keys() - rows.keys()), "videos with features are not in labels.csv (left out)"),
             (sum(video in truth for video in own.train.ids), "training videos are annotated (not used)"),
+            (int((own.train.weak.sum(1) == 0).sum()), "training videos have no label: none of the classes is there"),
             (cut, "rows of events.csv reach beyond the last segment of their video (cut there)"),
             (sum(int((rows[v][1] & ~occurs[v]).sum()) for v in dated),
              "labels of annotated videos have no row in events.csv (kept as labels)"),
@@ -321,7 +393,9 @@ def _read_events(path: Path, classes: tuple[str, ...], known: Container[str],
 
     As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset)."""
     class_index, truth, lines, cut = {name: c for c, name in enumerate(classes)}, {}, {}, 0
-    for line, row in _read_table(path, ("video", "modality", "onset", "offset", "label")):
+    for line, row in _read_table(path, EVENT_COLUMNS):
+        if not any(row[key] for key in EVENT_COLUMNS[1:]):  # of a template, not filled in
+            continue
         video, modality = _video_id(row["video"], path, line), row["modality"].lower()
         if video not in known:
             raise ValueError(f"{path}, line {line}: the video {video} is not in labels.csv")

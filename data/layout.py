@@ -55,6 +55,13 @@ def packed_feature_sets(index: dict) -> list[str]:
     return [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
 
 
+def dry_run(index: dict) -> str:
+    """Why numbers made from a packed folder say nothing of real videos; empty if they may."""
+    if not isinstance(index["source"], str):  # the demo world's is a dict
+        return "invented features"
+    return "encoders with random weights" if "random weights" in index["source"] else ""
+
+
 def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
     """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
     labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]

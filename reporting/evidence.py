@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from uwav import hard_labels, mix
+from uwav import hard_labels
 
 # ---- Soft labels as probabilities ----------------------------------------------------------------
 
@@ -75,7 +75,7 @@ def concordance(larger: np.ndarray, smaller: np.ndarray) -> float:
     return float(below.sum() / 2 / len(larger) / len(smaller))
 
 
-# ---- What the parser gets right and wrong, per modality, (N, T, C) of 0 / 1; an example of mixup -
+# ---- What the parser gets right and wrong, per modality, (N, T, C) of 0 / 1 -----------------------
 
 EXPERIENCES = ("both", "visible only", "audible only", "neither")  # 3 - audible - 2 visible
 
@@ -114,22 +114,3 @@ def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) 
     if (overlap < 1).any():
         chosen["most unaligned"] = first(overlap, -events)
     return chosen
-
-
-def mixed_pair(soft: Tensor, alpha: float, batch: int, seed: int = 0) -> tuple[float, list[np.ndarray]] | None:
-    """One batch of soft labels (N, T, C), mixed as in training -> lambda; labels of two segments and mixed, (C,) each.
-
-    The first segment whose partner has another likeliest class, both being above 0.2. None if there is no such segment.
-    """
-    torch.manual_seed(seed)
-    labels = soft[torch.randperm(len(soft))[:batch]].flatten(0, 1)  # (M, C), M = B T
-    perm = torch.randperm(len(labels))
-    lam = torch.distributions.Beta(alpha, alpha).sample()
-    mixed = mix(labels, lam, perm)  # (M, C)
-    value, likeliest = labels.max(-1)  # (M,) each
-    certain = value > 0.2  # an example should show something
-    candidates = (certain & certain[perm] & (likeliest != likeliest[perm])).nonzero()
-    if not len(candidates):
-        return None
-    m = int(candidates[0])
-    return float(lam), [x.numpy() for x in (labels[m], labels[perm[m]], mixed[m])]

@@ -267,22 +267,3 @@ def confusion(counts: np.ndarray) -> Panel:
         axis.spines[:].set_visible(False)
 
     return Panel(draw, 3.4)
-
-
-def mixed_labels(title: str, classes: list[str], lam: float, labels: list[np.ndarray]) -> Panel:
-    """Labels of two segments and their mixture, (C,) each, for the classes that have any label above 1%."""
-    shown = np.flatnonzero(np.max(labels, 0) > 0.01)
-    bars = ((f"segment A, weight {lam:.2f}", dict(color=BLUE)),
-            (f"segment B, weight {1 - lam:.2f}", dict(color=ORANGE)),
-            ("mixed", dict(facecolor="none", edgecolor=INK, hatch="////", linewidth=1)))
-
-    def draw(axis: Axes) -> None:
-        for k, (values, (name, style)) in enumerate(zip(labels, bars)):
-            drawn = axis.barh(np.arange(len(shown)) + 0.27 * (k - 1), values[shown], 0.24, label=name, **style)
-            axis.bar_label(drawn, fmt="%.2f", padding=3, fontsize=7.5)
-        axis.set_yticks(range(len(shown)), [shorten(classes[c]) for c in shown])
-        axis.set(title=title, xlabel="soft label", xlim=(0, 1.12), ylim=(len(shown) - 0.4, -0.6),
-                 xticks=np.linspace(0, 1, 6))
-        legend_below(axis)
-
-    return Panel(draw, 1.6 + 0.55 * len(shown))

@@ -27,14 +27,17 @@ class Page:
     sections: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def section(self, title: str, *parts: Callable[[Page], str]) -> None:
-        self.sections.append((title, [self.attempt(part) for part in parts]))
-
-    def attempt(self, part: Callable[[Page], str]) -> str:
-        """The part, or in its place what is missing for it."""
-        try:
-            return part(self)
-        except FileNotFoundError as error:
-            return f'<p class="missing"><strong>Missing in this run:</strong> {self.said(error)}.</p>'
+        """The parts, and in one line what is missing for those that cannot be."""
+        written, missing = [], []
+        for part in parts:
+            try:
+                written.append(part(self))
+            except FileNotFoundError as error:
+                missing.append(self.said(error))
+        if missing:
+            written.append('<p class="missing"><strong>Missing in this run:</strong> '
+                           f"{'; '.join(dict.fromkeys(missing))}.</p>")
+        self.sections.append((title, written))
 
     def said(self, error: Exception) -> str:
         """What it says, paths being those inside the run."""
@@ -83,6 +86,6 @@ def facts(title: str, rows: dict[str, str]) -> str:
     return f'<table class="facts"><caption>{escape(title)}</caption>{body}</table>'
 
 
-def mean_and_spread(values: list[float]) -> str:
+def mean_and_spread(values: list[float], spread: str = "<small>±{}</small>") -> str:
     mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean}<small>±{statistics.stdev(values):.1f}</small>"
+    return mean if len(values) == 1 else mean + spread.format(f"{statistics.stdev(values):.1f}")

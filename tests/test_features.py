@@ -332,6 +332,6 @@ def test_features_of_random_encoders_never_pass_for_real_ones(tmp_path, capsys):
     assert "RANDOM WEIGHTS: a dry run. Do not compare" in ablation.tables(*tables_input(), layout.RANDOM_SOURCE)
 
 
-def tables_input() -> tuple[dict, dict]:
+def tables_input() -> tuple[dict, dict, dict]:
     scores = {name: 50.0 for name in uwav.SCORES}
-    return {"segment": [scores], "teacher": [scores]}, {"base": {"full": [scores]}}
+    return {"segment": [scores], "teacher": [scores]}, {"base": {"full": [scores]}}, {"nothing": scores, "everything": scores}

@@ -22,8 +22,9 @@ import uwav
 from common.command import follow_the_parent, progress, worker_processes
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
-from data.splits import load_truth
-from train.stages import Context, alone, evaluate, label, need_source, pretrain, read_predictions, train
+from data.splits import load_truth, load_weak
+from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_predictions, train,
+                          trivial_scores)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -90,12 +91,14 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     scores = {feature_set: {} for feature_set in features}
     for (_, out, _, _, feature_set), result in zip(jobs, train_rows(jobs, run)):
         scores[feature_set].setdefault(out.name, []).append(result)
+    trivial = trivial_scores(load_weak(context.data, "test"), *load_truth(context.data, "test"))
     seed_numbers = [context.seed + k for k in range(seeds)]
     differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
     write_sealed(run / "ablation.json", dict(
         data=index["sha256"], seeds=seed_numbers, source=index["source"], preset=context.preset,
-        overrides=context.overrides, labels=label_scores, scores=scores, differences=differences))
-    text = tables(label_scores, scores, index["source"]) + "".join(
+        overrides=context.overrides, labels=label_scores, scores=scores, trivial=trivial,
+        differences=differences))
+    text = tables(label_scores, scores, trivial, index["source"]) + "".join(
         difference_table(f, d, seeds) for f, d in differences.items())
     with atomic(run / "tables.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -144,8 +147,8 @@ def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> li
     return paired_differences(scores, COMPARISONS)
 
 
-def tables(label_scores: dict, scores: dict, source: object) -> str:
-    """Label quality and parsing scores as text; each of our rows above the paper's."""
+def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> str:
+    """Label quality and parsing scores as text; each of our rows above the paper's, and what needs no learning."""
     if source == "pack":
         note = "Paper's rows: LLP, the published numbers."
     elif source == RANDOM_SOURCE:
@@ -161,6 +164,8 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
     for name, title in (("segment", "per segment, no teacher"), ("teacher", "teacher")):
         lines.append(table_row(title, [cell([s[c] for s in label_scores[name]]) for c in segment_level]))
         lines.append(table_row("  paper", [f"{PAPER_LABELS[name][c]:.1f}" for c in segment_level]))
+    nothing, everything = trivial  # a parser does not know the weak labels of the test split, so may not name them
+    lines.append(table_row(everything, [f"{trivial[everything][c]:.1f}" for c in segment_level]))
     for feature_set, rows in scores.items():
         header = [s.replace("event_", "ev_") for s in SCORES]
         header += ["  | paper: seg_type"] if paper_column(feature_set, source) else []
@@ -170,6 +175,7 @@ def tables(label_scores: dict, scores: dict, source: object) -> str:
             paper = f"{row.paper_type:.1f}" if row.paper_type and paper_column(feature_set, source) else ""
             lines.append(table_row(row.title, [cell([v[c] for v in values]) for c in SCORES] + [paper]))
         lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
+        lines.append(table_row(nothing, [f"{trivial[nothing][c]:.1f}" for c in SCORES]))
     return "\n".join([*lines, "", note, ""])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
@@ -98,7 +99,7 @@ class Run(uwav.Run):
                 "seg_type": "Type {:.1f}"}
         scores = [told[k].format(x) for k, x in (record.get("val") or {}).items() if k in told]
         self.bar.set_postfix_str(", ".join([f"epoch {record['epoch']}/{self.config.epochs}",
-                                            f"loss {record['loss']:.4f}", *scores]))
+                                            f"loss {record['loss']:.4f}", *scores]), refresh=sys.stderr.isatty())
         if devices.RANK > 0:
             return
         with atomic(self.path.with_suffix(".jsonl")) as temporary:

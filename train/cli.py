@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     who.add_argument("--teacher", type=Path, help="teacher.pt, or a teacher checkpoint of the released code")
     who.add_argument("--per-segment", action="store_true",
                      help="no teacher: similarity of each segment's own CLIP / CLAP embedding with the text (VALOR)")
+    sub.add_argument("--dry-run", action="store_true", help="take a teacher that has seen invented features only")
     sub.add_argument("--thresholds", choices=THRESHOLDS, default="val",
                      help="; ".join(f"{rule}: {text}" for rule, text in THRESHOLDS.items()))
     sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels", trains=True)
@@ -67,6 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check(arguments: list[str]) -> None:
+    """Whether the options of a training stage make sense: for run_all.sh, before any work."""
+    with one_sentence_errors():
+        parse_overrides(build_parser().parse_args(arguments).overrides)
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors():
@@ -78,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.command == "pretrain":
             pretrain(context, options.out)
         elif options.command == "label":
-            label(context, options.out, options.teacher, options.thresholds)
+            label(context, options.out, options.teacher, options.thresholds, options.dry_run)
         elif options.command == "train":
             train(context, options.out, options.labels, options.setting, options.features)
         elif options.command == "evaluate":

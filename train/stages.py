@@ -24,7 +24,7 @@ from common import devices
 from common.command import did_you_mean
 from common.files import file_hash, made_by, read_arrays, read_sealed, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
-from data.layout import LLP_FEATURES, packed_feature_sets, read_index
+from data.layout import LLP_FEATURES, dry_run, packed_feature_sets, read_index
 from data.splits import load_source, load_target, load_text
 from train.checkpoints import Run, check_fields, load_file, load_model
 from train.presets import ABLATION, PRESETS
@@ -114,7 +114,8 @@ def pretrain(context: Context, out: Path) -> None:
     preset = PRESETS[context.preset]
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
     config = replace(config, seed=config.seed + context.seed)
-    settings = dict(data=context.identity, model=asdict(model_config), training=asdict(config))
+    settings = dict(data=context.identity, dry_run=dry_run(read_index(context.data)), model=asdict(model_config),
+                    training=asdict(config))
     path = out / "teacher.pt"
     if path.exists():
         return check_finished(path, load_file(path).get("settings"), settings)
@@ -153,14 +154,23 @@ class Labels:
 
 
 @alone
-def label(context: Context, out: Path, teacher: Path | None, rule: str = "val") -> None:
+def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", try_out: bool = False) -> None:
     """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz.
 
     Beside it, as .json: the segment- and event-level scores of the hard labels on val and test and, for each modality,
-    the classes with a threshold from weak labels. rule: a key of THRESHOLDS."""
+    the classes with a threshold from weak labels. rule: a key of THRESHOLDS. try_out: take a teacher that has seen
+    nothing real."""
     index = read_index(context.data)
-    model = teacher and load_model(teacher, context.device, kind=uwav.Teacher)
-    settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None)
+    model, ours, saw = teacher and load_model(teacher, context.device, kind=uwav.Teacher), dry_run(index), ""
+    if teacher:
+        with made_by("python uwav.py pretrain", teacher):
+            saw = load_file(teacher).get("settings", dict(dry_run=""))["dry_run"]  # a released one has no settings
+        if saw not in ("", ours) and not try_out:
+            raise ValueError(f"{teacher}: this teacher has seen {saw} only, and its labels of your videos would mean "
+                             "nothing; --dry-run takes it all the same, --per-segment does without a teacher, and "
+                             "docs/own_videos.md says where one comes from")
+    reasons = [f"a teacher of {saw}"] * (saw not in ("", ours)) + [ours] * bool(ours)
+    settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None, dry_run="; ".join(reasons))
     settings |= {} if rule == "val" else dict(thresholds=rule)
     path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
     if path.exists() and path.with_suffix(".json").exists():
@@ -237,6 +247,7 @@ def read_labels(path: Path, device: str) -> Labels:
     with made_by("python uwav.py label", path):
         arrays = read_arrays(path)
         settings = dict(json.loads(str(arrays.pop("settings"))))
+        settings["dry_run"]  # an earlier version's have none
         x = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         splits = [s for s in LLP_WEAK_FILES if s == "train" or f"{s}_audio" in x]
         return Labels(settings, {s: (x[f"{s}_audio"], x[f"{s}_visual"]) for s in splits},
@@ -261,7 +272,8 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
         if labels.settings["data"] != context.identity:
             raise ValueError(f"{labels_path}: made for other data than {context.data}; make them with `uwav.py label`")
     settings = dict(data=context.identity, features=features, labels=labels and file_hash(labels_path),
-                    model=asdict(model_config), training=asdict(config))
+                    dry_run=labels.settings["dry_run"] if labels else dry_run(index), model=asdict(model_config),
+                    training=asdict(config))
     path = out / "han.pt"
     if path.exists():
         return check_finished(path, load_file(path).get("settings"), settings)
@@ -293,14 +305,31 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     features = "base" if model.config.audio_dim == LLP_FEATURES["vggish"][2] else "clip_clap"
     data = context.target(split, features)
     probabilities = uwav.han_probabilities(model, data)
-    scores = uwav.parsing_scores(*uwav.gated_predictions(*probabilities), data.audio_truth, data.visual_truth)
+    predicted = uwav.gated_predictions(*probabilities)
+    scores = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)
     with devices.alone_in(out):
         named = zip(("video", "audio", "visual"), probabilities)
         write_arrays(out / f"predictions_{split}.npz", made_from=np.array(json.dumps(made_from)),
                      **{k: p.cpu().numpy() for k, p in named})
         write_sealed(scores_path, dict(scores, made_from=made_from))
     print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
+    if not any(x.any() for x in predicted):
+        print(f"WARNING: {checkpoint} predicts no event at all; these are the scores of silence", flush=True)
+    if "unav" not in index:
+        for title, trivial in trivial_scores(data.weak, data.audio_truth, data.visual_truth).items():
+            print(f"  for comparison, {title}: {one_line(trivial)}", flush=True)
+        if why := load_file(checkpoint).get("settings", {}).get("dry_run"):
+            print(f"A DRY RUN ({why}): these numbers mean nothing", flush=True)
     return scores
+
+
+def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, dict[str, float]]:
+    """The ten scores of two predictions that need no learning: weak (N, C), truth (N, T, C) -> title -> scores.
+
+    The first is above 0, for a video without events scores 1 if none is predicted."""
+    everything = weak[:, None].expand(audio_truth.shape)  # (N, T, C)
+    return {title: uwav.parsing_scores(x, x, audio_truth, visual_truth) for title, x in (
+        ("nothing at all", torch.zeros_like(everything)), ("every weak label, all the time", everything))}
 
 
 def read_predictions(path: Path, data: Path) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from common import devices
 from common.command import progress
 from common.files import CONTROL, atomic, made_by, read_json, reason, regular, write_array, write_json
-from data.annotations import LLP_CLASSES, VIDEO_NAMES, read_unav
+from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav
 from data.layout import SEGMENT_FILES, TEXT_FILES
 from video import PROMPTS, decode
 
@@ -50,30 +50,6 @@ class Options:
 
 
 # ---- Which videos, and what became of them -------------------------------------------------------
-
-def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
-    """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
-
-    Any file may be a video, whatever its name; hidden ones are left out. Raises ValueError if there is none."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    files, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(place)) in seen:  # a link to where we are already
-            folders.clear()
-            continue
-        seen.add(real)
-        files += [Path(place) / name for name in names if not name.startswith(".")]
-    if not files:
-        raise ValueError(f"{folder}: no files in it")
-    files.sort(key=lambda f: (f.suffix.lower() not in VIDEO_NAMES, str(f)))  # x.mp4 goes before x.json
-    videos, same = {}, {}
-    for file in files:
-        name = re.sub(r"_\d+_\d+$", "", file.stem) if llp else file.stem
-        if videos.setdefault(name, file) != file:
-            same[file] = f"same id: {videos[name].relative_to(folder)} was used"
-    return dict(sorted(videos.items())), same
-
 
 class Failures:
     """failures.csv: file, its size, cause. Each rank writes a file of its own; rank 0 puts them together."""
@@ -243,13 +219,17 @@ def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.nd
 def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[str]], np.ndarray],
                 clap_texts: Callable[[list[str]], np.ndarray], made_with: dict) -> None:
     """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512)."""
-    out = Path(out)
+    out, made_with = Path(out), made_with | dict(classes=classes)
+    with contextlib.suppress(ValueError, OSError):
+        if read_json(out / "text.json") == made_with and all((out / file).exists() for file, _ in TEXT_FILES.values()):
+            print(f"{out}: these classes were embedded before, kept")
+            return
     for name, embed_texts in (("clip", clip_texts), ("clap", clap_texts)):
         prompts = [PROMPTS[name].format(readable(c)) for c in classes]
         path, size = out / TEXT_FILES[name][0], TEXT_FILES[name][1]
         write_array(path, embed_texts(prompts).astype(np.float32).reshape(len(classes), size))
         print(f"{path}: {len(classes)} classes, {prompts[0]!r}, ...")
-    write_json(out / "text.json", made_with | dict(classes=classes))
+    write_json(out / "text.json", made_with)
 
 
 def readable(name: str) -> str:
@@ -258,7 +238,8 @@ def readable(name: str) -> str:
 
 
 def read_classes(source: str) -> list[str]:
-    """`llp`; the annotation file of UnAV-100 (.json), from which its list is read; or a text file, one name a line.
+    """`llp`; the annotation file of UnAV-100 (.json) or your labels.csv, from which its list is read; or a text file,
+    one name a line.
 
     Raises FileNotFoundError or ValueError."""
     if source == "llp":
@@ -266,10 +247,11 @@ def read_classes(source: str) -> list[str]:
     if source.endswith(".json"):
         return list(read_unav(source).classes)
     try:
-        lines = regular(source).read_text(encoding="utf-8-sig").splitlines()
+        lines = (classes_of_labels(Path(source)) if source.endswith(".csv") else
+                 regular(source).read_text(encoding="utf-8-sig").splitlines())
     except FileNotFoundError:
         raise FileNotFoundError(f"{source}: no such file, and not `llp`") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except UnicodeDecodeError as error:
         raise ValueError(f"{source}: not a text file ({reason(error)})") from None
     names = [line.strip() for line in lines if line.strip()]
     if any(map(CONTROL.search, names)):

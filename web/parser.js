@@ -40,6 +40,13 @@ export class Bundle {
     return this.info.segments ?? WINDOW;
   }
 
+  // Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real.
+  get warnings() {
+    const random = Object.entries(this.info.files).filter(([, file]) => file.weights?.weights === "random");
+    const reasons = [...random.map(([name]) => `RANDOM WEIGHTS in ${name}.onnx`), String(this.info.dry_run || "")];
+    return reasons.filter(Boolean).map((x) => `a dry run (${x}): the events mean nothing for real videos`);
+  }
+
   get classes() {
     return this.info.classes;
   }
@@ -257,8 +264,6 @@ export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
     }
     tell(t + 1, T);
   }
-  const random = Object.entries(bundle.info.files).filter(([, file]) => file.weights?.weights === "random").map(([name]) => `${name}.onnx`);
-  if (random.length) notes.push(`${random.join(" and ")}: RANDOM WEIGHTS, a dry run, the events mean nothing`);
   return {features, notes};
 }
 

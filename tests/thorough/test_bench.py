@@ -14,7 +14,7 @@ import torch
 
 import bench
 import uwav
-from data import layout, pack
+from data import layout
 from uwav import SourceSplit
 
 CPU = torch.device("cpu")
@@ -49,17 +49,6 @@ def test_plain_evaluation_gives_our_scores(tmp_path, monkeypatch):
     assert bench.plain_evaluate(han, read, [data.audio_truth, data.visual_truth]) == pytest.approx(uwav.han_scores(han, data))
 
 
-def test_plain_packing_gives_our_arrays(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "FILES", 5)
-    bench.write_files(tmp_path, np.array([12, 10, 30, 31, 15]))
-    (tmp_path / "plain").mkdir()
-    bench.plain_pack(tmp_path, tmp_path / "plain")
-    pack.pack(tmp_path, tmp_path / "ours")
-    order = ("val", "test", "train")  # videos 0, 1 and the rest
-    ours = np.concatenate([np.load(tmp_path / f"ours/llp/{s}/res152.npy") for s in order]).reshape(-1, 2048)
-    np.testing.assert_array_equal(ours, np.load(tmp_path / "plain/LLP_feats_res152.npy"))
-
-
 def test_padding_to_the_longest_of_all_leaves_the_masked_loss_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "FILES", 4)
     length = np.array([12, 10, 30, 31])
@@ -81,4 +70,4 @@ def test_one_command_prints_a_table_and_writes_the_figures(tmp_path):
 
 def test_unknown_row_is_refused_in_one_sentence():
     done = subprocess.run([sys.executable, "bench.py", "lode"], cwd=Path(bench.__file__).parent, capture_output=True, text=True)
-    assert done.returncode == 1 and "lode: no such row; there are pack, " in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and "lode: no such row; there are epoch, " in done.stderr and "Traceback" not in done.stderr

@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Ran:
-    """run_all.sh on the whole demo world, small models, one epoch: with a mistake in an option, without, and once more."""
+    """run_all.sh on the whole demo world, small models, one epoch: with mistakes in an option, without, and once more."""
 
     out: Path
-    mistaken: subprocess.CompletedProcess
+    mistaken: list[subprocess.CompletedProcess]
     first: str
     second: str
     seconds: float  # of the second
@@ -46,7 +46,9 @@ def ran(tmp_path_factory) -> Ran:
         return subprocess.run(["bash", ROOT / "run_all.sh", "--out", out, "--", *options], env=environment, capture_output=True, text=True,
                               timeout=600)
 
-    mistaken, printed, tiny = run_all("epoch=1"), [], ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "batch=64")
+    mistaken = [run_all("epoch=1"), run_all("pseudo_label=sfot"), run_all("temperature=hot")]
+    assert list(out.iterdir()) == [], "a mistake is said before any work"
+    printed, tiny = [], ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "batch=64")
     for _ in range(2):
         started = time.monotonic()
         result = run_all(*tiny)
@@ -67,13 +69,18 @@ def test_run_all_is_quick_the_second_time_and_prints_the_same_tables(ran):
 
 
 def test_run_all_notes_every_stage_and_whether_it_made_kept_or_lost_results(ran):
-    assert ran.mistaken.returncode == 1 and "no such field" in ran.mistaken.stderr
     stages = ran.stages
-    assert [r[2] for r in stages[:2]] == ["new", "interrupted"] and stages[1][3].startswith("Pre-train")
-    outcomes = [r[2] for r in stages[2:]]  # data, teacher, ablation, export, report; twice
-    assert outcomes == ["kept", "new", "new", "new", "kept"] + ["kept"] * 5
+    outcomes = [r[2] for r in stages]  # data, teacher, ablation, export, report; twice
+    assert outcomes == ["new", "new", "new", "new", "kept"] + ["kept"] * 5
     assert all(len(r) == 7 for r in stages) and "PyTorch" in stages[0][5] and stages[0][6].startswith("bash run_all.sh --out")
     assert not (ran.out / ".started").exists()
+
+
+def test_run_all_names_a_mistake_in_an_option_before_any_work(ran):
+    said = [x.stderr.strip() for x in ran.mistaken]
+    assert [x.returncode for x in ran.mistaken] == [1, 1, 1] and all(len(x.splitlines()) == 1 for x in said)
+    assert said[0] == "error: --set epoch=1: no such field; did you mean epochs?"
+    assert said[1] == "error: pseudo_label = 'sfot': one of none, hard, soft" and "takes a value of type float" in said[2]
 
 
 def command(*arguments: object) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import calibrate
 from data import annotations, demo_world, layout, splits
 from data.demo_world import World, WorldConfig
 from uwav import PretrainConfig, TeacherConfig
@@ -30,9 +31,9 @@ def runs(x: np.ndarray) -> np.ndarray:
 
 def test_labels_per_segment_score_as_published_on_a_fresh_draw():
     """The mean of three worlds that neither the fit nor a table knows. 2 points: a world alone has a deviation of 1."""
-    worlds = [World(WorldConfig(seed=s, train=1, val=649, test=1000)) for s in (501, 502, 503)]
-    scores = demo_world.mean(map(demo_world.segment_scores, worlds))
-    for name, published in demo_world.SEGMENT_LABELS.items():
+    worlds = [calibrate.World(WorldConfig(seed=s, train=1, val=649, test=1000)) for s in (501, 502, 503)]
+    scores = calibrate.mean(map(calibrate.segment_scores, worlds))
+    for name, published in calibrate.SEGMENT_LABELS.items():
         assert abs(scores[name] - published) < 2, (name, scores[name])
 
 
@@ -55,10 +56,10 @@ def test_labels_per_segment_with_the_real_annotations_are_as_far_from_published_
         scores = []
         for s in (0, 1, 2):
             splits = {name: exchange_spans(getattr(llp, name), np.random.default_rng(s)) for name in ("val", "test")} if exchanged else {}
-            scores.append(demo_world.segment_scores(World(replace(WorldConfig(), seed=s, source_train=1), replace(llp, **splits))))
-        found.append(demo_world.mean(scores))
+            scores.append(calibrate.segment_scores(calibrate.World(replace(WorldConfig(), seed=s, source_train=1), replace(llp, **splits))))
+        found.append(calibrate.mean(scores))
         print(f"spans of any class: {exchanged}: " + ", ".join(f"A {x['seg_a']:.1f} V {x['seg_v']:.1f}" for x in scores))
-    (real, exchanged), published = found, demo_world.SEGMENT_LABELS
+    (real, exchanged), published = found, calibrate.SEGMENT_LABELS
     assert abs(real["seg_a"] - published["seg_a"]) < 2 and 4 < real["seg_v"] - published["seg_v"] < 8
     assert abs(exchanged["seg_v"] - published["seg_v"]) < 3 and real["seg_v"] - exchanged["seg_v"] > 3
 
@@ -75,25 +76,25 @@ def test_calibrate_finds_the_constants_of_the_published_scores_and_goes_on_from_
     def teacher_scores(config: WorldConfig, _: TeacherConfig, training: PretrainConfig) -> dict[str, float]:
         seed = training.seed - PretrainConfig().seed
         seeds.add(config.seed)
-        assert config.test * demo_world.FIT_WORLDS >= 2000  # videos
+        assert config.test * calibrate.FIT_WORLDS >= 2000  # videos
         if len(list(tmp_path.glob("trials.json"))) and interrupted and seed == 1:
             raise KeyboardInterrupt
         return {"seg_a": 85 + seed - 8 * np.log(config.audio_noise), "seg_v": 80 - seed - 9 * np.log(config.visual_noise)}
 
     for name, stand_in in (("World", lambda config, *annotations: config), ("segment_scores", segment_scores),
                            ("teacher_scores", teacher_scores), ("invented_llp", str), ("invented_unav", str)):
-        monkeypatch.setattr(demo_world, name, stand_in)
+        monkeypatch.setattr(calibrate, name, stand_in)
     interrupted = True
     with pytest.raises(KeyboardInterrupt):
-        demo_world.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig())
+        calibrate.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig())
     interrupted = False
-    found = demo_world.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig())
+    found = calibrate.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig())
     assert (found.audio_noise, found.visual_noise) == pytest.approx((np.exp((86 - 78.4) / 8), np.exp((79 - 74.5) / 9)))
     scores = segment_scores(found)
     assert scores == pytest.approx({"seg_a": 80.5, "seg_v": 61.7}, abs=0.2)
-    assert seeds - {found.seed} == {demo_world.FIT_SEED + n for n in range(demo_world.FIT_WORLDS)} and found.seed < demo_world.FIT_SEED
-    monkeypatch.setattr(demo_world, "teacher_scores", None)  # everything is finished
-    assert demo_world.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig()) == found
+    assert seeds - {found.seed} == {calibrate.FIT_SEED + n for n in range(calibrate.FIT_WORLDS)} and found.seed < calibrate.FIT_SEED
+    monkeypatch.setattr(calibrate, "teacher_scores", None)  # everything is finished
+    assert calibrate.calibrate(tmp_path / "trials.json", 3, None, PretrainConfig()) == found
 
 
 def test_invented_annotations_follow_what_was_measured_on_llp(invented):

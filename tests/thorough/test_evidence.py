@@ -168,12 +168,3 @@ def test_chosen_videos_are_the_best_the_median_the_worst_and_the_least_aligned()
     audio[3, :, 1] = 1  # as good as video 1, with more in it
     visual[4, :, 0] = torch.tensor([0, 1, 1, 1])  # overlap 1 of 4 s
     assert evidence.choose_videos(score, audio, visual) == {"best": 3, "median": 0, "worst": 2, "most unaligned": 4}
-
-
-def test_mixed_labels_lie_between_both_segments_and_are_repeatable():
-    soft = torch.rand(30, 5, 4, generator=torch.Generator().manual_seed(0))
-    lam, (first, second, mixed) = evidence.mixed_pair(soft, alpha=1.7, batch=8)
-    np.testing.assert_allclose(mixed, lam * first + (1 - lam) * second, atol=1e-6)
-    assert first.argmax() != second.argmax()
-    assert np.array_equal(mixed, evidence.mixed_pair(soft, alpha=1.7, batch=8)[1][2])
-    assert evidence.mixed_pair(torch.zeros(3, 5, 4), alpha=1.7, batch=8) is None

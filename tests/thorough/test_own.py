@@ -51,6 +51,7 @@ def test_labels_and_events_by_hand(tmp_path):
     assert own.val.audio[1].T.tolist() == [[0, 0, 0, 0], [0, 1, 1, 0]]  # a second that is touched counts
     assert own.val.visual[1].T.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
     assert reported == ["own data: 2 videos with features are not in labels.csv (left out)",
+                        "own data: 1 training videos have no label: none of the classes is there",
                         "own data: 1 labels of annotated videos have no row in events.csv (kept as labels)",
                         "own data: 1 classes are in no training video, the parser will not learn them: door bell",
                         "own data: 2 videos in train, 2 videos in val; 4 segments each, 2 classes"]
@@ -88,6 +89,10 @@ def test_decimal_commas_long_events_and_unlabelled_classes_are_understood_and_co
     ("video,labels\na,dog\na.mp4,dog\n", None, "labels.csv, line 3: the video a is listed twice"),
     ("video,labels\na,dog,door bell\n", None, "labels.csv, line 2: 3 cells, but the header line has 2 .several labels"),
     ("video,labels\na\n", None, "labels.csv, line 2: 1 cells"),
+    ("video;labels\na;dog;door bell\n", None, "3 cells, .*separated by semicolons, in quotation marks where cells are, too"),
+    ("video|labels\na|dog\n", None, "column video and the column labels, once, separated by commas, semicolons or tabs, not by '.'"),
+    ('video,labels\na,"dog,door bell"\n', None, "unknown class 'dog,door bell'; .*; several labels are separated by semicolons"),
+    ("video,labels\na,door bel\n", None, "unknown class 'door bel'; .*; did you mean door bell"),
     ("video,labels\n,dog\n", None, "labels.csv, line 2: no video is named"),
     ("video,label\na,dog\n", None, "labels.csv: the header line must have the column labels, once"),
     ("video,labels,labels\na,dog,dog\n", None, "labels.csv: the header line must have the column labels, once"),
@@ -114,6 +119,37 @@ def test_bad_csv_is_one_sentence_with_file_and_line(tmp_path, labels, events, me
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         read(tmp_path, labels, events)
     assert "\n" not in str(error.value) and str(error.value).startswith(str(tmp_path))
+
+
+def test_template_lists_the_videos_and_filled_in_is_what_is_read(tmp_path, capsys):
+    (tmp_path / "clips/more").mkdir(parents=True)
+    for file in ("a.mp4", "b.MKV", "more/c.mp4", ".hidden.mp4"):
+        (tmp_path / "clips" / file).touch()
+    features.main(["template", str(tmp_path / "clips"), str(tmp_path)])
+    tables = {name: (tmp_path / name).read_text(encoding="utf-8-sig") for name in ("labels.csv", "events.csv")}
+    assert tables["labels.csv"].splitlines() == ["video,labels", "a.mp4,", "b.MKV,", "c.mp4,"]
+    assert tables["events.csv"].splitlines() == ["video,modality,onset,offset,label", "a.mp4,,,,", "b.MKV,,,,", "c.mp4,,,,"]
+    with pytest.raises(ValueError, match="labels.csv: no label in it yet"):
+        annotations.classes_of_labels(tmp_path / "labels.csv")
+    labels = tables["labels.csv"].replace("a.mp4,", "a.mp4,dog").replace("c.mp4,", "c.mp4,door bell; dog")
+    own, _ = read(tmp_path, labels, tables["events.csv"].replace("c.mp4,,,,", "c.mp4,audible,1,2,dog"))
+    assert own.train.ids == ["a", "b"] and own.val.ids == ["c"] and own.val.audio[0, :, 0].tolist() == [0, 1, 0, 0]
+    assert annotations.classes_of_labels(tmp_path / "labels.csv") == ["dog", "door bell"]
+    with pytest.raises(SystemExit, match="labels.csv: is there already, and would be lost"):
+        features.main(["template", str(tmp_path / "clips"), str(tmp_path)])
+
+
+def test_a_class_that_is_spelt_in_two_ways_is_pointed_out(tmp_path, capsys):
+    (tmp_path / "labels.csv").write_text("video,labels\na,kettle;dog\nb,ketle\n")
+    assert annotations.classes_of_labels(tmp_path / "labels.csv") == ["dog", "ketle", "kettle"]
+    assert "ketle; did you mean kettle?" in capsys.readouterr().out
+
+
+def test_mistakes_in_the_tables_are_found_before_any_clip_is_encoded(tmp_path):
+    (tmp_path / "labels.csv").write_text("video,labels\na,dog\n")
+    (tmp_path / "events.csv").write_text(EVENTS + "a,audible,3,1,dog\n")
+    with pytest.raises(ValueError, match="events.csv, line 2: the event ends at 1 s"):
+        annotations.check_own(tmp_path, ("dog",))
 
 
 def test_videos_without_features_are_left_out_on_demand_with_their_events(tmp_path):
@@ -381,24 +417,33 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, t
     run, han = tmp_path / "run", tmp_path / "run/seed0/clip_clap/full"
     printed = command("features.py", "pack", tmp_path / "OWN", run / "data")
     assert f"own data: {'9 videos in train, 3 videos in val' if annotated else '12 videos in train'}; 3 segments each, 3 classes" in printed
-    printed = command("uwav.py", "label", run / "data", run / "seed0", "--teacher", finished / "seed0/teacher.pt")
+    teacher = "uwav.py", "label", run / "data", run / "seed0", "--teacher", finished / "seed0/teacher.pt"
+    refused = subprocess.run([sys.executable, *map(str, teacher)], capture_output=True, text=True, cwd=ROOT)
+    assert refused.returncode == 1 and "this teacher has seen invented features only" in refused.stderr
+    printed = command(*teacher, "--dry-run")
     assert ("visual of hum" in printed and "hard labels on val" in printed) if annotated else "audio of whistle; door bell; hum" in printed
     printed = command("uwav.py", "train", run / "data", han, "--labels", run / "seed0/labels_teacher.npz", "--features", "clip_clap", *SMALL,
                       "--set", "epochs=80", "--set", "peak_lr=0.01", "--set", "batch=4")
     assert ("best epoch" if annotated else "the last one is kept") in printed
     if annotated:
-        command("uwav.py", "evaluate", run / "data", han / "han.pt", "--split", "val")
+        scored = command("uwav.py", "evaluate", run / "data", han / "han.pt", "--split", "val")
         assert set(uwav.SCORES) <= files.read_sealed(han / "scores_val.json", "").keys()
+        assert "for comparison, nothing at all" in scored and "for comparison, every weak label, all the time" in scored
+        assert "A DRY RUN (a teacher of invented features; encoders with random weights)" in scored
     command("report.py", run)
     page = (run / "report.html").read_text()
-    assert '<figure id="curves"' in page and "encoders with random weights: a dry run" in page and "invented" not in page
-    assert ("last epoch was kept" in page) is not annotated and "Missing in this run:" in page
+    assert '<figure id="curves"' in page and "seen a teacher of invented features; encoders with random weights" in page
+    assert ("last epoch was kept" in page) is not annotated and page.count("Missing in this run:") == (2 if annotated else 4)  # run_all.sh did not run
+    first = re.sub("<[^>]+>", " ", page[page.index('id="section1"'):page.index('id="section2"')])
+    assert "12 clips of 3 s, 3 classes" in first and "Labels come from a teacher" in first
+    assert ("annotated: 3 (val)" in first and "nothing at all" in first) if annotated else "nothing can be scored" in first
     # The encoders take a minute to export: in one of the two cases. The other is given the features of a clip.
     weights = ["--int8"] if annotated else ["--clip-weights", "random", "--clap-weights", "random"]
     monkeypatch.setattr(encoders, "CLIP_MODEL", tiny_extract.register())
     export_onnx.main([str(run), str(run / "bundle"), *weights])
     info = json.loads((run / "bundle/bundle.json").read_text())
     assert info["classes"] == list(TONES) and info["segments"] == 3 and "teacher" not in info["files"]
+    assert info["dry_run"] == "a teacher of invented features; encoders with random weights"
     if annotated:
         assert info["variants"]["measured_on"].startswith("the val split of own data, encoders with random weights")
         new, T = tmp_path / "new.npz", 3
