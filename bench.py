@@ -1,12 +1,12 @@
 """What things cost: one run, one table, one JSON. Beside each figure the plain way of doing it, and the floor.
 
     python bench.py                          # every row that needs no video; under 5 minutes and 4 GB on 2 CPU cores
-    python bench.py score evaluate           # some rows
+    python bench.py epoch score              # some rows
     python bench.py decode --video CLIP      # decoding of a video file
     python bench.py --preset paper --fast    # on a GPU: the published models, in bf16, compiled
 
 The plain way is how the field's repositories do it: one file per feature and video, a DataLoader,
-nn.MultiheadAttention, evaluation video by video, scores in NumPy. The floor is what this machine could do at best:
+nn.MultiheadAttention, scores in NumPy, video by video. The floor is what this machine could do at best:
 operations over its measured rate of matrix products, or bytes over its bandwidth, whichever is longer.
 
 Sizes are real, data and weights random. Of a long job a part is timed and scaled up; the last column says which.
@@ -266,19 +266,6 @@ def plain_scores(audio_pred: np.ndarray, visual_pred: np.ndarray, audio_truth: n
     return dict(zip(uwav.SCORES, (100 * np.mean(per_video, 0)).tolist()))
 
 
-@torch.no_grad()
-def plain_evaluate(model: nn.Module, read: Callable, truth: list[Tensor]) -> dict[str, float]:
-    """Read, predict and score, one video after the other; truth: audible, visible, (N, T, C) each."""
-    predicted = []
-    for n in range(len(truth[0])):
-        output = model(*(x.to(truth[0].device) for x in read([n])[1:]))
-        gate = output.video_prob[:, None] > uwav.GATE
-        probabilities = output.audio_logit.sigmoid(), output.visual_logit.sigmoid()  # (1, T, C) each
-        predicted.append([((p > uwav.GATE) & gate)[0].cpu().numpy() for p in probabilities])
-    audio, visual = map(np.stack, zip(*predicted))  # (N, T, C) each
-    return plain_scores(audio, visual, *(x.cpu().numpy() > 0 for x in truth))
-
-
 # ---- Ours: the rows, and decoding ----------------------------------------------------------------
 
 def training_steps(model: uwav.HAN, data: TargetSplit, labels: uwav.PseudoLabels,
@@ -380,14 +367,6 @@ class Bench:
         return [Row("ten scores of 1,200 videos", ours, plain * TEST / part, bytes=sum(x.nbytes for x in arrays),
                     note=f"plain: {part} videos, scaled")]
 
-    def evaluate(self) -> list[Row]:
-        part, model, read, data = TEST // 12, plain_model(self.han).eval(), self.reader("base"), self.data(TEST)
-        ours, plain = measure(self.device, lambda: uwav.han_scores(self.han, data),
-                              lambda: plain_evaluate(model, read, [data.audio_truth[:part], data.visual_truth[:part]]))
-        flops = operations(lambda: uwav.han_probabilities(self.han, data))
-        return [Row("evaluation of 1,200 videos, model and scores", ours, plain * TEST / part, flops,
-                    note=f"plain: {part} videos, scaled")]
-
     def onnx(self) -> list[Row]:
         """The published HAN (random weights) in onnxruntime; here the plain way is PyTorch, on the CPU too."""
         import onnx
@@ -409,7 +388,7 @@ class Bench:
         return rows
 
 
-ROWS = ("epoch", "teacher", "score", "evaluate", "onnx")
+ROWS = ("epoch", "teacher", "score", "onnx")
 
 
 def decode(path: Path) -> dict:

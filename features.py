@@ -102,10 +102,6 @@ def run_text(options: argparse.Namespace) -> None:
                         lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with)
 
 
-def run_template(options: argparse.Namespace) -> None:
-    write_template(options.videos, options.out)
-
-
 def run_fetch(options: argparse.Namespace) -> None:
     from data.fetch import fetch
 
@@ -163,7 +159,8 @@ def build_parser() -> argparse.ArgumentParser:
                                      "class a line")
     encoded(sub)
 
-    sub = command("template", "labels.csv and events.csv with your videos filled in, for a spreadsheet", run_template)
+    sub = command("template", "labels.csv and events.csv with your videos filled in, for a spreadsheet",
+                  lambda options: write_template(options.videos, options.out))
     sub.add_argument("videos", type=Path, help="folder of videos")
     sub.add_argument("out", type=Path, help="folder for the two tables")
 

@@ -97,8 +97,8 @@ class Saved:
 
     @cached_property
     def labels(self) -> Labels:
-        by_teacher = self.parser.name == "full" if self.is_own else True
-        return self.labels_of(self.folder / f"labels_{'teacher' if by_teacher else 'segment'}.npz")
+        who = "segment" if self.is_own and self.parser.name == "valor" else "teacher"
+        return self.labels_of(self.folder / f"labels_{who}.npz")
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:
@@ -183,8 +183,8 @@ def result(page: Page) -> str:
     """Three sentences: what came out, by what, and how far it is that of the paper."""
     ablation = page.saved.ablation
     features, rows = next(iter(ablation["scores"].items()))
-    of_row = {name: mean_and_spread([v["seg_type"] for v in values]) for name, values in rows.items()}
-    of_labels = {k: mean_and_spread([v["seg_type"] for v in x]) for k, x in ablation["labels"].items()}
+    of_row, of_labels = ({name: mean_and_spread([v["seg_type"] for v in values]) for name, values in x.items()}
+                         for x in (rows, ablation["labels"]))
     sentences = [f"On the test split UWAV scores {of_row['full']} % of Type, with features {features}; the same parser "
                  f"scores {of_row['valor']} % with labels of single seconds (VALOR) and {of_row['video_only']} % with "
                  "weak labels alone.",
@@ -196,8 +196,7 @@ def result(page: Page) -> str:
         papers, (low, high) = second.paper_type - first.paper_type, ours["interval"]
         if ours["mean"] * papers < 0 < low * high:
             against.append(f"{first.short} → {second.short} ({ours['mean']:+.1f}, in the paper {papers:+.1f})")
-    sentences.append(f"Against the paper's order: {'; '.join(against)}." if against else
-                     "No step differs from the paper's order by more than the choice of test videos explains.")
+    sentences.append(f"Against the paper's order: {'; '.join(against) or 'no step whose interval excludes zero'}.")
     return "".join(map(paragraph, sentences))
 
 
@@ -432,7 +431,7 @@ def timeline_figure(page: Page) -> str:
         names.append(f"{kind}: {saved.index['llp']['videos'][split][n]}, {score[n]:.0f}")
     return page.figure("timelines", panels, f"Truth, {'' if hard else 'soft '}labels and prediction of some videos", (
         f"Those of the {split} split with the best, median and worst segment-level Type, and the one in which what "
-        "is audible and what is visible coincide least. Labels know which classes occur in the video, the parser does not. "
+        "is audible and what is visible coincide least. Labels know the classes of the video, the parser does not. "
         f"Video and its Type: {escape('; '.join(names))}."))
 
 
@@ -499,10 +498,9 @@ def balance_table(page: Page) -> str:
 
 def build(saved: Saved, pictures: Path) -> str:
     page = Page(saved.run, pictures, saved)
-    try:
+    own, notice = False, ""
+    with contextlib.suppress(FileNotFoundError):  # said in the sections
         own, notice = saved.is_own, data_notice(page)
-    except FileNotFoundError:  # said in the sections
-        own, notice = False, ""
     if own:
         page.section("Result", own_result)
     else:

@@ -415,7 +415,6 @@ def gated_predictions(video_prob: Tensor, audio_prob: Tensor, visual_prob: Tenso
     return (audio_prob > GATE) & gate, (visual_prob > GATE) & gate
 
 
-
 def parsing_scores(audio_pred: Tensor, visual_pred: Tensor,
                    audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
     """The field's ten scores in percent, from (N, T, C) arrays of 0 / 1: means of `video_scores` over the videos."""
