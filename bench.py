@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import statistics
 import tempfile
 import time
@@ -368,23 +369,33 @@ class Bench:
                     note=f"plain: {part} videos, scaled")]
 
     def onnx(self) -> list[Row]:
-        """The published HAN (random weights) in onnxruntime; here the plain way is PyTorch, on the CPU too."""
+        """The published HAN (random weights), one thread of a CPU: torch.compile and onnxruntime beside PyTorch."""
         import onnx
 
         import export_onnx
 
         torch.manual_seed(0)
-        export = export_onnx.exports_of(uwav.HAN().eval(), None)["han"]
-        path = self.folder / "han.onnx"
-        onnx.save(export_onnx.trace(export), path)
-        session, rows = export_onnx.session(path), []
+        torch.set_num_threads(1)
+        export, files, rows = export_onnx.exports_of(uwav.HAN().eval(), None)["han"], {}, []
+        for kind in ("fp32", "fp16", "int8"):
+            files[kind] = self.folder / f"han_{kind}.onnx"
+            if kind == "fp32":
+                onnx.save(export_onnx.trace(export), files[kind])
+            else:
+                export_onnx.make_variant(kind, files["fp32"], files[kind])
+        sessions = {kind: export_onnx.session(path, threads=1) for kind, path in files.items()}
+        compiled = torch.compile(export)
         for B in (1, 64):
             inputs = export.inputs(B, T, 0)
-            in_onnx = functools.partial(session.run, None, {k: x.numpy() for k, x in inputs.items()})
-            in_torch = torch.inference_mode()(functools.partial(export, *inputs.values()))
-            rows.append(Row(f"HAN of preset paper, onnxruntime, batch {B}",
-                            *measure(torch.device("cpu"), in_onnx, in_torch), operations(in_torch),
-                            note="CPU; plain: PyTorch"))
+            eager, other = (torch.inference_mode()(functools.partial(f, *inputs.values())) for f in (export, compiled))
+            feeds = {k: v.numpy() for k, v in inputs.items()}
+            ways = {"torch.compile": other} if shutil.which("c++") else {}
+            ways |= {f"onnxruntime {k}": functools.partial(x.run, None, feeds) for k, x in sessions.items()}
+            flops, times = operations(eager), measure(torch.device("cpu"), eager, *ways.values())
+            for way, seconds in zip(ways, times[1:]):
+                file = files.get(way.split()[-1])
+                note = f"{file.stat().st_size / 1e6:.1f} MB; plain: PyTorch" if file else "plain: PyTorch"
+                rows.append(Row(f"HAN of preset paper, batch {B}, {way}", seconds, times[0], flops, note=note))
         return rows
 
 
@@ -404,7 +415,7 @@ def decode(path: Path) -> dict:
 # ---- Command line --------------------------------------------------------------------------------
 
 def line(title: str, cells: list[str], note: str = "") -> str:
-    return f"{title:46s}" + "".join(f"{cell:>11s}" for cell in cells) + f"  {note}"
+    return f"{title:52s}" + "".join(f"{cell:>11s}" for cell in cells) + f"  {note}"
 
 
 def in_units(seconds: float) -> str:

@@ -44,6 +44,7 @@ try:
     import onnx
     import onnxruntime
     import onnxscript.optimizer
+    from onnx_ir.passes.common import DeduplicateInitializersPass
 except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
@@ -62,6 +63,7 @@ OPSET = 20
 FORMAT = 1  # of the bundle
 TOLERANCE = 1e-4  # largest difference to PyTorch that is accepted
 SIZES = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
+FOLDED = 1 << 40  # elements of a constant that may be folded: any
 TIMED_RUNS = 50  # of a variant
 EXAMPLE = dict(B=3, T=5, C=4)  # what is traced: none of the sizes above
 VALUES = {  # of inputs that are not normal random numbers, by shape
@@ -167,7 +169,11 @@ def trace(export: Export) -> onnx.ModelProto:
         program = torch.onnx.export(
             export.eval(), tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
             optimize=False, input_names=list(inputs), output_names=list(export.outputs), dynamic_shapes=(shapes,))
-        onnxscript.optimizer.optimize(program.model, num_iterations=1)  # by default 2, the second of which finds little
+        # What only weights go into is computed now, slices and transposes of weight matrices above all: onnxruntime
+        # quantises the matrices that a product reads directly. By default two iterations; the second finds little.
+        onnxscript.optimizer.optimize(
+            program.model, num_iterations=1, input_size_limit=FOLDED, output_size_limit=FOLDED)
+        DeduplicateInitializersPass(FOLDED)(program.model)  # layers that serve both modalities
     model = program.model_proto
     graph = model.graph
     inside = (x for g in (graph, *model.functions) for x in (g, *g.node, *g.value_info))
@@ -177,8 +183,10 @@ def trace(export: Export) -> onnx.ModelProto:
     return model
 
 
-def session(path: str | Path) -> onnxruntime.InferenceSession:
+def session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """threads: 0, as many as there are cores."""
     options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -276,7 +284,7 @@ def make_variant(kind: str, source: Path, target: Path) -> None:
     if kind == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        with quiet():  # it would like the model to be preprocessed
+        with quiet():  # it would like the model to be preprocessed, which changes nothing any more
             quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
         return
     from onnxruntime.transformers.float16 import convert_float_to_float16

@@ -25,11 +25,12 @@ from pathlib import Path
 import numpy as np
 
 WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
-AT_ONCE = 16  # pictures or sounds through an encoder
+AT_ONCE = 16  # pictures, sounds or windows through a graph
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
 FORMAT = 1  # of the bundle
 # Characters that no class name has: a terminal may obey them, or they are invisible, or turn what follows around.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+LONGEST = 3600.0  # s of a video: decoded, an hour takes 1.3 GB
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
 HALF = 65504  # the largest number in half precision, in which parsers are trained
 # A tensor of an .onnx file may name another file, anywhere, to take its numbers from, under the key "location": a
@@ -64,6 +65,7 @@ class Bundle:
             raise ValueError(f"{path}: not the description of a bundle")
         if version != FORMAT:
             raise ValueError(f"{path}: a bundle of format {version!r:.20}, this program reads {FORMAT}")
+        self.inputs = {"audio": ["audio"], "visual": [name for name in self.sizes if name != "audio"]}  # by modality
         self.wanted, self.providers, self.sessions = provider, {}, {}
 
     def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -93,15 +95,16 @@ class Bundle:
             raise ValueError(f"{path}: not the file that bundle.json describes (its checksum differs)")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # a GPU that is not there is no news
-        wanted = ["CPUExecutionProvider"]
-        if self.wanted != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            wanted.insert(0, "CUDAExecutionProvider")
+        gpu = self.wanted != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        wanted = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
         try:
             with _quiet():
                 session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
         except Exception as error:  # onnxruntime's own kinds have no common parent
             raise ValueError(f"{path}: onnxruntime cannot read it ({_first_line(error)})") from None
         self.providers[name] = session.get_providers()[0].removesuffix("ExecutionProvider")
+        if self.wanted == "cuda" and self.providers[name] != "CUDA":
+            raise ValueError("--device cuda: onnxruntime finds no GPU that it can use; --device cpu does without")
         return session
 
 
@@ -133,7 +136,8 @@ def _quiet() -> Iterator[None]:
 # ---- Features: from a file, or of a video by the bundle's encoders -------------------------------
 
 def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
-    """The parser's inputs, (T, D) each, from an .npz file. Raises FileNotFoundError or ValueError naming the file."""
+    """The parser's inputs, (T, D) each, from an .npz file, which may lack those of one modality. Raises
+    FileNotFoundError or ValueError naming the file."""
     try:
         with zipfile.ZipFile(_file(path)) as archive:
             if sum(member.file_size for member in archive.infolist()) > LARGEST:
@@ -148,38 +152,39 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # zip and npy raise a dozen kinds
         raise ValueError(f"{path}: not an .npz file ({_first_line(error)})") from None
-    for name, size in bundle.sizes.items():
-        x = arrays.get(name)
+    groups = list(bundle.inputs.values())
+    there = [names for names in groups if arrays.keys() & set(names)]  # sound or picture may be absent, not misnamed
+    needed = sum(there if there and arrays.keys() <= bundle.sizes.keys() else groups, [])
+    for name in needed:
+        x, size = arrays.get(name), bundle.sizes[name]
         if x is None or x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] != size or not len(x):
             found = f"{name} is {x.dtype} {x.shape}" if x is not None else f"it has {list(arrays)!r:.200}"
             raise ValueError(f"{path}: the parser needs {name} of shape (T, {size}), but {found}")
-        if len(x) != len(arrays["audio"]):
-            raise ValueError(f"{path}: {name} has another length than audio")
+        if len(x) != len(arrays[needed[0]]):
+            raise ValueError(f"{path}: {name} has another length than {needed[0]}")
         if not (np.abs(x.astype(np.float64)) <= HALF).all():  # nor NaN
             raise ValueError(f"{path}: {name} holds NaN or infinite values, or values beyond half precision")
-    return {name: arrays[name].astype(np.float32) for name in bundle.sizes}
+    return {name: arrays[name].astype(np.float32) for name in needed}
 
 
-def features_of_video(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
-    """CLAP of every second's sound, CLIP of the picture in its middle. Raises ValueError naming file and cause."""
+def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> dict[str, np.ndarray]:
+    """CLAP of every second's sound, CLIP of the picture in its middle, as far as the video has them. Raises ValueError
+    naming file and cause."""
     if bundle.feature_set != "clip_clap":
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
                          "here; give it an .npz file of features")
     try:
         from video import decode
 
-        clip = decode.read_clip(_file(path))
+        clip = decode.read_clip(_file(path), longest=longest)
     except ModuleNotFoundError as error:
         raise ValueError(f"reading videos needs {error.name}: pip install av pillow") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     found = {}
-    for name, kind, encoder, inputs, x in (("audio", "sound", "clap_audio", "wave", clip.sounds),
-                                           ("visual_2d", "picture", "clip_image", "pixels", clip.images)):
-        if x is None:
-            print(f"{path}: no {kind} in it; zeros take its place", file=sys.stderr)
-            found[name] = np.zeros((clip.segments, bundle.sizes[name]), np.float32)
-        else:
+    for name, encoder, inputs, x in (("audio", "clap_audio", "wave", clip.sounds),
+                                     ("visual_2d", "clip_image", "pixels", clip.images)):
+        if x is not None:
             batches = (x[i : i + AT_ONCE] for i in range(0, len(x), AT_ONCE))
             found[name] = np.concatenate([bundle.run(encoder, {inputs: b})["embedding"] for b in batches])  # (T, D)
     return found
@@ -200,12 +205,19 @@ class Parse:
     """T segments, C classes."""
 
     classes: list[str]
-    audio_prob: np.ndarray  # (T, C)
-    visual_prob: np.ndarray  # (T, C)
+    audio_prob: np.ndarray | None  # (T, C); None: the video has no sound
+    visual_prob: np.ndarray | None  # (T, C); None: no picture
     video_prob: np.ndarray  # (C,): of the whole video, can exceed 1 (Eq. 1); of a long one the largest of its windows
     audio_event: np.ndarray  # (T, C) bool
     visual_event: np.ndarray  # (T, C) bool
     av_event: np.ndarray  # (T, C) bool
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        """The modalities that the video does not have -> why; what is not there has no events, nor has "both"."""
+        gone = {"audible": "no sound"} if self.audio_prob is None else {}
+        gone |= {"visible": "no picture"} if self.visual_prob is None else {}
+        return gone | {"both": reason for reason in gone.values()}
 
     def shown(self) -> list[int]:
         """The classes that have an event."""
@@ -213,8 +225,8 @@ class Parse:
 
     def events(self) -> list[dict]:
         """Every run of positive segments: class, modality, onset and offset in s, mean probability."""
-        found, both = [], np.minimum(self.audio_prob, self.visual_prob)  # (T, C)
-        probability = {"audio": self.audio_prob, "visual": self.visual_prob, "av": both}
+        found, probability = [], {"audio": self.audio_prob, "visual": self.visual_prob}
+        probability["av"] = None if self.lacks else np.minimum(self.audio_prob, self.visual_prob)  # (T, C)
         for modality, name in MODALITIES.items():
             positive = getattr(self, f"{name}_event")  # (T, C)
             edges = np.diff(np.pad(positive.astype(np.int8), ((1, 1), (0, 0))), axis=0)  # (T + 1, C)
@@ -226,43 +238,47 @@ class Parse:
         return sorted(found, key=lambda e: self.classes.index(e["label"]))  # then as found: modality, onset
 
 
-def window_starts(T: int, window: int = WINDOW) -> list[int]:
-    """Windows that overlap by half, the last flush with the end; one of all segments if there are no more."""
-    return [0] if T <= window else [*range(0, T - window, max(1, window // 2)), T - window]
-
-
 def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
-    """Parse T segments. Where windows overlap, probabilities are averaged; an event needs one of them to admit it."""
-    T = len(features["audio"])
-    starts, length = window_starts(T, bundle.window), min(T, bundle.window)
-    rows = np.add.outer(starts, np.arange(length))  # (windows, length)
-    out = bundle.run("parser", {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()})
-    C, names = len(bundle.classes), ("audio_prob", "visual_prob", "video_prob")
-    shapes = dict.fromkeys(names[:2], (len(rows), length, C)) | {"video_prob": (len(rows), C)}
-    if any(n not in out or out[n].shape != shape or not np.isfinite(out[n]).all() for n, shape in shapes.items()):
-        raise ValueError(f"{bundle.folder / 'parser.onnx'}: its outputs are not those of a parser of {C} classes, or "
-                         "not finite")
-    windows = np.bincount(rows.ravel())[:, None]  # (T, 1), those that hold a segment
-    admitted, prob, event = np.zeros((T, C), bool), {}, {}
-    np.logical_or.at(admitted, rows, out["video_prob"][:, None] > bundle.gate)
-    for m in ("audio", "visual"):
-        total = np.zeros((T, C))
-        np.add.at(total, rows, out[f"{m}_prob"])
-        prob[m] = (total / windows).astype(np.float32)  # (T, C)
-        event[m] = (prob[m] > bundle.gate) & admitted
-    return Parse(bundle.classes, prob["audio"], prob["visual"], out["video_prob"].max(0), event["audio"],
-                 event["visual"], event["audio"] & event["visual"])
+    """Parse T segments. The parser reads windows as long as the clips it was trained on, one from every second on, so
+    that nothing depends on where a file begins; probabilities are averaged, a segment weighing the more the farther it
+    lies from the ends of a window; an event needs one window that admits it (docs/deploy.md has the alternatives).
+
+    For inputs that are not there the parser is given zeros, and what it says of their modality is left out."""
+    T, C = len(next(iter(features.values()))), len(bundle.classes)
+    absent = [m for m, names in bundle.inputs.items() if not features.keys() & set(names)]
+    features = {name: features.get(name, np.zeros((T, size), np.float32)) for name, size in bundle.sizes.items()}
+    place = np.arange(min(T, bundle.window))  # (length,)
+    weight = np.minimum(place, place[::-1])[:, None] + 1.0  # (length, 1)
+    windows, video, admitted = np.zeros((T, 1)), np.zeros(C, np.float32), np.zeros((T, C), bool)
+    prob = {m: np.zeros((T, C)) for m in bundle.inputs}
+    for start in range(0, T - len(place) + 1, AT_ONCE):
+        rows = np.add.outer(np.arange(start, min(start + AT_ONCE, T - len(place) + 1)), place)  # (windows, length)
+        out = bundle.run("parser", {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()})
+        shapes = {f"{m}_prob": (*rows.shape, C) for m in prob} | {"video_prob": (len(rows), C)}
+        if any(n not in out or out[n].shape != x or not np.isfinite(out[n]).all() for n, x in shapes.items()):
+            raise ValueError(f"{bundle.folder / 'parser.onnx'}: its outputs are not those of a parser of {C} classes, "
+                             "or not finite")
+        np.add.at(windows, rows, weight)
+        np.logical_or.at(admitted, rows, out["video_prob"][:, None] > bundle.gate)
+        video = np.maximum(video, out["video_prob"].max(0))
+        for m in prob:
+            np.add.at(prob[m], rows, weight * out[f"{m}_prob"])
+    prob = {m: (total / windows).astype(np.float32) for m, total in prob.items()}  # (T, C) each
+    event = {m: (p > bundle.gate) & admitted & (m not in absent) for m, p in prob.items()}
+    prob = {m: None if m in absent else p for m, p in prob.items()}
+    return Parse(bundle.classes, prob["audio"], prob["visual"], video, event["audio"], event["visual"],
+                 event["audio"] & event["visual"])
 
 
 # ---- Telling the result --------------------------------------------------------------------------
 
 def timeline(result: Parse, width: int = 100) -> str:
     """A line per event class and modality; a character is a second, or several in a long video (# if any has it)."""
-    T = len(result.audio_prob)
+    T = len(result.av_event)
     per = -(-T // width)  # seconds a character
     shown = result.shown()
     if not shown:
-        return f"no event in {T} s"
+        return f"no event in {T} s" + "".join(f" ({why})" for why in set(result.lacks.values()))
     indent = max(len(result.classes[c]) for c in shown) + 11
     ruler = "".join(f"{t:<{10}d}" for t in range(0, T, 10 * per)) if T > 10 else "0" + " " * (T - 1) + str(T)
     lines = [" " * indent + ruler + " s" + (f"   ({per} s a character)" if per > 1 else "")]
@@ -270,6 +286,7 @@ def timeline(result: Parse, width: int = 100) -> str:
         for modality, name in MODALITIES.items():
             positive = getattr(result, f"{name}_event")[:, c]
             marks = "".join("#" if positive[t : t + per].any() else "." for t in range(0, T, per))
+            marks = f"({result.lacks[modality]})" if modality in result.lacks else marks
             lines.append(f"{result.classes[c] if modality == 'audible' else '':{indent - 10}s}{modality:9s} {marks}")
     return "\n".join(lines)
 
@@ -284,14 +301,15 @@ def plot(result: Parse, title: str, path: Path) -> None:
     plt.rcParams["text.parse_math"] = False  # a name with a $ is a name
     shown = result.shown()
     colours = {"audible": "#0072b2", "visible": "#d55e00", "both": "#555555"}
-    T = len(result.audio_prob)
+    T = len(result.av_event)
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.75 * max(1, len(shown))), layout="constrained")
     for e in result.events():
         row = shown.index(result.classes.index(e["label"])) + 0.27 * (list(MODALITIES).index(e["modality"]) - 1)
         axes.barh(row, e["offset"] - e["onset"], 0.24, left=e["onset"], color=colours[e["modality"]])
     axes.set_yticks(range(len(shown)), [result.classes[c].replace("_", " ") for c in shown])
     axes.set(xlim=(0, T), ylim=(max(1, len(shown)) - 0.5, -0.5), xlabel="s", title=title)
-    figure.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=x, label=m) for m, x in colours.items()], ncols=3,
+    labels = {m: f"{m}: {result.lacks[m]}" if m in result.lacks else m for m in colours}
+    figure.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=x, label=labels[m]) for m, x in colours.items()], ncols=3,
                   frameon=False, loc="outside lower center")
     if not shown:
         axes.text(T / 2, 0, "no event", ha="center", va="center")
@@ -318,10 +336,11 @@ def _written(path: Path) -> Iterator[Path]:
 
 
 def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
-    content = dict(source=source.name, seconds=len(result.audio_prob), classes=result.classes, events=result.events(),
+    content = dict(source=source.name, seconds=len(result.av_event), classes=result.classes, events=result.events(),
                    providers=bundle.providers)
     for name in ("video_prob", "audio_prob", "visual_prob"):
-        content[name] = getattr(result, name).astype(float).round(6).tolist()
+        x = getattr(result, name)
+        content[name] = None if x is None else x.astype(float).round(6).tolist()
     with _written(path) as temporary:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
@@ -341,6 +360,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="events and all probabilities")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="events: label, modality, onset, offset, probability")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
+    parser.add_argument("--longest", type=float, default=LONGEST, metavar="S",
+                        help="refuse longer videos (default: %(default)s s, which takes 1.3 GB)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
     options = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
@@ -348,8 +369,11 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone shows the number of an ü
     try:
         bundle = Bundle(options.bundle, options.device)
-        read = features_of_file if options.source.suffix == ".npz" else features_of_video
-        result = parse(read(options.source, bundle), bundle)
+        if options.source.suffix.lower() == ".npz":
+            features = features_of_file(options.source, bundle)
+        else:
+            features = features_of_video(options.source, bundle, options.longest)
+        result = parse(features, bundle)
         print(timeline(result), flush=True)
         print(*warnings(bundle), sep="\n", end="\n" * bool(warnings(bundle)), file=sys.stderr, flush=True)
         used = ", ".join(f"{name} {provider}" for name, provider in bundle.providers.items())

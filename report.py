@@ -197,7 +197,7 @@ def result(page: Page) -> str:
         if ours["mean"] * papers < 0 < low * high:
             against.append(f"{first.short} → {second.short} ({ours['mean']:+.1f}, in the paper {papers:+.1f})")
     sentences.append(f"Against the paper's order: {'; '.join(against) or 'no step whose interval excludes zero'}.")
-    return "".join(map(paragraph, sentences))
+    return paragraph(" ".join(sentences))
 
 
 def own_result(page: Page) -> str:
@@ -242,15 +242,13 @@ def score_tables(page: Page) -> str:
                 shown.append(paper_row(str(row.paper_type) if s == "seg_type" else "" for s in SCORES))
         nothing, scores = next(iter(ablation["trivial"].items()))
         shown.append([f"<em>{nothing}</em>"] + [f"{scores[s]:.1f}" for s in SCORES])
-        parts.append(f"<h3>Parser, features {escape(features)}</h3>" + table(
-            ["row of the ablation"] + 2 * KINDS, shown, LEVELS))
-    return paragraph(
+        parts.append(table([f"features {escape(features)}"] + 2 * KINDS, shown, LEVELS))
+    return "".join(parts) + paragraph(
         "F-scores on the test split in percent. A: what is audible; V: what is visible; AV: what is both at once; "
         "Type: the mean of these three; Event: audible and visible counted together. Segment level compares seconds, "
         "event level whole events (at least half overlap). The small name is used in pictures. "
         + ("Mean and standard deviation over seeds." if ablation["seeds"][1:] else "One seed, so no spread is known.")
-        + ("" if llp else " The paper's rows stand here only when the data are LLP with its features.")
-    ) + "".join(parts)
+        + ("" if llp else " The paper's rows stand here only when the data are LLP with its features."))
 
 
 def paper_row(cells: Iterable[str]) -> list[str]:

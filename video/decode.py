@@ -86,8 +86,10 @@ def _decode(container: av.container.InputContainer, longest: float) -> tuple[lis
     """All of the file, packet by packet: its streams, and the length that the container declares (0: it does not)."""
     declared = (container.duration or 0) / av.time_base
     if declared > longest:
-        raise ValueError(f"too long: {declared:.0f} s, the limit is {longest:.0f} s")
+        raise ValueError(f"too long: {declared:.0f} s, the limit is {longest:.0f} s (--longest)")
     origin = max(0.0, (container.start_time or 0) / av.time_base)  # s: time stamps need not begin at 0
+    if "matroska" in container.format.name:  # its length is where it ends, not how long it lasts
+        declared = max(0.0, declared - origin)
     streams = {}
     for type, reader in (("video", _Images), ("audio", _Sounds)):
         best = container.streams.best(type)
@@ -190,9 +192,10 @@ class _Sounds(_Stream):
         format = (frame.format.name, frame.layout.name, frame.sample_rate)
         if format != self.format:  # the first frame, or the stream changes
             self._flush()
-            # Packed samples of all channels: averaging them ourselves keeps the level, and planar samples of
-            # more than 8 channels, which damaged files claim to have, are not safe to read.
-            self.resampler, self.format = av.AudioResampler("flt", frame.layout.name, SAMPLE_RATE), format
+            # Packed samples: averaging two channels ourselves keeps the level. More are first mixed down to two by
+            # FFmpeg, as ITU-R BS.775 has it; a plain average would make stereo in six channels 9.5 dB quieter.
+            layout = frame.layout.name if frame.layout.nb_channels <= 2 else "stereo"
+            self.resampler, self.format = av.AudioResampler("flt", layout, SAMPLE_RATE), format
         self._lay(self.resampler.resample(frame))
 
     def _flush(self) -> None:

@@ -17,7 +17,8 @@ try {
   const bundle = await Bundle.open(ort, (name) => read(`${folder}/${name}`));
   const result = await parse(await readNpz(await read(file)), bundle);
   const {events, videoProbability, probability} = result;
-  console.log(JSON.stringify({events, videoProbability, audio: [...probability.audio], visual: [...probability.visual]}));
+  const [audio, visual] = [probability.audio, probability.visual].map((x) => x && [...x]);
+  console.log(JSON.stringify({events, videoProbability, audio, visual}));
 } catch (error) {
   console.error(`error: ${error.message}`);
   process.exit(1);

@@ -14,6 +14,7 @@ const RATE = 48000; // Hz
 const HALF = 65504; // the largest number in half precision, in which parsers are trained
 // Characters that no class name has: invisible ones, and those that turn what follows around.
 const CONTROL = /[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/u;
+const AT_ONCE = 16; // windows through the parser
 const TAIL = 0.1; // s: a last segment shorter than this is none
 
 // ---- the bundle ----
@@ -34,6 +35,12 @@ export class Bundle {
     }
     if (!isWhole(info)) throw new Error("bundle.json: not the description of a bundle");
     return new Bundle(ort, info, read);
+  }
+
+  // The parser's inputs by modality.
+  get inputs() {
+    const names = Object.keys(this.info.files.parser.inputs);
+    return {audio: ["audio"], visual: names.filter((name) => name !== "audio")};
   }
 
   get window() {
@@ -96,58 +103,60 @@ function namesOtherFiles(bytes) {
 
 // ---- parsing ----
 
-// Windows that overlap by half, the last flush with the end; one of all segments if there are no more.
-export function windowStarts(T, window = WINDOW) {
-  if (T <= window) return [0];
-  const starts = [];
-  for (let t = 0; t < T - window; t += Math.max(1, Math.floor(window / 2))) starts.push(t);
-  return [...starts, T - window];
-}
-
-// features: {audio: (T, Da), visual_2d: (T, D2), ...}. Where windows overlap, probabilities are averaged, and an event
-// needs one of them to admit it.
+// features: {audio: (T, Da), visual_2d: (T, D2), ...}; those of one modality may be absent. As in parse.py: a window from
+// every second on; probabilities are averaged, a segment weighing the more the farther it lies from the ends of a window;
+// an event needs one window that admits it. For inputs that are not there the parser is given zeros, and what it says of
+// their modality is left out: null, and no event.
 export async function parse(features, bundle) {
-  const inputs = bundle.info.files.parser.inputs, T = features.audio?.shape[0];
-  for (const [name, {shape}] of Object.entries(inputs)) {
-    const x = features[name], size = shape[shape.length - 1];
+  const inputs = bundle.info.files.parser.inputs, given = Object.keys(features), groups = Object.values(bundle.inputs);
+  const there = groups.filter((names) => names.some((name) => given.includes(name)));
+  const known = given.every((name) => Object.hasOwn(inputs, name)) && there.length; // absent, not misnamed
+  const needed = (known ? there : groups).flat(), T = features[needed[0]]?.shape[0];
+  for (const name of needed) {
+    const x = features[name], {shape} = inputs[name], size = shape[shape.length - 1];
     if (!x || x.shape.length !== 2 || x.shape[1] !== size || !x.shape[0]) {
       throw new Error(`the parser needs ${name} of shape (T, ${size}), but ${x ? `${name} is (${x.shape.join(", ")})` : `it has ${Object.keys(features).join(", ")}`}`);
     }
-    if (x.shape[0] !== T) throw new Error(`${name} has another length than audio`);
+    if (x.shape[0] !== T) throw new Error(`${name} has another length than ${needed[0]}`);
     if (!x.data.every((value) => Math.abs(value) <= HALF)) throw new Error(`${name} holds NaN or infinite values, or values beyond half precision`);
   }
-  const starts = windowStarts(T, bundle.window), length = Math.min(T, bundle.window), C = bundle.classes.length;
-  const batch = {};
-  for (const name of Object.keys(inputs)) {
-    const D = features[name].shape[1], data = new Float32Array(starts.length * length * D);
-    starts.forEach((t, w) => data.set(features[name].data.subarray(t * D, (t + length) * D), w * length * D));
-    batch[name] = {data, shape: [starts.length, length, D]};
-  }
-  const out = await bundle.run("parser", batch);
-  for (const [name, count] of Object.entries({audio_prob: length * C, visual_prob: length * C, video_prob: C})) {
-    if (out[name]?.data.length !== starts.length * count || !out[name].data.every(Number.isFinite)) {
-      throw new Error(`parser.onnx: its outputs are not those of a parser of ${C} classes, or not finite`);
+  const length = Math.min(T, bundle.window), windows = T - length + 1, C = bundle.classes.length, {gate} = bundle.info;
+  const weight = Array.from({length}, (_, i) => Math.min(i, length - 1 - i) + 1), covered = new Float64Array(T);
+  const total = {audio: new Float64Array(T * C), visual: new Float64Array(T * C)}, admitted = new Uint8Array(T * C);
+  const result = {T, C, classes: bundle.classes, probability: {}, event: {}, videoProbability: new Array(C).fill(0)};
+  for (let first = 0; first < windows; first += AT_ONCE) {
+    const B = Math.min(AT_ONCE, windows - first), batch = {};
+    for (const [name, {shape}] of Object.entries(inputs)) {
+      const D = shape[shape.length - 1], data = new Float32Array(B * length * D), x = features[name]?.data;
+      for (let w = 0; x && w < B; w++) data.set(x.subarray((first + w) * D, (first + w + length) * D), w * length * D);
+      batch[name] = {data, shape: [B, length, D]};
     }
-  }
-  const result = {T, C, classes: bundle.classes, probability: {}, event: {}};
-  result.videoProbability = Array.from({length: C}, (_, c) => Math.max(...starts.map((_, w) => out.video_prob.data[w * C + c])));
-  const single = starts.length === 1, gate = bundle.info.gate;
-  for (const m of ["audio", "visual"]) {
-    const total = new Float64Array(T * C), admitted = new Uint8Array(T * C), covered = new Uint8Array(T);
-    starts.forEach((start, w) => {
+    const out = await bundle.run("parser", batch);
+    for (const [name, count] of Object.entries({audio_prob: length * C, visual_prob: length * C, video_prob: C})) {
+      if (out[name]?.data.length !== B * count || !out[name].data.every(Number.isFinite)) {
+        throw new Error(`parser.onnx: its outputs are not those of a parser of ${C} classes, or not finite`);
+      }
+    }
+    for (let w = 0; w < B; w++) {
+      for (let c = 0; c < C; c++) result.videoProbability[c] = Math.max(result.videoProbability[c], out.video_prob.data[w * C + c]);
       for (let i = 0; i < length; i++) {
-        covered[start + i]++;
+        covered[first + w + i] += weight[i];
         for (let c = 0; c < C; c++) {
-          total[(start + i) * C + c] += out[`${m}_prob`].data[(w * length + i) * C + c];
-          if (out.video_prob.data[w * C + c] > gate) admitted[(start + i) * C + c] = 1;
+          const to = (first + w + i) * C + c, from = (w * length + i) * C + c;
+          for (const m of ["audio", "visual"]) total[m][to] += weight[i] * out[`${m}_prob`].data[from];
+          if (out.video_prob.data[w * C + c] > gate) admitted[to] = 1;
         }
       }
-    });
-    const p = Float32Array.from(total, (x, i) => x / covered[Math.floor(i / C)]);
-    result.probability[m] = p;
-    result.event[m] = single ? Uint8Array.from(out[`${m}_event`].data, Number) : Uint8Array.from(p, (x, i) => Number(x > gate && admitted[i]));
+    }
   }
-  result.probability.av = result.probability.audio.map((x, i) => Math.min(x, result.probability.visual[i]));
+  for (const m of ["audio", "visual"]) {
+    const there = bundle.inputs[m].some((name) => given.includes(name));
+    const p = result.probability[m] = there ? Float32Array.from(total[m], (x, i) => x / covered[Math.floor(i / C)]) : null;
+    result.event[m] = admitted.map((x, i) => Number(there && x && p[i] > gate));
+  }
+  const {audio, visual} = result.probability;
+  result.probability.av = audio && visual && audio.map((x, i) => Math.min(x, visual[i]));
+  result.lacks = audio ? visual ? "" : "no picture" : "no sound";
   result.event.av = result.event.audio.map((x, i) => x & result.event.visual[i]);
   result.events = events(result);
   return result;
@@ -238,15 +247,15 @@ export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
   const {inputs} = bundle.info.files.parser, T = Math.ceil(video.duration - TAIL);
   if (bundle.info.features.set !== "clip_clap") throw new Error("the bundle's parser does not read CLIP and CLAP features: give it a features file");
   if (!(T >= 1)) throw new Error("the video has no length");
-  const zeros = (name) => ({data: new Float32Array(T * inputs[name].shape[2]), shape: [T, inputs[name].shape[2]]});
-  const features = {audio: zeros("audio"), visual_2d: zeros("visual_2d")}, notes = [];
+  const empty = (name) => ({data: new Float32Array(T * inputs[name].shape[2]), shape: [T, inputs[name].shape[2]]});
+  const features = {};
   const put = async (name, t, encoder, feed) => {
     const {embedding} = await bundle.run(encoder, feed);
     features[name].data.set(embedding.data, t * features[name].shape[1]);
   };
   const wave = await waveOf(file);
-  if (!wave) notes.push("no sound in it; zeros take its place");
-  if (!video.videoWidth) notes.push("no picture in it; zeros take its place");
+  if (wave) features.audio = empty("audio");
+  if (video.videoWidth) features.visual_2d = empty("visual_2d");
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   const context = canvas.getContext("2d", {willReadFrequently: true});
@@ -264,7 +273,7 @@ export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
     }
     tell(t + 1, T);
   }
-  return {features, notes};
+  return features;
 }
 
 function seek(video, time) {

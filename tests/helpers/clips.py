@@ -40,7 +40,7 @@ def make(path: Path, seconds: float = 10.0, fps: Fraction | int = 25, times: lis
             stream = container.add_stream(video_codec, rate=30 if times else fps, width=W, height=H, pix_fmt="yuv420p")
             stream.codec_context.time_base = Fraction(1, 90_000)
         if sound is not None:
-            layout = {1: "mono", 2: "stereo"}[len(sound)]
+            layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
             audio = container.add_stream(audio_codec, rate=rate, layout=layout)
             audio.codec_context.time_base = Fraction(1, rate)
         if pictures:

@@ -109,7 +109,8 @@ CASES = {  # what is wrong -> file, change (None: it is gone), what is said; "":
     "another size": ("x.npz", arrays(audio=np.ones((5, 7), np.float32)), "the parser needs audio of shape (T, 4), but audio is "),
     "a number": ("x.npz", arrays(audio=np.float32(3)), "the parser needs audio of shape (T, 4), but audio is "),
     "no second": ("x.npz", arrays(audio=np.ones((0, 4), np.float32)), "the parser needs audio of shape (T, 4), but audio is "),
-    "no sound": ("x.npz", arrays(audio=None), "the parser needs audio of shape (T, 4), but it has "),
+    "sound by another name": ("x.npz", arrays(audio=None, Audio=np.ones((5, 4), np.float32)), "the parser needs audio of shape (T, 4), but it has "),
+    "neither sound nor picture": ("x.npz", arrays(audio=None, visual_2d=None, time=np.ones(5)), "the parser needs audio of shape (T, 4), but it has "),
     "another length": ("x.npz", arrays(visual_2d=np.ones((4, 3), np.float32)), "visual_2d has another length than audio"),
 }
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -262,22 +263,42 @@ def test_short_features_are_parsed_in_one_piece_like_the_model(bundle, han, T):
 
 
 @pytest.mark.parametrize("T", [11, 20, 23, 60])
-def test_long_features_are_parsed_in_overlapping_windows(bundle, han, T):
+def test_long_features_are_parsed_in_windows_from_every_second_on(bundle, han, T):
     """Against a slow version: every window by itself through PyTorch, every segment averaged over its windows."""
-    x, starts = features(T), parse.window_starts(T)
-    assert starts[0] == 0 and starts[-1] == T - 10 and all(0 < b - a <= 5 for a, b in zip(starts, starts[1:]))
-    result, outs = parse.parse(x, parse.Bundle(bundle)), {}
-    for s in starts:
+    x, outs = features(T), {}
+    result = parse.parse(x, parse.Bundle(bundle))
+    for s in range(T - 9):
         with torch.no_grad():
             outs[s] = han(torch.from_numpy(x["audio"][s : s + 10])[None], torch.from_numpy(x["visual_2d"][s : s + 10])[None])
     for t in range(T):
-        covering = [s for s in starts if s <= t < s + 10]
-        p = np.mean([outs[s].visual_logit[0, t - s].sigmoid().numpy() for s in covering], axis=0)
+        covering = [s for s in outs if s <= t < s + 10]
+        weights = [min(t - s, 9 - (t - s)) + 1 for s in covering]
+        p = np.average([outs[s].visual_logit[0, t - s].sigmoid().numpy() for s in covering], axis=0, weights=weights)
         admitted = np.any([outs[s].video_prob[0].numpy() > 0.5 for s in covering], axis=0)
         np.testing.assert_allclose(result.visual_prob[t], p, atol=1e-5)
         clear = np.abs(p - 0.5) > 1e-4
         assert np.array_equal(result.visual_event[t][clear], ((p > 0.5) & admitted)[clear])
     assert np.array_equal(result.av_event, result.audio_event & result.visual_event)
+
+
+def test_what_is_found_does_not_depend_on_where_a_long_file_begins(bundle):
+    """But within a window of its beginning."""
+    x, b = features(60), parse.Bundle(bundle)
+    whole, later = parse.parse(x, b), parse.parse({k: v[7:] for k, v in x.items()}, b)
+    for name in ("audio_prob", "visual_prob"):
+        np.testing.assert_allclose(getattr(whole, name)[17:], getattr(later, name)[10:], atol=1e-5)
+    assert np.array_equal(whole.audio_event[17:], later.audio_event[10:]) and whole.audio_event[17:].any()
+
+
+def test_an_hour_of_features_takes_no_more_memory_than_its_arrays(bundle):
+    code = """
+import resource, sys, numpy as np, parse
+x = dict(audio=np.ones((int(sys.argv[2]), 512), np.float32), visual_2d=np.ones((int(sys.argv[2]), 768), np.float32))
+parse.parse(x, parse.Bundle(sys.argv[1]))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)"""
+    mb = [float(subprocess.run([sys.executable, "-c", code, str(bundle), str(T)], cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+          for T in (60, 3600)]
+    assert mb[1] - mb[0] < 60, mb  # MB; the arrays take 18
 
 
 def test_events_are_the_runs_of_positive_segments():
@@ -313,6 +334,33 @@ def test_video_by_the_command_equals_extract_and_the_model(bundle, han, tmp_path
     assert [(r["label"], r["modality"], int(r["onset"]), int(r["offset"])) for r in rows] == [
         (e["label"], e["modality"], e["onset"], e["offset"]) for e in content["events"]]
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("gone, kept, modality, reason", [("visual_2d", "audio", "visible", "no picture"),
+                                                          ("audio", "visual_2d", "audible", "no sound")])
+def test_a_stream_that_is_not_there_has_no_events_and_no_probabilities(bundle, han, tmp_path, gone, kept, modality, reason):
+    """The other one is parsed as it would be beside zeros."""
+    rng, sizes = np.random.default_rng(2), parse.Bundle(bundle).sizes
+    x = {kept: rng.standard_normal((10, sizes[kept])).astype(np.float32)}
+    np.savez(tmp_path / "x.NPZ", **x)
+    (tmp_path / "x.NPZ.npz").rename(tmp_path / "x.NPZ")  # an ending in capitals is one
+    run = [sys.executable, "parse.py", tmp_path / "x.NPZ", "--bundle", bundle, "--json", tmp_path / "x.json", "--plot", tmp_path / "x.png"]
+    done = subprocess.run([str(a) for a in run], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and f"({reason})" in done.stdout, done.stderr
+    content, names = json.loads((tmp_path / "x.json").read_text()), dict(audible="audio_prob", visible="visual_prob")
+    assert content[names.pop(modality)] is None and {e["modality"] for e in content["events"]} <= set(names)
+    whole = parse.parse(x | {gone: np.zeros((10, sizes[gone]), np.float32)}, parse.Bundle(bundle))
+    (other,) = names.values()
+    np.testing.assert_allclose(content[other], getattr(whole, other), atol=1e-6)
+    expected = [e for e in whole.events() if e["modality"] in names]
+    assert content["events"] == expected and expected and (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(bundle, tmp_path):
+    np.savez(tmp_path / "x.npz", audio=np.ones((3, 512), np.float32), visual_2d=np.ones((3, 768), np.float32))
+    run = [sys.executable, "parse.py", str(tmp_path / "x.npz"), "--bundle", str(bundle), "--device", "cuda"]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 1 and done.stderr.strip().startswith("error: --device cuda: onnxruntime finds no GPU")
 
 
 def test_parse_imports_no_torch_not_even_for_a_video(bundle, tmp_path):

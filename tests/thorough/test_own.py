@@ -359,11 +359,6 @@ def test_without_annotated_videos_the_last_epoch_is_kept_and_nothing_is_scored(t
 # ---- the parser's windows are as long as the clips it was trained on ----
 
 
-@pytest.mark.parametrize("T, window, starts", [(4, 4, [0]), (9, 4, [0, 2, 4, 5]), (3, 1, [0, 1, 2]), (12, 10, [0, 2]), (25, 10, [0, 5, 10, 15])])
-def test_windows_overlap_by_half_and_end_with_the_video(T, window, starts):
-    assert parse.window_starts(T, window) == starts
-
-
 # ---- the whole path, by the commands of the README ----
 
 TINY = ROOT / "tests/helpers/tiny_extract.py"

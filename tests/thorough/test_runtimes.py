@@ -186,6 +186,21 @@ def test_node_script_parses_a_features_file_like_parse_py(bundle, tmp_path, segm
     assert result.returncode == 1 and "bundle.json: no such file" in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("gone", ["audio", "visual_2d"])
+def test_node_says_nothing_of_a_stream_that_is_not_there_like_parse_py(bundle, tmp_path, gone):
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    rng = np.random.default_rng(1)
+    arrays = {k: rng.standard_normal((12, n)).astype(np.float32) for k, n in (("audio", 512), ("visual_2d", 768)) if k != gone}
+    np.savez(tmp_path / "x.npz", **arrays)
+    result = subprocess.run(["node", WEB / "parse.mjs", bundle, tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    theirs, ours = json.loads(result.stdout), parse.parse(arrays, parse.Bundle(bundle))
+    assert theirs["audio" if gone == "audio" else "visual"] is None
+    assert [(e["label"], e["modality"], e["onset"], e["offset"]) for e in theirs["events"]] == [
+        (e["label"], e["modality"], e["onset"], e["offset"]) for e in ours.events()] != []
+
+
 # ---- the page ----
 
 
@@ -260,6 +275,37 @@ def test_page_parses_features_of_a_long_video_and_reads_well_in_the_dark_and_on_
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
         picture(page, name)
         page.close()
+
+
+def test_page_says_that_a_stream_is_not_there(browser, server, bundle, tmp_path):
+    np.savez(tmp_path / "deaf.npz", visual_2d=np.random.default_rng(1).standard_normal((10, 768)).astype(np.float32))
+    page = browser.new_page(viewport=dict(width=1000, height=700))
+    page.goto(f"{server}/index.html?bundle=/bundle")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
+    page.set_input_files("#source", tmp_path / "deaf.npz")
+    page.wait_for_function("window.parsed")
+    assert "no sound in it" in page.locator("#status").text_content() and page.evaluate("parsed.probability.audio") is None
+    shown = page.locator(".strip.absent")
+    assert shown.count() == 2 * page.locator(".event").count() > 0 and shown.first.text_content() == "no sound"
+    picture(page, "no-sound")
+    page.close()
+
+
+def test_page_shows_the_file_chosen_last_even_if_another_is_still_being_parsed(browser, server, bundle, shared, tmp_path):
+    arrays = dict(audio=np.ones((7, 512), np.float32), visual_2d=np.ones((7, 768), np.float32))
+    np.savez(tmp_path / "second.npz", **arrays)
+    page, problems = browser.new_page(), []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{server}/index.html?bundle=/bundle")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
+    page.set_input_files("#source", shared / "data/media/BjCEufrlXm4.mp4")
+    page.wait_for_function("document.getElementById('status').textContent.includes('second 1 of 10')")
+    page.set_input_files("#source", tmp_path / "second.npz")
+    page.wait_for_function("window.parsed", timeout=120_000)
+    page.wait_for_timeout(3000)  # the first one would have gone on
+    assert page.evaluate("parsed.T") == 7 and page.locator("#status").text_content().startswith("second.npz: 7 s")
+    assert page.locator("#progress").is_hidden() and problems == []
+    page.close()
 
 
 @pytest.mark.parametrize("files, message", [

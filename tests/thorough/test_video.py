@@ -135,6 +135,25 @@ def test_stereo_is_averaged_not_summed(tmp_path):
     np.testing.assert_allclose(decode.read_clip(path).sounds.reshape(-1), (left + right) / 2, atol=2 / 32768)
 
 
+def test_stereo_in_six_channels_is_as_loud_as_in_two_and_its_centre_3_db_quieter(tmp_path):
+    """ITU-R BS.775: left and right as they are, centre and surround times 0.707, no low-frequency effects."""
+    left, right, silence = clips.tone(3, frequency=500, level=0.2), clips.tone(3, frequency=3000, level=0.2), np.zeros(3 * 48_000, np.float32)
+    for name, channels, expected in (("stereo", [left, right, silence, silence, silence, silence], (left + right) / 2),
+                                     ("centre", [silence, silence, left, silence, silence, silence], np.sqrt(0.5) * left),
+                                     ("effects", [silence, silence, silence, left, silence, silence], silence)):
+        path = clips.make(tmp_path / f"{name}.mkv", 3, sound=np.stack(channels), audio_codec="pcm_s16le")
+        np.testing.assert_allclose(decode.read_clip(path).sounds.reshape(-1), expected, atol=4 / 32768)
+
+
+def test_matroska_that_begins_late_is_whole_and_cut_short_is_still_seen(tmp_path):
+    path = clips.make(tmp_path / "a.mkv", 10, 10, sound=clips.tone(10)[None], start=30.0)
+    clip = decode.read_clip(path)
+    assert clip.segments == 10 and clip.seconds == pytest.approx(10, abs=0.1)
+    (tmp_path / "b.mkv").write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    with pytest.raises(ValueError, match="cut short"):
+        decode.read_clip(tmp_path / "b.mkv")
+
+
 def test_sound_that_begins_late_is_preceded_by_silence(tmp_path):
     path = clips.make(tmp_path / "a.mkv", 6, sound=clips.tone(3)[None], audio_codec="pcm_s16le", sound_start=2.0)
     wave = decode.read_clip(path).sounds.reshape(-1)
