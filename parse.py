@@ -192,8 +192,7 @@ def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> d
 
 def warnings(bundle: Bundle) -> list[str]:
     """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real."""
-    files = [name for name in ("clip_image", "clap_audio")
-             if bundle.files.get(name, {}).get("weights", {}).get("weights") == "random"]
+    files = [n for n, file in bundle.files.items() if file.get("weights", {}).get("weights") == "random"]
     reasons = [f"RANDOM WEIGHTS in {name}.onnx" for name in files] + [str(bundle.info.get("dry_run") or "")]
     return [f"WARNING: a dry run ({x}): the events mean nothing for real videos" for x in reasons if x]
 

@@ -438,11 +438,8 @@ def class_figure(page: Page) -> str:
     pred, truth = saved.predictions, load_truth(saved.data, saved.split)
     f = {modality: evidence.class_f_scores(pred[m], truth[m]) for m, modality in enumerate(MODALITIES)}
     order = np.argsort(-sum(np.nan_to_num(x) for x in f.values()), kind="stable")
-    seconds = {modality: x.float().sum((0, 1)).numpy() for modality, x in zip(MODALITIES, truth)}
-    panels = [figures.dots(title, xlabel, [saved.classes[c] for c in order], {m: x[order] for m, x in series.items()},
-                           percent=series is f) for title, xlabel, series in (
-        ("F-score of the parser", "F-score of the class, %", f),
-        ("how much of it there is", f"true seconds in the {saved.split} split", seconds))]
+    panels = [figures.dots("F-score of the parser", "F-score of the class, %", [saved.classes[c] for c in order],
+                           {m: x[order] for m, x in f.items()})]
     never = [f"{modality} {saved.classes[c]}" for m, modality in enumerate(MODALITIES)
              for c in np.flatnonzero(~pred[m].any(1).any(0) & truth[m].any(1).any(0))]
     return page.figure("classes", panels, "The parser, class by class", (

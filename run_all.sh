@@ -77,7 +77,7 @@ needs="torch numpy tqdm matplotlib onnx onnxscript onnxruntime" # modules, of an
 if [ "${1:-}" = test ]; then
     shift
     if [[ " $* " == *" --thorough "* ]]; then
-        setup "onnx,test,thorough,features${UWAV_EXTRAS:+,$UWAV_EXTRAS}" "$needs pytest xdist hypothesis av open_clip laion_clap"
+        setup "onnx,test,thorough,features${UWAV_EXTRAS:+,$UWAV_EXTRAS}" "$needs pytest xdist hypothesis av pebble open_clip laion_clap"
         exec "$python" -m pytest -n auto --dist loadfile "$@" # a file of tests a core
     fi
     setup onnx,test "$needs pytest"
@@ -127,7 +127,7 @@ case ${preset:-demo} in demo | paper) ;; *) die "--preset $preset: demo or paper
 case $features in '' | base | clip_clap) ;; *) die "--features $features: base or clip_clap" ;; esac
 case $out in *[$'\t\n']*) die "--out: a tab or a line break in the name of a folder" ;; esac
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
-if [ -n "$own" ]; then setup onnx,features "$needs av open_clip laion_clap"; else setup onnx "$needs"; fi
+if [ -n "$own" ]; then setup onnx,features "$needs av pebble open_clip laion_clap"; else setup onnx "$needs"; fi
 if [ ${#extra[@]} -gt 0 ]; then # before any work
     "$python" -c 'import sys; from train.cli import check; check(sys.argv[1:])' pretrain DATA OUT "${train_options[@]}"
 fi

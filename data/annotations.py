@@ -277,8 +277,7 @@ def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, st
 
 
 def write_template(videos: Path, out: Path) -> None:
-    """labels.csv and events.csv with the videos of a folder filled in, for a spreadsheet. Raises ValueError if either
-    is there."""
+    """labels.csv and events.csv with the videos of a folder filled in; ValueError if either is there already."""
     found, _ = find_videos(videos, llp=False)
     tables = {"labels.csv": ("video", "labels"), "events.csv": EVENT_COLUMNS}
     if there := [out / name for name in tables if (out / name).exists()]:

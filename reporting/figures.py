@@ -226,7 +226,6 @@ def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarr
          spans: dict[str, np.ndarray] | None = None, percent: bool = True) -> Panel:
     """One row a class, in the order given. series: name -> (C,), NaN: not drawn; spans: name -> (C, 2), a bar each."""
     C, colours = len(classes), (BLUE, VERMILION, GREEN)
-
     styles = dict(color=SKY), dict(facecolor="none", edgecolor=FAINT, hatch="////")
 
     def draw(axis: Axes) -> None:

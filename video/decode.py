@@ -14,12 +14,11 @@ import contextlib
 import math
 import multiprocessing
 import signal
-import threading
+import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, TimeoutError
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import av
@@ -230,74 +229,50 @@ def read_clips(paths: list[Path], workers: int, segments: int | None = None, lon
     """The clip of every path, in order; a cause instead of a clip where there is none.
 
     A decoder that dies or hangs costs its video, and is replaced. At most two videos a worker are decoded ahead."""
-    here, decoders = threading.local(), []
+    from pebble import ProcessPool
 
-    def begin() -> None:
-        """In each thread; Ctrl-C is for us: else a decoder that is still importing shows a traceback."""
-        if hasattr(signal, "pthread_sigmask"):
-            resource_tracker.ensure_running()  # which would undo this, were it started with the first decoder
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        here.decoder = _Decoder(stuck, read, segments, longest)
-        decoders.append(here.decoder)
-
-    threads = ThreadPoolExecutor(workers, initializer=begin)
+    # A fork would not survive PyTorch's threads.
+    pool = ProcessPool(workers, context=multiprocessing.get_context("spawn"), initializer=follow_the_parent)
     ahead: collections.deque[Future] = collections.deque()
     try:
         for path in paths:
             if len(ahead) == 2 * workers:
-                yield ahead.popleft().result()
-            ahead.append(threads.submit(lambda path: here.decoder.read(path), path))
+                yield _clip_or_cause(ahead.popleft(), stuck)
+            with _interrupts_for_us():
+                ahead.append(pool.schedule(read, [path, segments, longest], timeout=stuck))
         while ahead:
-            yield ahead.popleft().result()
+            yield _clip_or_cause(ahead.popleft(), stuck)
     finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        for decoder in decoders:
-            if process := decoder.process:  # once: its thread may be ending it
-                process.kill()
+        pool.stop()
+        pool.join()
 
 
-class _Decoder:
-    """A process that decodes one video after the other; one that ended is replaced by the next video's."""
-
-    spawn = multiprocessing.get_context("spawn")  # a fork would not survive PyTorch's threads
-    one_at_a_time = threading.Lock()  # an exit status is lost if another thread starts a process while one is joined
-
-    def __init__(self, stuck: float, *task: object):
-        self.stuck, self.task = stuck, task
-        self.process: multiprocessing.process.BaseProcess | None = None
-
-    def read(self, path: Path) -> Clip | str:
-        if self.process is None:
-            self.pipe, theirs = self.spawn.Pipe()
-            process = self.spawn.Process(target=_decode_all, args=(theirs, *self.task), daemon=True)
-            with self.one_at_a_time:
-                process.start()
-            theirs.close()
-            self.process = process
-        cause = None
-        with contextlib.suppress(EOFError, OSError):  # it died
-            self.pipe.send(path)
-            if self.pipe.poll(self.stuck):
-                return self.pipe.recv()
-            cause = f"hangs: not decoded after {self.stuck:.0f} s"
-            self.process.kill()
-        with self.one_at_a_time:
-            self.process.join()
-        code, self.process = self.process.exitcode, None
-        ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        return cause or f"crashed: the decoder ended with {ending}"
+@contextlib.contextmanager
+def _interrupts_for_us() -> Iterator[None]:
+    """Around the start of decoders: Ctrl-C is not for them, and while they import it would end in a traceback."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are killed
+    resource_tracker.ensure_running()  # which would undo this, were it started with the first decoder
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _decode_all(pipe: Connection, read: Callable, segments: int | None, longest: float) -> None:
-    """The process: paths in, clips or causes out, until the other end closes."""
-    follow_the_parent()
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            path = pipe.recv()
-            try:
-                result = read(path, segments, longest)
-            except ValueError as error:
-                result = str(error)
-            except Exception as error:  # whatever a damaged file makes a library raise: it costs this video only
-                result = f"cannot be read: {type(error).__name__}: {error}"
-            pipe.send(result)
+def _clip_or_cause(future: Future, stuck: float) -> Clip | str:
+    from pebble import ProcessExpired
+
+    try:
+        return future.result()
+    except TimeoutError:
+        return f"hangs: not decoded after {stuck:.0f} s"
+    except ProcessExpired as error:
+        code = error.exitcode
+        return f"crashed: the decoder ended with {signal.Signals(-code).name if code < 0 else f'exit status {code}'}"
+    except ValueError as error:
+        return str(error)
+    except Exception as error:  # whatever a damaged file makes a library raise: it costs this video only
+        return f"cannot be read: {type(error).__name__}: {error}"

@@ -26,7 +26,7 @@ NETWORK_WAIT = 2.0  # s
 
 def need_packages() -> None:
     """ValueError if what reads videos and builds the encoders is not installed."""
-    packages = {"open_clip": "open_clip_torch", "laion_clap": "laion-clap", "av": "av"}  # by module
+    packages = dict(open_clip="open_clip_torch", laion_clap="laion-clap", av="av", pebble="pebble")  # by module
     missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")

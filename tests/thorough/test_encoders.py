@@ -276,13 +276,13 @@ def test_a_weights_option_that_is_neither_name_nor_file_is_refused():
 def test_without_the_packages_the_sentence_says_what_to_install(tmp_path):
     """A machine without them, by an import path on which they cannot be found."""
     hide = ("import importlib.util, sys; real = importlib.util.find_spec\n"
-            "importlib.util.find_spec = lambda name, *a: None if name in ('av', 'laion_clap', 'open_clip') else real(name, *a)\n"
+            "importlib.util.find_spec = lambda name, *a: None if name in ('av', 'pebble', 'laion_clap', 'open_clip') else real(name, *a)\n"
             f"sys.path.insert(0, {str(ROOT)!r}); import features; features.main(sys.argv[1:])")
     for arguments in (["extract", tmp_path, tmp_path / "out"], ["text", "llp", tmp_path / "out"]):
         result = subprocess.run([sys.executable, "-c", hide, *map(str, arguments)], capture_output=True, text=True, timeout=300)
         assert result.returncode == 1
         assert result.stderr == ("error: this command needs packages that are not installed: "
-                                 "pip install open_clip_torch laion-clap av\n")
+                                 "pip install open_clip_torch laion-clap av pebble\n")
 
 
 def test_the_method_and_the_annotations_import_none_of_the_encoders_packages():
