@@ -297,9 +297,6 @@ class Bench:
         write_files(self.folder, self.length)
         return self.folder
 
-    def reader(self, features: str) -> Callable:
-        return functools.partial(read_target, self.files, FEATURE_SETS[features])
-
     @functools.cached_property
     def han(self) -> uwav.HAN:
         torch.manual_seed(0)
@@ -312,7 +309,8 @@ class Bench:
     def epoch(self) -> list[Row]:
         config, device, data = self.config, self.device, self.data(TRAIN)
         steps = math.ceil(TRAIN / config.batch)
-        batches = plain_batches(self.reader("base"), TRAIN, config.batch, device)
+        read = functools.partial(read_target, self.files, FEATURE_SETS["base"])
+        batches = plain_batches(read, TRAIN, config.batch, device)
         labels = uwav.pseudo_labels(torch.randn(2, TRAIN, T, C, device=device), self.zeros, data.weak, config)
         model, rng = plain_model(self.han).train(), np.random.default_rng(0)
         update = plain_updates(model, config)

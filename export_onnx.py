@@ -12,6 +12,7 @@ OUT, the *bundle*, holds (B videos, T segments, C classes; B, T and C are free, 
     clip_image.onnx  (N, 224, 224, 3) uint8 -> (N, 768)       with --clip-weights
     clap_audio.onnx  (N, 48000) float32     -> (N, 512)       with --clap-weights
     texts.json       the classes' text embeddings, for teacher.onnx
+    sample.npz       features of a video of the run, to try it with
     bundle.json      everything a program must know to use them
 
 The files are written to OUT/.part and moved to OUT only when the ONNX checker has passed all of them and onnxruntime
@@ -461,6 +462,10 @@ def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, st
     if source.texts is not None:
         clap, clip = (x.tolist() for x in source.texts)
         write_json(out / "texts.json", dict(classes=source.classes, clap=clap, clip=clip))
+    if source.data:
+        inputs, truth, _ = source.measuring_data()
+        n = int(sum(x.any(1).sum(-1) for x in truth).argmax()) if truth else 0  # the one with most events
+        np.savez(out / "sample.npz", **{name: x[n] for name, x in inputs.items()})
     if made_with["variants"]:
         info["variants"] = keep_variants(made_with["variants"], out, *source.measuring_data())
     write_json(out / "bundle.json", info)

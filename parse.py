@@ -2,6 +2,7 @@
 
     python parse.py VIDEO --bundle OUT                   # a video; the bundle has the encoders
     python parse.py FEATURES.npz --bundle OUT            # features: audio (T, Da), visual_2d (T, D2), visual_3d (T, D3)
+    python parse.py OUT/sample.npz --bundle OUT          # to try it: a video that the bundle brings
     python parse.py ... --json events.json --csv events.csv --plot timeline.png
 
 Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot. OUT was made by export_onnx.py.
@@ -27,7 +28,7 @@ import numpy as np
 WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
 AT_ONCE = 16  # pictures, sounds or windows through a graph
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
-FORMAT = 1  # of the bundle
+FORMAT = 1  # of the bundle, and of the JSON that is written (docs/deploy.md)
 # Characters that no class name has: a terminal may obey them, or they are invisible, or turn what follows around.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 LONGEST = 3600.0  # s of a video: decoded, an hour takes 1.3 GB
@@ -42,8 +43,8 @@ EXTERNAL = re.compile(rb"[\x08\x00]location")
 class Bundle:
     """A folder written by export_onnx.py. Raises FileNotFoundError or ValueError naming the file."""
 
-    def __init__(self, folder: str | Path, provider: str | None = None):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, provider: str | None = None, variant: str | None = None):
+        self.folder, self.parser = Path(folder), f"parser_{variant}" if variant else "parser"
         path = _file(self.folder / "bundle.json")
         try:
             self.info = json.loads(path.read_text(encoding="utf-8"))
@@ -65,6 +66,11 @@ class Bundle:
             raise ValueError(f"{path}: not the description of a bundle")
         if version != FORMAT:
             raise ValueError(f"{path}: a bundle of format {version!r:.20}, this program reads {FORMAT}")
+        if variant:
+            try:
+                self.files |= {self.parser: dict(sha256=str(self.info["variants"]["rows"][variant]["sha256"]))}
+            except (KeyError, TypeError):
+                raise ValueError(f"{path}: the bundle has no {variant} parser; export it with --{variant}") from None
         self.inputs = {"audio": ["audio"], "visual": [name for name in self.sizes if name != "audio"]}  # by modality
         self.wanted, self.providers, self.sessions = provider, {}, {}
 
@@ -194,7 +200,7 @@ def warnings(bundle: Bundle) -> list[str]:
     """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real."""
     files = [n for n, file in bundle.files.items() if file.get("weights", {}).get("weights") == "random"]
     reasons = [f"RANDOM WEIGHTS in {name}.onnx" for name in files] + [str(bundle.info.get("dry_run") or "")]
-    return [f"WARNING: a dry run ({x}): the events mean nothing for real videos" for x in reasons if x]
+    return [f"a dry run ({x}): the events mean nothing for real videos" for x in reasons if x]
 
 
 # ---- Parsing -------------------------------------------------------------------------------------
@@ -252,11 +258,12 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
     prob = {m: np.zeros((T, C)) for m in bundle.inputs}
     for start in range(0, T - len(place) + 1, AT_ONCE):
         rows = np.add.outer(np.arange(start, min(start + AT_ONCE, T - len(place) + 1)), place)  # (windows, length)
-        out = bundle.run("parser", {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()})
+        inputs = {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()}
+        out = bundle.run(bundle.parser, inputs)
         shapes = {f"{m}_prob": (*rows.shape, C) for m in prob} | {"video_prob": (len(rows), C)}
         if any(n not in out or out[n].shape != x or not np.isfinite(out[n]).all() for n, x in shapes.items()):
-            raise ValueError(f"{bundle.folder / 'parser.onnx'}: its outputs are not those of a parser of {C} classes, "
-                             "or not finite")
+            raise ValueError(f"{bundle.folder / bundle.parser}.onnx: its outputs are not those of a parser of {C} "
+                             "classes, or not finite")
         np.add.at(windows, rows, weight)
         np.logical_or.at(admitted, rows, out["video_prob"][:, None] > bundle.gate)
         video = np.maximum(video, out["video_prob"].max(0))
@@ -279,7 +286,7 @@ def timeline(result: Parse, width: int = 100) -> str:
     if not shown:
         return f"no event in {T} s" + "".join(f" ({why})" for why in set(result.lacks.values()))
     indent = max(len(result.classes[c]) for c in shown) + 11
-    ruler = "".join(f"{t:<{10}d}" for t in range(0, T, 10 * per)) if T > 10 else "0" + " " * (T - 1) + str(T)
+    ruler = "".join(f"{t:<{10}d}" for t in range(0, T, 10 * per)) if T > 10 else "0" + " " * max(1, T - 1) + str(T)
     lines = [" " * indent + ruler + " s" + (f"   ({per} s a character)" if per > 1 else "")]
     for c in shown:
         for modality, name in MODALITIES.items():
@@ -335,7 +342,10 @@ def _written(path: Path) -> Iterator[Path]:
 
 
 def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
-    content = dict(source=source.name, seconds=len(result.av_event), classes=result.classes, events=result.events(),
+    """Everything, in the format that web/parser.js writes too: docs/deploy.md."""
+    identity = dict(made_from=bundle.info.get("made_from"), parser=bundle.files[bundle.parser]["sha256"])
+    content = dict(format=FORMAT, source=source.name, bundle=identity, warnings=warnings(bundle),
+                   seconds=len(result.av_event), classes=result.classes, events=result.events(),
                    providers=bundle.providers)
     for name in ("video_prob", "audio_prob", "visual_prob"):
         x = getattr(result, name)
@@ -353,12 +363,15 @@ def write_csv(result: Parse, path: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Which events are audible, visible or both in every second of a video.")
+        description="Which events are audible, visible or both in every second of a video.",
+        epilog="For example: python parse.py runs/demo/bundle/sample.npz --bundle runs/demo/bundle --csv events.csv")
     parser.add_argument("source", type=Path, metavar="VIDEO|FEATURES.npz")
     parser.add_argument("--bundle", type=Path, required=True, metavar="OUT", help="folder written by export_onnx.py")
     parser.add_argument("--json", type=Path, metavar="FILE", help="events and all probabilities")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="events: label, modality, onset, offset, probability")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
+    parser.add_argument("--save-features", type=Path, metavar="FILE.npz", help="the video's features, to parse again")
+    parser.add_argument("--variant", choices=("fp16", "int8"), help="a smaller parser, if the bundle has it")
     parser.add_argument("--longest", type=float, default=LONGEST, metavar="S",
                         help="refuse longer videos (default: %(default)s s, which takes 1.3 GB)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
@@ -367,14 +380,18 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone shows the number of an ü
     try:
-        bundle = Bundle(options.bundle, options.device)
+        bundle = Bundle(options.bundle, options.device, options.variant)
         if options.source.suffix.lower() == ".npz":
             features = features_of_file(options.source, bundle)
         else:
             features = features_of_video(options.source, bundle, options.longest)
+        if options.save_features:
+            with _written(options.save_features) as temporary, open(temporary, "wb") as file:
+                np.savez(file, **features)
         result = parse(features, bundle)
         print(timeline(result), flush=True)
-        print(*warnings(bundle), sep="\n", end="\n" * bool(warnings(bundle)), file=sys.stderr, flush=True)
+        for warning in warnings(bundle):
+            print(f"WARNING: {warning}", file=sys.stderr, flush=True)
         used = ", ".join(f"{name} {provider}" for name, provider in bundle.providers.items())
         print(f"(ran on: {used})")
         if options.json:

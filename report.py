@@ -14,7 +14,7 @@ import contextlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 
@@ -29,12 +29,13 @@ from data.annotations import LLP_CLASSES
 from data.layout import dry_run, read_index
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
-from reporting.page import Page, facts, mean_and_spread, paragraph, table
-from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, paper_column
+from reporting.page import Page, facts, paragraph, table
+from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
 from train.checkpoints import check_fields, load_file, read_history
 from train.stages import THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, trivial_scores
 from uwav import SCORES, video_scores
 
+mean_and_spread = partial(cell, spread="<small>±{}</small>")
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
 TEMPERATURES = {1.0: "the paper's", 2.0: "the released code's"}  # of the soft labels
 
@@ -269,22 +270,6 @@ def label_table(page: Page) -> str:
         "above does not.") + table(["labels"] + KINDS, rows)
 
 
-def label_figure(page: Page) -> str:
-    saved = page.saved
-    truth, weak = load_truth(saved.data, "test"), load_weak(saved.data, "test")
-    sources = {"teacher": saved.labels, "per segment": saved.labels_of(saved.run / "labels_segment.npz")}
-    panels = []
-    for m, modality in enumerate(MODALITIES):
-        f = {name: evidence.class_f_scores(uwav.hard_labels(x.logits["test"][m], x.thresholds[m], weak), truth[m])
-             for name, x in sources.items()}
-        order = np.argsort(-np.nan_to_num(f["teacher"], nan=-1), kind="stable")
-        panels.append(figures.dots(modality, "F-score of the class, %", [saved.classes[c] for c in order],
-                                   {name: x[order] for name, x in f.items()}))
-    return page.figure("labels", panels, "Labels, class by class", (
-        "Segment-level F-score of the hard labels on the test split, counted over all seconds of all videos. Where the "
-        "circle lies to the right of the square, the teacher labels the class better than single seconds do."))
-
-
 def difference_figure(page: Page) -> str:
     ablation, parts = page.saved.ablation, []
     for features, differences in ablation["differences"].items():
@@ -368,7 +353,7 @@ def reliability_figure(page: Page) -> str:
                 judged += [[evidence.reliability(evidence.labelled(soft, entries), evidence.labelled(truth[m], entries))
                             for entries in (finite, weak)]]
             errors, with_all = zip(*([100 * r.calibration_error for r in pair] for pair in judged[1:]))
-            error = mean_and_spread(errors, " ± {}")
+            error = cell(errors, " ± {}")
             curves[f"temperature {temperature:g}, {whose}: error {error} %"] = judged[0][0]
         panels.append(figures.reliability(f"test, {modality}", curves))
         share = 1 - judged[0][0].count.sum() / judged[0][1].count.sum()
@@ -501,7 +486,7 @@ def build(saved: Saved, pictures: Path) -> str:
     else:
         page.section("Result", result, score_tables)
         page.section("What each step adds", difference_figure)
-        page.section("Labels", label_table, label_figure)
+        page.section("Labels", label_table)
     page.section("Timelines", timeline_figure)
     page.section("Classes and modalities", class_figure, confusion_figure, threshold_figure)
     page.section("Uncertainty", reliability_figure, distance_figure)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import re
-import statistics
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -84,8 +83,3 @@ def facts(title: str, rows: dict[str, str]) -> str:
     """A table of two columns whose lines may break."""
     body = "".join(f"<tr><th>{escape(name)}</th><td>{value}</td></tr>" for name, value in rows.items())
     return f'<table class="facts"><caption>{escape(title)}</caption>{body}</table>'
-
-
-def mean_and_spread(values: list[float], spread: str = "<small>±{}</small>") -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else mean + spread.format(f"{statistics.stdev(values):.1f}")

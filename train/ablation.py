@@ -204,8 +204,9 @@ def paper_column(feature_set: str, source: object) -> bool:
     return feature_set == "base" or source != "pack"
 
 
-def cell(values: list[float]) -> str:
-    return f"{values[0]:.1f}" if len(values) == 1 else f"{statistics.mean(values):.1f}±{statistics.stdev(values):.1f}"
+def cell(values: list[float], spread: str = "±{}") -> str:
+    mean = f"{statistics.mean(values):.1f}"
+    return mean if len(values) == 1 else mean + spread.format(f"{statistics.stdev(values):.1f}")
 
 
 def table_row(title: str, cells: list[str]) -> str:

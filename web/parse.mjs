@@ -1,9 +1,10 @@
-// Parse a features file in Node:  node parse.mjs BUNDLE FEATURES.npz   -> JSON of the events and probabilities
+// Parse a features file in Node:  node parse.mjs BUNDLE FEATURES.npz [fp16|int8]   -> the JSON that parse.py --json writes
 import {readFile, stat} from "node:fs/promises";
 import * as ort from "onnxruntime-node";
-import {Bundle, parse, readNpz} from "./parser.js";
+import {basename} from "node:path";
+import {Bundle, describe, parse, readNpz} from "./parser.js";
 
-const [folder, file] = process.argv.slice(2);
+const [folder, file, variant] = process.argv.slice(2);
 async function read(path) {
   try {
     if ((await stat(path)).isFile()) return new Uint8Array(await readFile(path)); // a pipe or a device might have no end
@@ -14,11 +15,9 @@ async function read(path) {
 }
 
 try {
-  const bundle = await Bundle.open(ort, (name) => read(`${folder}/${name}`));
+  const bundle = await Bundle.open(ort, (name) => read(`${folder}/${name}`), variant);
   const result = await parse(await readNpz(await read(file)), bundle);
-  const {events, videoProbability, probability} = result;
-  const [audio, visual] = [probability.audio, probability.visual].map((x) => x && [...x]);
-  console.log(JSON.stringify({events, videoProbability, audio, visual}));
+  console.log(JSON.stringify(describe(result, bundle, basename(file), "CPU")));
 } catch (error) {
   console.error(`error: ${error.message}`);
   process.exit(1);

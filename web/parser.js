@@ -21,10 +21,11 @@ const TAIL = 0.1; // s: a last segment shorter than this is none
 
 export class Bundle {
   constructor(ort, info, read) {
-    Object.assign(this, {ort, info, read, sessions: {}});
+    Object.assign(this, {ort, info, read, sessions: {}, parser: "parser"});
   }
 
-  static async open(ort, read) {
+  // variant: "fp16" or "int8", for a smaller parser, if the bundle has it.
+  static async open(ort, read, variant = "") {
     const bytes = await read("bundle.json");
     let info = null;
     try {
@@ -34,7 +35,14 @@ export class Bundle {
       throw new Error(`bundle.json: a bundle of format ${info.format}, this program reads ${FORMAT}`);
     }
     if (!isWhole(info)) throw new Error("bundle.json: not the description of a bundle");
-    return new Bundle(ort, info, read);
+    const bundle = new Bundle(ort, info, read);
+    if (variant) {
+      const rows = info.variants?.rows ?? {}, row = Object.hasOwn(rows, variant) && rows[variant];
+      if (typeof row?.sha256 !== "string") throw new Error(`the bundle has no ${variant} parser; export it with --${variant}`);
+      bundle.parser = `parser_${variant}`;
+      info.files[bundle.parser] = {sha256: row.sha256};
+    }
+    return bundle;
   }
 
   // The parser's inputs by modality.
@@ -131,10 +139,10 @@ export async function parse(features, bundle) {
       for (let w = 0; x && w < B; w++) data.set(x.subarray((first + w) * D, (first + w + length) * D), w * length * D);
       batch[name] = {data, shape: [B, length, D]};
     }
-    const out = await bundle.run("parser", batch);
+    const out = await bundle.run(bundle.parser, batch);
     for (const [name, count] of Object.entries({audio_prob: length * C, visual_prob: length * C, video_prob: C})) {
       if (out[name]?.data.length !== B * count || !out[name].data.every(Number.isFinite)) {
-        throw new Error(`parser.onnx: its outputs are not those of a parser of ${C} classes, or not finite`);
+        throw new Error(`${bundle.parser}.onnx: its outputs are not those of a parser of ${C} classes, or not finite`);
       }
     }
     for (let w = 0; w < B; w++) {
@@ -160,6 +168,18 @@ export async function parse(features, bundle) {
   result.event.av = result.event.audio.map((x, i) => x & result.event.visual[i]);
   result.events = events(result);
   return result;
+}
+
+// Everything as JSON, in the format that parse.py writes too: docs/deploy.md. provider: what the parser ran on.
+export function describe(result, bundle, source, provider) {
+  const {T, C, classes, events, probability, videoProbability} = result, round = (x) => Number(x.toFixed(6));
+  const table = (p) => p && Array.from({length: T}, (_, t) => Array.from(p.subarray(t * C, (t + 1) * C), round));
+  return {
+    format: FORMAT, source, bundle: {made_from: bundle.info.made_from ?? null, parser: bundle.info.files[bundle.parser].sha256},
+    warnings: bundle.warnings, seconds: T, classes, events: events.map((e) => ({...e, probability: round(e.probability)})),
+    providers: {[bundle.parser]: provider}, video_prob: videoProbability.map(round),
+    audio_prob: table(probability.audio), visual_prob: table(probability.visual),
+  };
 }
 
 // Every run of positive segments.
@@ -231,12 +251,24 @@ function readNpy(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset), wide = bytes[6] > 1;
   const start = (wide ? 12 : 10) + (wide ? view.getUint32(8, true) : view.getUint16(8, true)), header = text(10, start);
   const type = /'descr':\s*'([^']+)'/.exec(header)?.[1], shape = /'shape':\s*\(([^)]*)\)/.exec(header)?.[1];
-  const kinds = {"<f4": Float32Array, "<f8": Float64Array};
-  if (!kinds[type] || shape === undefined || /True/.test(header)) throw new Error(`an array of type ${type}; single precision in C order is needed`);
+  const kinds = {"<f4": Float32Array, "<f8": Float64Array, "<f2": Uint16Array};
+  if (!kinds[type] || shape === undefined) throw new Error(`an array of type ${type}; floating-point numbers are needed`);
   const sizes = shape.split(",").filter((s) => s.trim()).map(Number), count = sizes.reduce((a, b) => a * b, 1);
   const content = bytes.slice(start, start + count * kinds[type].BYTES_PER_ELEMENT); // aligned
   if (content.length !== count * kinds[type].BYTES_PER_ELEMENT) throw new Error("an array that was cut short");
-  return {data: Float32Array.from(new kinds[type](content.buffer)), shape: sizes};
+  let data = Float32Array.from(new kinds[type](content.buffer), type === "<f2" ? half : undefined);
+  if (/'fortran_order':\s*True/.test(header) && sizes.length === 2) {
+    const [rows, columns] = sizes;
+    data = Float32Array.from(data, (_, i) => data[(i % columns) * rows + Math.floor(i / columns)]);
+  } else if (/True/.test(header) && sizes.length > 1) throw new Error("an array in Fortran order");
+  return {data, shape: sizes};
+}
+
+// The number behind the 16 bits of a half.
+function half(bits) {
+  const sign = bits & 0x8000 ? -1 : 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
+  if (exponent === 31) return fraction ? NaN : sign * Infinity;
+  return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
 }
 
 // ---- videos (browser only) ----

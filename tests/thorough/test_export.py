@@ -44,7 +44,7 @@ def test_bundle_is_complete_and_describes_itself(bundle, finished):
     info = json.loads((bundle / "bundle.json").read_text())
     assert set(info["files"]) == {"parser", "han", "teacher", "labels", "clip_image", "clap_audio"}
     assert {p.name for p in bundle.iterdir()} == {
-        "bundle.json", "texts.json", "parser_fp16.onnx", "parser_int8.onnx", *(f"{name}.onnx" for name in info["files"])}
+        "bundle.json", "texts.json", "sample.npz", "parser_fp16.onnx", "parser_int8.onnx", *(f"{name}.onnx" for name in info["files"])}
     assert len(info["classes"]) == 25 and info["features"]["inputs"]["audio"] == dict(feature="clap", size=512, per_second=1)
     assert info["files"]["parser"]["outputs"]["audio_event"] == dict(type="bool", shape=["B", "T", 25])
     for file in info["files"].values():
@@ -354,6 +354,21 @@ def test_a_stream_that_is_not_there_has_no_events_and_no_probabilities(bundle, h
     np.testing.assert_allclose(content[other], getattr(whole, other), atol=1e-6)
     expected = [e for e in whole.events() if e["modality"] in names]
     assert content["events"] == expected and expected and (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_features_of_a_video_can_be_kept_and_parsed_again(bundle, tmp_path):
+    path = clips.make(tmp_path / "a.mp4", 2, sound=clips.tone(2)[None])
+    first = command(path, "--bundle", bundle, "--save-features", tmp_path / "a.npz", "--json", tmp_path / "a.json")
+    again = command(tmp_path / "a.npz", "--bundle", bundle, "--json", tmp_path / "b.json")
+    assert first.returncode == again.returncode == 0
+    a, b = (json.loads((tmp_path / f"{x}.json").read_text()) for x in "ab")
+    assert all(a[k] == b[k] for k in a.keys() - {"source", "providers"})
+
+
+def test_a_variant_that_the_bundle_does_not_have_is_one_sentence(finished, tmp_path):
+    export_onnx.main([str(finished), str(tmp_path)])
+    done = command(tmp_path / "sample.npz", "--bundle", tmp_path, "--variant", "int8")
+    assert done.returncode == 1 and done.stderr.strip().endswith("the bundle has no int8 parser; export it with --int8")
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(bundle, tmp_path):

@@ -179,11 +179,47 @@ def test_node_script_parses_a_features_file_like_parse_py(bundle, tmp_path, segm
     assert result.returncode == 0, result.stderr
     theirs, ours = json.loads(result.stdout), parse.parse(arrays, parse.Bundle(tmp_path / "bundle"))
     assert parse.Bundle(tmp_path / "bundle").window == segments
-    np.testing.assert_allclose(np.reshape(theirs["audio"], (23, 25)), ours.audio_prob, atol=1e-5)
+    np.testing.assert_allclose(theirs["audio_prob"], ours.audio_prob, atol=1e-5)
     without = [{k: e[k] for k in ("label", "modality", "onset", "offset")} for e in theirs["events"]]
     assert without == [{k: e[k] for k in ("label", "modality", "onset", "offset")} for e in ours.events()] and without
     result = subprocess.run(["node", WEB / "parse.mjs", tmp_path, tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 1 and "bundle.json: no such file" in result.stderr and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "int8"])
+def test_python_and_node_write_the_same_json_of_the_sample_that_a_bundle_brings(bundle, tmp_path, variant):
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    options = [] if variant == "fp32" else [variant]
+    node = subprocess.run(["node", WEB / "parse.mjs", bundle, bundle / "sample.npz", *options], capture_output=True, text=True, timeout=300)
+    assert node.returncode == 0, node.stderr
+    command = [sys.executable, "parse.py", bundle / "sample.npz", "--bundle", bundle, "--json", tmp_path / "x.json"]
+    subprocess.run([*command, *(["--variant", variant] if options else [])], cwd=WEB.parent, check=True, capture_output=True)
+    theirs, ours = json.loads(node.stdout), json.loads((tmp_path / "x.json").read_text())
+    assert theirs.keys() == ours.keys() and ours["format"] == 1 and ours["events"] and ours["warnings"]
+    for name in ("source", "bundle", "warnings", "seconds", "classes", "providers"):
+        assert theirs[name] == ours[name], name
+    tolerance = 1e-5 if variant == "fp32" else 0.02  # the smaller ones round by the runtime's own arithmetic
+    for name in ("audio_prob", "visual_prob", "video_prob"):
+        np.testing.assert_allclose(theirs[name], ours[name], atol=tolerance)
+    if variant == "fp32":
+        for a, b in zip(theirs["events"], ours["events"], strict=True):
+            assert a | {"probability": 0} == b | {"probability": 0} and a["probability"] == pytest.approx(b["probability"], abs=1e-5)
+
+
+def test_node_reads_features_of_any_float_type_and_order(bundle, tmp_path):
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    rng, found = np.random.default_rng(1), []
+    x = {k: rng.standard_normal((7, n)).astype(np.float16) for k, n in (("audio", 512), ("visual_2d", 768))}
+    x["audio"][0, :3] = [0, 6e-8, -65504]  # zero, the smallest and the largest number
+    for name, change in (("f4", lambda a: a.astype(np.float32)), ("f2", lambda a: a), ("f8", lambda a: a.astype(np.float64)),
+                         ("fortran", np.asfortranarray)):
+        np.savez(tmp_path / f"{name}.npz", **{k: change(a) for k, a in x.items()})
+        node = subprocess.run(["node", WEB / "parse.mjs", bundle, tmp_path / f"{name}.npz"], capture_output=True, text=True, timeout=300)
+        assert node.returncode == 0, node.stderr
+        found.append(json.loads(node.stdout) | {"source": ""})
+    assert all(f == found[0] for f in found)
 
 
 @pytest.mark.parametrize("gone", ["audio", "visual_2d"])
@@ -196,7 +232,7 @@ def test_node_says_nothing_of_a_stream_that_is_not_there_like_parse_py(bundle, t
     result = subprocess.run(["node", WEB / "parse.mjs", bundle, tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     theirs, ours = json.loads(result.stdout), parse.parse(arrays, parse.Bundle(bundle))
-    assert theirs["audio" if gone == "audio" else "visual"] is None
+    assert theirs["audio_prob" if gone == "audio" else "visual_prob"] is None
     assert [(e["label"], e["modality"], e["onset"], e["offset"]) for e in theirs["events"]] == [
         (e["label"], e["modality"], e["onset"], e["offset"]) for e in ours.events()] != []
 
