@@ -179,12 +179,15 @@ def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> d
     if bundle.feature_set != "clip_clap":
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
                          "here; give it an .npz file of features")
+    for name in ("clap_audio", "clip_image"):  # a missing one is said before minutes of decoding
+        bundle.sessions[name] = bundle.sessions.get(name) or bundle._open(name)
     try:
         from video import decode
 
         clip = decode.read_clip(_file(path), longest=longest)
     except ModuleNotFoundError as error:
-        raise ValueError(f"reading videos needs {error.name}: pip install av pillow") from None
+        raise ValueError(f"reading videos needs {error.name}: the folders video/ and common/ beside parse.py, and "
+                         "`pip install av pillow`") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     found = {}
@@ -220,8 +223,8 @@ class Parse:
     @property
     def lacks(self) -> dict[str, str]:
         """The modalities that the video does not have -> why; what is not there has no events, nor has "both"."""
-        gone = {"audible": "no sound"} if self.audio_prob is None else {}
-        gone |= {"visible": "no picture"} if self.visual_prob is None else {}
+        probs = {"audible": ("no sound", self.audio_prob), "visible": ("no picture", self.visual_prob)}
+        gone = {m: reason for m, (reason, p) in probs.items() if p is None}
         return gone | {"both": reason for reason in gone.values()}
 
     def shown(self) -> list[int]:
@@ -244,11 +247,10 @@ class Parse:
 
 
 def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
-    """Parse T segments. The parser reads windows as long as the clips it was trained on, one from every second on, so
-    that nothing depends on where a file begins; probabilities are averaged, a segment weighing the more the farther it
-    lies from the ends of a window; an event needs one window that admits it (docs/deploy.md has the alternatives).
-
-    For inputs that are not there the parser is given zeros, and what it says of their modality is left out."""
+    """Parse T segments, in windows as long as the clips of the training, one from every second on: nothing depends on
+    where a file begins. Probabilities are averaged, a segment weighing the more the farther it lies from the ends of a
+    window; an event needs one window that admits it (docs/deploy.md). The parser is given zeros for inputs that are not
+    there, and what it says of their modality is left out."""
     T, C = len(next(iter(features.values()))), len(bundle.classes)
     absent = [m for m, names in bundle.inputs.items() if not features.keys() & set(names)]
     features = {name: features.get(name, np.zeros((T, size), np.float32)) for name, size in bundle.sizes.items()}
@@ -321,7 +323,7 @@ def plot(result: Parse, title: str, path: Path) -> None:
         axes.text(T / 2, 0, "no event", ha="center", va="center")
     axes.spines[["top", "right"]].set_visible(False)
     with _written(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
     plt.close(figure)
 
 
@@ -405,6 +407,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}")
     except ModuleNotFoundError as error:
         sys.exit(f"error: this needs {error.name}: pip install {error.name}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command begins again")
 
 
 if __name__ == "__main__":

@@ -57,9 +57,8 @@ def packed_feature_sets(index: dict) -> list[str]:
 
 def dry_run(index: dict) -> str:
     """Why numbers made from a packed folder say nothing of real videos; empty if they may."""
-    if not isinstance(index["source"], str):  # the demo world's is a dict
-        return "invented features"
-    return "encoders with random weights" if "random weights" in index["source"] else ""
+    invented = not isinstance(index["source"], str)  # the demo world's is a dict
+    return "invented features" if invented else "encoders with random weights" * ("random weights" in index["source"])
 
 
 def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:

@@ -324,9 +324,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
 
 
 def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, dict[str, float]]:
-    """The ten scores of two predictions that need no learning: weak (N, C), truth (N, T, C) -> title -> scores.
-
-    The first is above 0, for a video without events scores 1 if none is predicted."""
+    """The ten scores of two predictions that need no learning: weak (N, C), truth (N, T, C) -> title -> scores."""
     everything = weak[:, None].expand(audio_truth.shape)  # (N, T, C)
     return {title: uwav.parsing_scores(x, x, audio_truth, visual_truth) for title, x in (
         ("nothing at all", torch.zeros_like(everything)), ("every weak label, all the time", everything))}

@@ -5,6 +5,11 @@ import {basename} from "node:path";
 import {Bundle, describe, parse, readNpz} from "./parser.js";
 
 const [folder, file, variant] = process.argv.slice(2);
+if (!file) {
+  console.error("error: name a bundle and a features file: node parse.mjs BUNDLE FEATURES.npz [fp16|int8]");
+  process.exit(2);
+}
+
 async function read(path) {
   try {
     if ((await stat(path)).isFile()) return new Uint8Array(await readFile(path)); // a pipe or a device might have no end

@@ -517,7 +517,12 @@ def of_bundle(folder: Path) -> Reader:
         bundle = parse.Bundle(folder, "cpu")
         return parse.parse(parse.features_of_file(folder / "x.npz", bundle), bundle)
 
-    return Reader(read, lambda result: result.audio_prob.shape[1] == len(result.classes) and np.isfinite(result.audio_prob).all() and result.events() is not None)
+    def holds(result: parse.Parse) -> bool:
+        there = [p for p in (result.audio_prob, result.visual_prob) if p is not None]  # a stream that is not there says so
+        return result.events() is not None and len(there) + bool(result.lacks) == 2 and all(
+            p.shape[1] == len(result.classes) and np.isfinite(p).all() for p in there)
+
+    return Reader(read, holds)
 
 
 READERS = {name.removeprefix("of_"): make for name, make in globals().copy().items() if name.startswith("of_")}
