@@ -155,8 +155,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--retry", action="store_true", help="try the videos of failures.csv again")
 
     sub = command("text", "class names -> CLIP and CLAP text embeddings", run_text)
-    sub.add_argument("classes", help="llp, the annotation file of UnAV-100, your labels.csv, or a text file with one "
-                                     "class a line")
+    sub.add_argument("classes", help="llp, UnAV-100's annotation file, your labels.csv, or a text file, one a line")
     encoded(sub)
 
     sub = command("template", "labels.csv and events.csv with your videos filled in, for a spreadsheet",

@@ -130,8 +130,8 @@ def data_notice(page: Page) -> str:
     why = dry_run(page.saved.index)
     with contextlib.suppress(FileNotFoundError):
         why = page.saved.labels.settings["dry_run"] or why
-    return why and (f'<p class="notice">This run has seen {escape(why)}: its numbers show that every part runs, not how '
-                    "good the method is on real videos. Do not compare them with published ones.</p>")
+    return why and (f'<p class="notice">This run has seen {escape(why)}: its numbers show that every part runs, not '
+                    "how good the method is on real videos. Do not compare them with published ones.</p>")
 
 
 def run_table(page: Page) -> str:

@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-bash run_all.sh [options]          every stage on the demo world (invented features, 3 minutes on 2 CPU cores)
+bash run_all.sh [options]          every stage on the demo world (invented features, minutes on 2 CPU cores)
 bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: docs/real_data.md); with --fetch
                                    they are downloaded first, as far as they can be: add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
@@ -128,9 +128,9 @@ case $features in '' | base | clip_clap) ;; *) die "--features $features: base o
 case $out in *[$'\t\n']*) die "--out: a tab or a line break in the name of a folder" ;; esac
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
 if [ -n "$own" ]; then setup onnx,features "$needs av pebble open_clip laion_clap"; else setup onnx "$needs"; fi
-if [ ${#extra[@]} -gt 0 ]; then # before any work
-    "$python" -c 'import sys; from train.cli import check; check(sys.argv[1:])' pretrain DATA OUT "${train_options[@]}"
-fi
+check() { "$python" -c 'import sys; from train.cli import check; check(sys.argv[1:])' "$@"; } # before any work
+if [ ${#extra[@]} -gt 0 ]; then check pretrain DATA OUT "${train_options[@]}"; fi
+if [ -n "$teacher" ]; then check label DATA OUT --teacher "$teacher" ${dry_run:+--dry-run}; fi
 if [ -n "$fresh" ] && [ -d "$out" ]; then # only what a run writes, and nothing at all if anything else is there
     encoders='clap|clip|vggish|res152|r2plus1d_18'
     ours="stages\.tsv|tables\.txt|ablation\.json|report\.html|\.started|labels_segment\.(npz|json)|pictures/[a-z_]+(-[0-9]+)?\.(svg|png)"

@@ -287,8 +287,7 @@ def write_template(videos: Path, out: Path) -> None:
                 for video, path in found.items()]
         with atomic(out / name) as temporary, open(temporary, "w", newline="", encoding="utf-8-sig") as file:
             csv.writer(file).writerows([columns, *rows])
-    print(f"{out}: labels.csv and events.csv list {len(found)} videos; fill in the labels (several: kettle; dog), and "
-          "when for some of them (audible, visible or both; seconds)")
+    print(f"{out}: labels.csv and events.csv list {len(found)} videos, to be filled in: docs/own_videos.md")
 
 
 def classes_of_labels(path: Path) -> list[str]:
@@ -299,9 +298,8 @@ def classes_of_labels(path: Path) -> list[str]:
         raise ValueError(f"{path}: no label in it yet")
     names = sorted(count)
     print(f"{path}: {len(names)} classes: {some([f'{name} ({count[name]} videos)' for name in names], 40)}")
-    for name in names:
-        if similar := did_you_mean(name, [other for other in names if other != name]):
-            print(f"  {name}{similar}")
+    alike = [f"  {x}{similar}" for x in names if (similar := did_you_mean(x, [y for y in names if y != x]))]
+    print("\n".join(alike), end="\n" * bool(alike))
     return names
 
 

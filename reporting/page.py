@@ -32,16 +32,12 @@ class Page:
             try:
                 written.append(part(self))
             except FileNotFoundError as error:
-                missing.append(self.said(error))
+                said = escape(str(error).replace(f"{self.run}/", ""))  # paths are those inside the run
+                missing.append(re.sub("`([^`]*)`", r"<code>\1</code>", said))
         if missing:
             written.append('<p class="missing"><strong>Missing in this run:</strong> '
                            f"{'; '.join(dict.fromkeys(missing))}.</p>")
         self.sections.append((title, written))
-
-    def said(self, error: Exception) -> str:
-        """What it says, paths being those inside the run."""
-        text = escape(str(error).replace(f"{self.run}/", ""))
-        return re.sub("`([^`]*)`", r"<code>\1</code>", text)
 
     def figure(self, name: str, panels: list[Panel], title: str, caption: str) -> str:
         """`title` and `caption` (HTML) say what to see."""

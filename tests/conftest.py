@@ -141,7 +141,7 @@ def unavailable(what: str, module: bool = False) -> None:
     pytest.skip(f"needs {what}", allow_module_level=module)
 
 
-PACKAGES = {"av": "av", "open_clip": "open_clip_torch", "laion_clap": "laion-clap", "onnx": "onnx", "onnxscript": "onnxscript",
+PACKAGES = {"av": "av", "pebble": "pebble", "open_clip": "open_clip_torch", "laion_clap": "laion-clap", "onnx": "onnx", "onnxscript": "onnxscript",
             "onnxruntime": "onnxruntime-gpu"}  # module -> package
 
 

@@ -10,7 +10,7 @@ from common.command import Parser, one_sentence_errors
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
 from train.presets import ABLATION, PRESETS
-from train.stages import THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, train
+from train.stages import THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by, train
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,9 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(arguments: list[str]) -> None:
-    """Whether the options of a training stage make sense: for run_all.sh, before any work."""
+    """Whether the options of a stage make sense: for run_all.sh, before any work."""
     with one_sentence_errors():
-        parse_overrides(build_parser().parse_args(arguments).overrides)
+        options = vars(build_parser().parse_args(arguments))
+        parse_overrides(options.get("overrides", ()))
+        seen_by(options.get("teacher"), try_out=options.get("dry_run", False))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -161,14 +161,8 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     the classes with a threshold from weak labels. rule: a key of THRESHOLDS. try_out: take a teacher that has seen
     nothing real."""
     index = read_index(context.data)
-    model, ours, saw = teacher and load_model(teacher, context.device, kind=uwav.Teacher), dry_run(index), ""
-    if teacher:
-        with made_by("python uwav.py pretrain", teacher):
-            saw = load_file(teacher).get("settings", dict(dry_run=""))["dry_run"]  # a released one has no settings
-        if saw not in ("", ours) and not try_out:
-            raise ValueError(f"{teacher}: this teacher has seen {saw} only, and its labels of your videos would mean "
-                             "nothing; --dry-run takes it all the same, --per-segment does without a teacher, and "
-                             "docs/own_videos.md says where one comes from")
+    model, ours = teacher and load_model(teacher, context.device, kind=uwav.Teacher), dry_run(index)
+    saw = seen_by(teacher, ours, try_out)
     reasons = [f"a teacher of {saw}"] * (saw not in ("", ours)) + [ours] * bool(ours)
     settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None, dry_run="; ".join(reasons))
     settings |= {} if rule == "val" else dict(thresholds=rule)
@@ -202,6 +196,18 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     write_sealed(path.with_suffix(".json"), quality)
     for s in [s for s in ("test", "val") if s in quality][:1]:
         print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
+
+
+def seen_by(teacher: Path | None, ours: str = "", try_out: bool = False) -> str:
+    """What a teacher was trained on, if nothing real; ValueError if our data are better, unless it is tried out."""
+    if teacher is None:
+        return ""
+    with made_by("python uwav.py pretrain", teacher):
+        saw = load_file(teacher).get("settings", dict(dry_run=""))["dry_run"]  # a released one has no settings
+    if saw not in ("", ours) and not try_out:
+        raise ValueError(f"{teacher}: this teacher has seen {saw} only, its labels of your videos would mean nothing; "
+                         "--dry-run takes it all the same; docs/own_videos.md says where one comes from")
+    return saw
 
 
 def segment_logits(audio: Tensor, visual: Tensor, audio_text: Tensor, visual_text: Tensor) -> tuple[Tensor, Tensor]:

@@ -83,6 +83,16 @@ def test_run_all_names_a_mistake_in_an_option_before_any_work(ran):
     assert said[1] == "error: pseudo_label = 'sfot': one of none, hard, soft" and "takes a value of type float" in said[2]
 
 
+def test_a_teacher_of_invented_features_is_refused_before_hours_of_extraction(finished, tmp_path):
+    need("av", "pebble", "open_clip", "laion_clap")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/labels.csv").write_text("video,labels\na,dog\n")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", ROOT / "run_all.sh", "--own", tmp_path / "own", "--videos", tmp_path, "--out", tmp_path / "out", "--teacher",
+                           finished / "seed0/teacher.pt"], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "this teacher has seen invented features only" in done.stderr and not (tmp_path / "out").exists()
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "uwav.py"), *map(str, arguments)]
 
