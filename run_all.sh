@@ -40,7 +40,7 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || die
 
 install() { # by uv, in half of pip's time; by pip where uv cannot be had or pip is told of an index of its own
     if "$python" -m pip config list | grep -q '\.index-url' || ! { "$python" -m pip install --quiet uv &&
-        UV_FIND_LINKS=${PIP_FIND_LINKS:-} "$python" -m uv pip install --quiet --compile-bytecode --python "$python" "$@"; }
+        UV_FIND_LINKS=${PIP_FIND_LINKS:-} "$python" -m uv pip install --quiet $bytecode --python "$python" "$@"; }
     then
         "$python" -m pip install --quiet "$@"
     fi
@@ -56,8 +56,9 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
     installed=.venv/installed-$1-$(cksum <pyproject.toml | cut -d' ' -f1)
     if [ -e "$installed" ]; then return; fi
     # The newest PyTorch where there is a GPU; elsewhere the version that the published CPU figures were made with.
-    local torch=torch==2.13.0
-    if command -v nvidia-smi >/dev/null; then torch=torch; fi
+    local torch=torch==2.13.0 extras=${1/onnx/onnx-cpu} bytecode=--compile-bytecode
+    if command -v nvidia-smi >/dev/null; then torch=torch extras=$1; fi
+    if [ "$1" = onnx,features ]; then bytecode=; fi # 200 MB for what is seldom imported
     echo "== setup: installing ${UWAV_TORCH:-PyTorch} and the other packages into .venv (minutes, once)"
     [ -x "$python" ] || python3 -m venv .venv
     if [ -n "${UWAV_TORCH:-}" ] || ! "$python" -c "import torch" 2>/dev/null; then # keep the one that is there
@@ -65,7 +66,7 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
     fi
     # No package may bring another PyTorch: torchvision would, and with it the GPU build in place of the CPU's.
     "$python" -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >.venv/constraints.txt
-    install --constraint .venv/constraints.txt --editable ".[$1]"
+    install --constraint .venv/constraints.txt --editable ".[$extras]"
     touch "$installed"
 }
 

@@ -25,7 +25,7 @@ echo "$@" >>{log}
 case "$*" in *" {fails or 'nothing'}"*) exit 1;; esac
 ''')
     python.chmod(0o755)
-    subprocess.run(["bash", "-euo", "pipefail", "-c", f"python={python}\n{function}\ninstall numpy"], check=True)
+    subprocess.run(["bash", "-euo", "pipefail", "-c", f"python={python} bytecode=--compile-bytecode\n{function}\ninstall numpy"], check=True)
     assert log.read_text().splitlines()[-1] == last.format(python=python)
 
 
