@@ -202,8 +202,8 @@ def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> d
 def warnings(bundle: Bundle) -> list[str]:
     """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real."""
     files = [n for n, file in bundle.files.items() if file.get("weights", {}).get("weights") == "random"]
-    reasons = [f"RANDOM WEIGHTS in {name}.onnx" for name in files] + [str(bundle.info.get("dry_run") or "")]
-    return [f"a dry run ({x}): the events mean nothing for real videos" for x in reasons if x]
+    reasons = [*(f"RANDOM WEIGHTS in {name}.onnx" for name in files), str(bundle.info.get("dry_run") or "")]
+    return [f"a dry run ({'; '.join(filter(None, reasons))}): the events mean nothing for real videos"] * any(reasons)
 
 
 # ---- Parsing -------------------------------------------------------------------------------------

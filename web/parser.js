@@ -59,7 +59,8 @@ export class Bundle {
   get warnings() {
     const random = Object.entries(this.info.files).filter(([, file]) => file.weights?.weights === "random");
     const reasons = [...random.map(([name]) => `RANDOM WEIGHTS in ${name}.onnx`), String(this.info.dry_run || "")];
-    return reasons.filter(Boolean).map((x) => `a dry run (${x}): the events mean nothing for real videos`);
+    const why = reasons.filter(Boolean).join("; ");
+    return why ? [`a dry run (${why}): the events mean nothing for real videos`] : [];
   }
 
   get classes() {

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -324,6 +325,48 @@ def test_page_says_that_a_stream_is_not_there(browser, server, bundle, tmp_path)
     shown = page.locator(".strip.absent")
     assert shown.count() == 2 * page.locator(".event").count() > 0 and shown.first.text_content() == "no sound"
     picture(page, "no-sound")
+    page.close()
+
+
+def test_page_tries_the_sample_shows_a_table_and_saves_what_parse_py_writes(browser, server, bundle, tmp_path):
+    page = browser.new_page(viewport=dict(width=1000, height=900))
+    page.goto(f"{server}/index.html?bundle=/bundle")
+    page.click("#sample")
+    page.wait_for_function("window.parsed")
+    assert page.locator("#table tr").count() == 1 + page.evaluate("parsed.events.length") > 1
+    saved = {}
+    for name in ("json", "csv"):
+        with page.expect_download() as download:
+            page.click(f"#{name}")
+        download.value.save_as(tmp_path / f"page.{name}")
+        saved[name] = (tmp_path / f"page.{name}").read_text()
+    subprocess.run([sys.executable, "parse.py", bundle / "sample.npz", "--bundle", bundle, "--json", tmp_path / "x.json", "--csv", tmp_path / "x.csv"],
+                   cwd=WEB.parent, check=True, capture_output=True)
+    theirs, ours = json.loads(saved["json"]), json.loads((tmp_path / "x.json").read_text())
+    assert theirs.keys() == ours.keys() and all(theirs[k] == ours[k] for k in ("format", "source", "bundle", "warnings", "seconds", "classes"))
+    np.testing.assert_allclose(theirs["audio_prob"], ours["audio_prob"], atol=1e-5)
+    rows = [[line.split(",")[:4] for line in text.splitlines()] for text in (saved["csv"], (tmp_path / "x.csv").read_text())]
+    assert rows[0] == rows[1] and len(rows[0]) == 1 + len(ours["events"])
+    page.close()
+
+
+def test_page_stops_on_demand_and_zooms_into_a_long_file(browser, server, bundle, shared, tmp_path):
+    np.savez(tmp_path / "long.npz", **{k: np.random.default_rng(1).standard_normal((150, n)).astype(np.float32) for k, n in (("audio", 512), ("visual_2d", 768))})
+    page = browser.new_page(viewport=dict(width=1000, height=900))
+    page.goto(f"{server}/index.html?bundle=/bundle")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
+    page.set_input_files("#source", shared / "data/media/BjCEufrlXm4.mp4")
+    page.wait_for_function("document.getElementById('status').textContent.includes('second 1 of 10')")
+    page.click("#stop")
+    page.wait_for_timeout(2000)
+    assert page.locator("#status").text_content().startswith("Stopped") and page.locator("#result").is_hidden()
+    page.set_input_files("#source", tmp_path / "long.npz")
+    page.wait_for_function("window.parsed")
+    assert "2:30" in page.locator(".ruler").text_content()
+    before = page.locator("#strips").bounding_box()["width"]
+    page.click("[aria-label=Wider]")
+    assert page.locator("#strips").bounding_box()["width"] == pytest.approx(2 * before, rel=0.01)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls inside"
     page.close()
 
 
