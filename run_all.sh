@@ -101,7 +101,10 @@ while [ $# -gt 0 ]; do
             [ $# -ge 2 ] || die "$1 needs a value"
             name=${1#--}
             printf -v "${name/-/_}" %s "$2"; shift 2 ;;
-        *) usage >&2; die "unknown option $1" ;;
+        *) die "unknown option $1$(usage | grep -oE -- '--[a-z-]+' | python3 -c '
+import difflib, sys
+meant = difflib.get_close_matches(sys.argv[1], sys.stdin.read().split(), 1)
+print(f"; did you mean {meant[0]}?" if meant else "; bash run_all.sh --help lists them")' "$1")" ;;
     esac
 done
 [ -z "$fetch" ] || [ -n "$data" ] || die "--fetch needs --data DIR: where to put the files"

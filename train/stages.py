@@ -324,7 +324,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
     if "unav" not in index:
         for title, trivial in trivial_scores(data.weak, data.audio_truth, data.visual_truth).items():
             print(f"  for comparison, {title}: {one_line(trivial)}", flush=True)
-        if why := load_file(checkpoint).get("settings", {}).get("dry_run"):
+        if why := (load_file(checkpoint).get("settings") or {}).get("dry_run"):
             print(f"A DRY RUN ({why}): these numbers mean nothing", flush=True)
     return scores
 

@@ -83,6 +83,18 @@ def test_run_all_names_a_mistake_in_an_option_before_any_work(ran):
     assert said[1] == "error: pseudo_label = 'sfot': one of none, hard, soft" and "takes a value of type float" in said[2]
 
 
+@pytest.mark.parametrize("options, said", [
+    (["--seeds", "three"], "--seeds three: a number from 1 on"), (["--preset", "papper"], "--preset papper: demo or paper"),
+    (["--features", "clip"], "--features clip: base or clip_clap"), (["--seed", "3"], "unknown option --seed; did you mean --seeds?"),
+    (["--own", "nowhere"], "nowhere/labels.csv: no such file; `python features.py template CLIPS nowhere` writes one to fill in"),
+    (["--videos", "."], "--videos, --segments, --teacher, --clip-weights, --clap-weights and --dry-run go with --own DIR"),
+    (["quickly"], "unknown option quickly; bash run_all.sh --help lists them"), (["--out"], "--out needs a value"),
+])
+def test_a_wrong_option_of_run_all_is_one_line(options, said):
+    done = subprocess.run(["bash", ROOT / "run_all.sh", *options], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stderr == f"error: {said}\n" and not done.stdout
+
+
 def test_a_teacher_of_invented_features_is_refused_before_hours_of_extraction(finished, tmp_path):
     need("av", "pebble", "open_clip", "laion_clap")
     (tmp_path / "own").mkdir()

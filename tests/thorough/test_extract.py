@@ -359,3 +359,13 @@ def test_identity_of_weights_is_the_content_not_the_place(tmp_path):
     (tmp_path / "sub/a").write_bytes(b"y")
     assert weights.identity_of_weights("a", tmp_path / "a") != weights.identity_of_weights("a", tmp_path / "sub/a")
     assert weights.identity_of_weights("random", None) == {"weights": "random"}
+
+
+def test_on_a_cpu_every_video_moves_the_bar_and_only_a_video_that_needs_them_builds_the_encoders(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    clips.make(tmp_path / "in/a.mp4", 1)
+    seen = {}
+    monkeypatch.setattr(encoders, "ClipEncoder", None)  # to call it would fail
+    monkeypatch.setattr(extract, "extract", lambda *arguments, **options: seen.update(options))
+    features.main(["extract", str(tmp_path / "in"), str(tmp_path / "out"), "--clip-weights", "random", "--clap-weights", "random", "--device", "cpu"])
+    assert seen["group"] == 1

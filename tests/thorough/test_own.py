@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -342,8 +343,8 @@ def test_without_annotated_videos_the_last_epoch_is_kept_and_nothing_is_scored(t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints.Run, "end_epoch", lambda self, record, score: (
             original(self, record, score), kept.append({k: v.clone() for k, v in self.model.state_dict().items()})))
-        cli.main(["train", *arguments, "--labels", str(tmp_path / "run/labels_segment.npz"), "--features", "clip_clap", *SMALL,
-                     "--set", "epochs=3"])
+        cli.main(["train", *arguments, "--labels", str(tmp_path / "run/labels_segment.npz"), *SMALL, "--set", "epochs=3"])
+    assert checkpoints.load_file(tmp_path / "run/han.pt")["settings"]["features"] == "clip_clap"  # all there is
     weights = checkpoints.load_file(tmp_path / "run/han.pt")["weights"]
     assert len(kept) == 3 and all(torch.equal(weights[k], kept[2][k]) for k in weights)
     assert any(not torch.equal(weights[k], kept[1][k]) for k in weights)
@@ -354,6 +355,19 @@ def test_without_annotated_videos_the_last_epoch_is_kept_and_nothing_is_scored(t
         with pytest.raises(SystemExit, match=message) as stop:
             cli.main(command)
         assert stop.value.code.startswith("error: ") and "\n" not in stop.value.code
+
+
+def test_a_parser_that_predicts_nothing_is_warned_of_beside_the_scores_of_silence(tmp_path, capsys):
+    """Two annotated videos of which one has no event: silence is right in half of them."""
+    own = write_own(tmp_path / "own", "video,labels,split\na,dog,\nb,bell,\nc,dog,val\nd,,val\n", "video,modality,onset,offset,label\nc,both,0,2,dog\n")
+    pack.pack(own, tmp_path / "data", workers=1)
+    silent = uwav.HAN(uwav.HANConfig(classes=2, audio_dim=512, visual_2d_dim=768, visual_3d_dim=0, hidden=16, heads=2, feedforward=16, layers=1))
+    torch.nn.init.constant_(silent.classifier.bias, -50.0)
+    torch.save(dict(kind="HAN", config=asdict(silent.config), weights=silent.state_dict(), settings=None), tmp_path / "han.pt")
+    cli.main(["evaluate", str(tmp_path / "data"), str(tmp_path / "han.pt"), "--split", "val", "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert "predicts no event at all; these are the scores of silence" in said
+    assert said.count("seg_a 50.0  seg_v 50.0  seg_av 50.0  seg_type 50.0") == 2, said  # its own, and those of nothing at all
 
 
 # ---- the parser's windows are as long as the clips it was trained on ----
@@ -400,7 +414,7 @@ def own(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("annotated", [True, False], ids=["some videos annotated", "none annotated"])
-def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, tmp_path, monkeypatch):
+def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, tmp_path, monkeypatch, capsys):
     import clips
     from video import encoders
     import export_onnx
@@ -436,6 +450,7 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, t
     weights = ["--int8"] if annotated else ["--clip-weights", "random", "--clap-weights", "random"]
     monkeypatch.setattr(encoders, "CLIP_MODEL", tiny_extract.register())
     export_onnx.main([str(run), str(run / "bundle"), *weights])
+    assert annotated or "clip: building, tracing and checking it takes minutes" in capsys.readouterr().out
     info = json.loads((run / "bundle/bundle.json").read_text())
     assert info["classes"] == list(TONES) and info["segments"] == 3 and "teacher" not in info["files"]
     assert info["dry_run"] == "a teacher of invented features; encoders with random weights"

@@ -94,6 +94,12 @@ def test_the_first_screen_has_three_sentences_and_the_table_of_scores(finished, 
     assert "nothing at all" in first and "<figure" not in first
 
 
+def test_a_large_difference_has_a_panel_of_its_own_and_a_wide_table_a_shadow_where_it_goes_on(page):
+    figure = page[page.index('<figure id="differences'):].split("</figure>")[0]
+    assert figure.count("<img ") == 4  # both levels, without and with what comes from weak labels alone
+    assert ".scroll { overflow-x: auto;" in page and page.count("100% no-repeat local") == 2
+
+
 def test_calibration_leaves_out_classes_without_a_threshold_and_says_how_many_they_are(finished, page):
     """Against the definitions, by loops: the error at temperature 2, of classes with a finite threshold and of all."""
     truth, weak = splits.load_truth(finished / "data", "test"), splits.load_weak(finished / "data", "test")
