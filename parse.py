@@ -174,17 +174,17 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
 
 
 def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> dict[str, np.ndarray]:
-    """CLAP of every second's sound, CLIP of the picture in its middle, as far as the video has them. Raises ValueError
-    naming file and cause."""
+    """CLAP of every second's sound, CLIP of the picture in its middle, if it has them; ValueError names file and cause."""
     if bundle.feature_set != "clip_clap":
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
                          "here; give it an .npz file of features")
+    _file(path)
     for name in ("clap_audio", "clip_image"):  # a missing one is said before minutes of decoding
         bundle.sessions[name] = bundle.sessions.get(name) or bundle._open(name)
     try:
         from video import decode
 
-        clip = decode.read_clip(_file(path), longest=longest)
+        clip = decode.read_clip(path, longest=longest)
     except ModuleNotFoundError as error:
         raise ValueError(f"reading videos needs {error.name}: the folders video/ and common/ beside parse.py, and "
                          "`pip install av pillow`") from None
