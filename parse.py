@@ -174,7 +174,7 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
 
 
 def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> dict[str, np.ndarray]:
-    """CLAP of every second's sound, CLIP of the picture in its middle, if it has them; ValueError names file and cause."""
+    """CLAP of every second's sound, CLIP of the picture in its middle, if it has them; or ValueError naming file, cause."""
     if bundle.feature_set != "clip_clap":
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
                          "here; give it an .npz file of features")
