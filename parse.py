@@ -174,7 +174,7 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
 
 
 def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> dict[str, np.ndarray]:
-    """CLAP of every second's sound, CLIP of the picture in its middle, if it has them; or ValueError naming file, cause."""
+    """CLAP of every second's sound, CLIP of the picture in its middle; ValueError names the file and the cause."""
     if bundle.feature_set != "clip_clap":
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
                          "here; give it an .npz file of features")
@@ -201,9 +201,9 @@ def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> d
 
 def warnings(bundle: Bundle) -> list[str]:
     """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real."""
-    files = [n for n, file in bundle.files.items() if file.get("weights", {}).get("weights") == "random"]
-    reasons = [*(f"RANDOM WEIGHTS in {name}.onnx" for name in files), str(bundle.info.get("dry_run") or "")]
-    return [f"a dry run ({'; '.join(filter(None, reasons))}): the events mean nothing for real videos"] * any(reasons)
+    why = [f"RANDOM WEIGHTS in {n}.onnx" for n, f in bundle.files.items() if f.get("weights") == dict(weights="random")]
+    why += [str(bundle.info.get("dry_run") or "")]
+    return [f"a dry run ({'; '.join(filter(None, why))}): the events mean nothing for real videos"] * any(why)
 
 
 # ---- Parsing -------------------------------------------------------------------------------------

@@ -103,7 +103,8 @@ class Saved:
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:
-        return [self.labels_of(path) for path in sorted(self.run.glob("seed*/labels_teacher.npz"))]
+        paths = [] if self.is_own else sorted(self.run.glob("seed*/labels_teacher.npz"))
+        return [self.labels_of(path) for path in paths] or [self.labels]
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
@@ -204,9 +205,8 @@ def own_result(page: Page) -> str:
     saved, index = page.saved, page.saved.index["llp"]
     annotated = {s: len(ids) for s, ids in index["videos"].items() if s != "train"}
     learned, teacher = len(index["videos"]["train"]), saved.parser.name == "full"
-    path = saved.folder / f"labels_{'teacher' if teacher else 'segment'}.json"
-    weakly = read_sealed(path, "python uwav.py label").get("weak_thresholds", {})
-    weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in weakly.items() if names)
+    told = read_sealed(saved.folder / f"labels_{'teacher' if teacher else 'segment'}.json", "python uwav.py label")
+    weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in told.get("weak_thresholds", {}).items() if names)
     rule = saved.labels.settings.get("thresholds", "val")
     sentences = [
         f"{learned + sum(annotated.values())} clips of {index['segments']} s, {len(index['classes'])} classes; learned "
@@ -214,7 +214,7 @@ def own_result(page: Page) -> str:
         f"Labels come from {'a teacher' if teacher else 'single seconds, without a teacher (as in VALOR)'}, thresholds "
         f"{THRESHOLDS[rule]}. " + f"From weak labels alone: {escape(weakly)}." * bool(weakly)]
     if not annotated:
-        return "".join(map(paragraph, [*sentences, "Nothing is annotated, so nothing can be scored."]))
+        return paragraph(" ".join([*sentences, "Nothing is annotated, so nothing can be scored."]))
     weak, truth = load_weak(saved.data, saved.split), load_truth(saved.data, saved.split)
     rows = {"the parser": uwav.parsing_scores(*saved.predictions, *truth)} | trivial_scores(weak, *truth)
     sentences.append(
@@ -222,8 +222,8 @@ def own_result(page: Page) -> str:
         + ("; thresholds and the epoch were chosen by these very clips, so they flatter" * (saved.split == "val"))
         + ". A parser is worth something if it is above both other lines; the last one knows the weak labels."
         + " This parser predicts no event at all." * (not any(x.any() for x in saved.predictions)))
-    return "".join(map(paragraph, sentences)) + table(
-        [""] + 2 * KINDS, [[title] + [f"{x[s]:.1f}" for s in SCORES] for title, x in rows.items()], LEVELS)
+    cells = [[title] + [f"{x[s]:.1f}" for s in SCORES] for title, x in rows.items()]
+    return paragraph(" ".join(sentences)) + table([""] + 2 * KINDS, cells, LEVELS)
 
 
 def score_tables(page: Page) -> str:
@@ -388,7 +388,7 @@ def distance_figure(page: Page) -> str:
         f"threshold, in {evidence.DISTANCE_BINS} bins of equal count. In numbers, {'. And '.join(sentences)}."))
 
 
-# ---- Timelines; classes and modalities; class balance and mixup ----------------------------------
+# ---- Timelines; classes and modalities; class balance --------------------------------------------
 
 def timeline_figure(page: Page) -> str:
     saved = page.saved

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 import features
 import parse
+import report
 import uwav
 from common import files
 from conftest import need
@@ -368,6 +369,23 @@ def test_a_parser_that_predicts_nothing_is_warned_of_beside_the_scores_of_silenc
     said = capsys.readouterr().out
     assert "predicts no event at all; these are the scores of silence" in said
     assert said.count("seg_a 50.0  seg_v 50.0  seg_av 50.0  seg_type 50.0") == 2, said  # its own, and those of nothing at all
+
+
+def test_report_of_a_parser_without_a_teacher_judged_on_a_test_split_of_ones_own(tmp_path):
+    rows = "".join(f"{v},{'dog' if v in 'ace' else 'bell'},{'test' if v in 'ef' else ''}\n" for v in "abcdef")
+    events = "".join(f"{v},both,0,2,{'dog' if v == 'e' else 'bell'}\n" for v in "def")
+    own = write_own(tmp_path / "own", "video,labels,split\n" + rows, "video,modality,onset,offset,label\n" + events)
+    run, han = tmp_path / "run", tmp_path / "run/seed0/clip_clap/valor"
+    pack.pack(own, run / "data", workers=1)
+    cli.main(["label", str(run / "data"), str(run / "seed0"), "--per-segment", "--device", "cpu"])
+    cli.main(["train", str(run / "data"), str(han), "--labels", str(run / "seed0/labels_segment.npz"), "--setting", "binary", *SMALL, "--set", "epochs=3"])
+    cli.main(["evaluate", str(run / "data"), str(han / "han.pt"), "--split", "test", "--device", "cpu"])
+    report.main([str(run)])
+    page = (run / "report.html").read_text()
+    first = re.sub("<[^>]+>", " ", page[page.index('id="section1"'):page.index('id="section2"')])
+    assert "6 clips of 4 s, 2 classes" in first and "annotated: 1 (val), 2 (test)" in first and "single seconds, without a teacher" in first
+    assert "they flatter" not in first and 'id="timelines"' in page and 'id="distance"' in page
+    assert "Class balance" not in re.findall(r"<h2>\d+\. (.*?)</h2>", page)  # of no use in this training
 
 
 # ---- the parser's windows are as long as the clips it was trained on ----
