@@ -46,7 +46,7 @@ from data.layout import FEATURE_SETS
 from train.presets import PRESETS
 from uwav import SourceSplit, TargetSplit, parsing_scores
 
-TRAIN, VAL, TEST, T, C = 10_000, 649, 1_200, LLP_SEGMENTS, len(LLP_CLASSES)  # LLP
+TRAIN, TEST, T, C = 10_000, 1_200, LLP_SEGMENTS, len(LLP_CLASSES)  # LLP
 SOURCE, SOURCE_CLASSES = 6_489, 100  # UnAV-100, training split
 SOURCE_SECONDS = 10, 60, 42, 10  # of its videos: shortest, longest, mean, standard deviation
 FILES = 400  # videos that exist as files; the plain ways read them again and again, from the page cache

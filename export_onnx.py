@@ -285,7 +285,7 @@ def make_variant(kind: str, source: Path, target: Path) -> None:
     if kind == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        with quiet():  # it would like the model to be preprocessed, which changes nothing any more
+        with quiet():  # it would like the model to be preprocessed; `trace` did what matters
             quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
         return
     from onnxruntime.transformers.float16 import convert_float_to_float16

@@ -70,10 +70,10 @@ def run_extract(options: argparse.Namespace) -> None:
         extract.check(options.videos, options.out, made_with)
         built = functools.cache(lambda: (encoders.ClipEncoder(files["clip"], device).images,
                                          encoders.ClapEncoder(files["clap"], device).sounds))
-        one = threading.Lock()  # thread builds them, and only if a video needs them
+        lock = threading.Lock()  # one thread builds them, for the first video that needs them
 
         def encode(kind: int, x: np.ndarray) -> np.ndarray:
-            with one:
+            with lock:
                 encoder = built()[kind]
             return encoder(x)
 

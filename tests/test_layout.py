@@ -45,3 +45,10 @@ def test_the_house_is_small():
     assert len(list(ROOT.glob("*.py"))) <= 6 and lines["uwav"] <= 800
     assert sum(lines.values()) <= 7_400
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_the_versions_of_the_paper_and_the_tags_of_its_departures_are_where_the_reader_is_sent():
+    method = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    assert method.count("https://arxiv.org/abs/2505.09615") == 1 and all(x in method for x in ("*short text*", "*full paper*", "*supplement*"))
+    rows = [line for line in method.splitlines() if line.startswith(tuple(f"| {n} |" for n in range(1, 99)))]
+    assert [int(line.split("|")[1]) for line in rows] == list(range(1, len(rows) + 1)) and "`G_L` with a prime" in rows[9]
