@@ -434,8 +434,10 @@ def write_csv(result: Parse, path: Path) -> None:
 
 def own_classes(names: str | None) -> list[str] | None:
     """The names of --classes, which commas separate."""
-    classes = names and [name.strip() for name in names.split(",")]
-    if classes is not None and (not all(classes) or len(set(classes)) < len(classes) or CONTROL.search(names)):
+    if names is None:
+        return None
+    classes = [name.strip() for name in names.split(",")]
+    if not all(classes) or len(set(classes)) < len(classes) or CONTROL.search(names):
         raise ValueError(f"--classes {names!r}: names of classes, each once, separated by commas")
     return classes
 
