@@ -23,8 +23,8 @@ from common.command import follow_the_parent, progress, worker_processes
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
-from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_predictions, train,
-                          trivial_scores)
+from train.stages import (SHORT, Context, alone, evaluate, label, need_source, pretrain, read_predictions, table_row,
+                          train, trivial_scores)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -167,8 +167,7 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
     nothing, everything = trivial  # a parser does not know the weak labels of the test split, so may not name them
     lines.append(table_row(everything, [f"{trivial[everything][c]:.1f}" for c in segment_level]))
     for feature_set, rows in scores.items():
-        header = [s.replace("event_", "ev_") for s in SCORES]
-        header += ["  | paper: seg_type"] if paper_column(feature_set, source) else []
+        header = SHORT + (["  | paper: seg_type"] if paper_column(feature_set, source) else [])
         lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
         for name, values in rows.items():
             row = (ROWS | SWEEP)[name]
@@ -207,10 +206,6 @@ def paper_column(feature_set: str, source: object) -> bool:
 def cell(values: list[float], spread: str = "±{}") -> str:
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else mean + spread.format(f"{statistics.stdev(values):.1f}")
-
-
-def table_row(title: str, cells: list[str]) -> str:
-    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
 # ---- Differences between two trained parsers, and how much of them the choice of test videos explains
