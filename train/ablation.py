@@ -8,8 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import multiprocessing
 import os
 import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor
 
 import uwav
-from common.command import follow_the_parent, progress, worker_processes
+from common.command import follow_the_parent, progress
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
@@ -111,12 +115,23 @@ def train_rows(jobs: list[tuple], run: Path) -> list[dict[str, float]]:
     context, unfinished = jobs[0][0], sum(not (out / "han.pt").exists() for _, out, *_ in jobs)
     if context.device != "cpu" or context.preset != "demo" or not unfinished:
         return [train_row(*job) for job in jobs]
-    results, number = [], min(os.cpu_count() or 1, unfinished)
-    with worker_processes(number, "spawn", on_one_core, run) as pool, progress(
-            pool.map(quietly, jobs), total=len(jobs), desc="rows of the ablation", unit="row") as bar:
-        for result, said in bar:
-            bar.write(said, end="")
-            results.append(result)
+    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
+    number, results = min(os.cpu_count() or 1, unfinished), []
+    pool = ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core)
+    try:
+        with progress(pool.map(quietly, jobs), total=len(jobs), desc="rows of the ablation", unit="row") as bar:
+            for result, said in bar:
+                bar.write(said, end="")
+                results.append(result)
+    except BrokenProcessPool:
+        raise ValueError(f"{run}: a worker process was killed (is memory short?); the same command goes on from "
+                         "here") from None
+    except BaseException:  # what they are at is not waited for
+        for process in multiprocessing.active_children():
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     return results
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import uwav
 from common import devices
 from common.command import progress
-from common.files import atomic, check_zip, made_by, reason, temporary_of
+from common.files import atomic, check_zip, made_by, reading, reason, temporary_of
 from common.released import with_weights
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
@@ -40,15 +40,11 @@ class Run(uwav.Run):
             numbers = sum(x.numel() for x in model.parameters())
             print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
         if self.state_path.exists():
-            try:
+            with reading(self.state_path, "the state of this run; delete it to begin again, or choose another folder"):
                 state = load_file(self.state_path, next(model.parameters()).device)
                 if state.get("settings") != self.settings:
                     raise ValueError("an unfinished run with other settings or other data")
                 self._restore(**state)
-            except Exception as error:  # PyTorch raises a dozen kinds
-                cause = reason(error).removeprefix(f"{self.state_path}: ")
-                raise ValueError(f"{self.state_path}: not the state of this run ({cause}); delete it to begin again, "
-                                 "or choose another folder") from None
         return optimizer
 
     def _restore(self, settings: dict, weights: dict, optimizer: dict, history: list[dict], best_score: float,
@@ -142,18 +138,11 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
     """A file written by torch.save; nothing in it is executed, and its checksums must agree.
 
     Raises FileNotFoundError or ValueError naming the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
+    with reading(path, "a readable checkpoint"):
         check_zip(path)
         content = torch.load(path, map_location=device, weights_only=True)
-        if isinstance(content, dict):
-            json.dumps(content.get("settings"))  # they are written into what is made from it
-    except Exception as error:  # pickle, zip and torch raise a dozen kinds
-        raise ValueError(f"{path}: not a readable checkpoint ({reason(error)})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
-    return content
+        json.dumps(content.get("settings"))  # they are written into what is made from it
+        return content
 
 
 def read_history(path: Path) -> list[dict]:
@@ -169,7 +158,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
     """
     content = load_file(path, device)
     kinds = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.HANConfig)}
-    try:
+    with reading(path, "a checkpoint of a teacher or a HAN"):
         weights = content["weights"] if "kind" in content else content
         _check_tensors(weights)
         if "kind" in content:
@@ -183,8 +172,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
             model = uwav.load_released_han(content, heads, visual_3d_dim)
         else:
             model = uwav.load_released_teacher(content, heads)
-    except Exception as error:  # a damaged or hostile file raises a dozen kinds
-        raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({reason(error)})") from None
     if not isinstance(model, kind):
         raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {kind.__name__}")
     return model.to(device).eval()
