@@ -139,31 +139,26 @@ def write_rows(path: str | Path, shape: tuple[int, ...], blocks: Iterable[np.nda
 
 
 @contextlib.contextmanager
-def made_by(command: str, path: str | Path) -> Iterator[None]:
-    """Around the reading of a file that `command` wrote: whatever is wrong with it is one sentence with the way out."""
+def reading(path: str | Path, wrong: str, missing: str = "no such file") -> Iterator[None]:
+    """Around the reading of a file: whatever is wrong with it is one sentence that names it. wrong: what to say, with
+    {cause}."""
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; make it with `{command}`") from None
-    except Exception as error:
-        raise ValueError(f"{path}: damaged, or of another version ({reason(error, path)}); make it again with "
-                         f"`{command}`") from None
-
-
-@contextlib.contextmanager
-def reading(path: str | Path, what: str) -> Iterator[None]:
-    """Around the reading of a file of whatever origin, which should be `what`: any error is one sentence about it."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
+        raise FileNotFoundError(f"{path}: {missing}") from None
     except Exception as error:  # NumPy, PyTorch, zip and json raise a dozen kinds
-        raise ValueError(f"{path}: not {what} ({reason(error, path)})") from None
+        raise ValueError(f"{path}: {wrong.replace('{cause}', reason(error, path))}") from None
+
+
+def made_by(command: str, path: str | Path) -> contextlib.AbstractContextManager:
+    """`reading` of a file that `command` wrote, which is the way out."""
+    return reading(path, f"damaged, or of another version ({{cause}}); make it again with `{command}`",
+                   f"no such file; make it with `{command}`")
 
 
 def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     """An .npy file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
-    with reading(path, "a complete .npy file"):
+    with reading(path, "not a complete .npy file ({cause})"):
         array = np.load(regular(path), allow_pickle=False, mmap_mode="r" if mmap else None)
         if not isinstance(array, np.ndarray):
             array.close()
@@ -191,7 +186,7 @@ def finite(x: np.ndarray, path: str | Path) -> np.ndarray:
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """What `write_arrays` wrote, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
-    with reading(path, "an .npz file of arrays"):
+    with reading(path, "not an .npz file of arrays ({cause})"):
         with np.load(regular(path), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if str(arrays.pop("sha256")) != hash_of_arrays(arrays):
@@ -210,7 +205,7 @@ def check_zip(path: str | Path) -> None:
 
 def read_json(path: str | Path) -> object:
     """The content of a JSON file, in which no key stands twice. Raises FileNotFoundError or ValueError naming it."""
-    with reading(path, "a JSON file"):
+    with reading(path, "not a JSON file ({cause})"):
         return json.loads(regular(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
 
 

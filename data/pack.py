@@ -70,10 +70,8 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     else:
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
     jobs = _jobs(roots, found, llp, unav)
-    missing = [path for job in jobs for path in _missing_files(job)]
-    if missing:  # said before hours of work are spent on the rest
-        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
-    plan["read"] = _fingerprint(jobs, [root / file for root in roots.values() for file, _ in TEXT_FILES.values()])
+    plan["read"] = _fingerprint([*(job.folder / f"{i}.npy" for job in jobs for i in job.ids),
+                                 *(root / file for root in roots.values() for file, _ in TEXT_FILES.values())])
     part = begin_pack(out, plan, replace)
     if part is None:
         return read_index(out)
@@ -175,17 +173,19 @@ def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None)
     return jobs
 
 
-def _missing_files(job: _Job) -> list[str]:
-    present = {entry.name for entry in os.scandir(job.folder)} if job.folder.is_dir() else set()
-    return [str(job.folder / f"{i}.npy") for i in job.ids if f"{i}.npy" not in present]
+def _fingerprint(paths: list[Path]) -> str:
+    """Changes when any file that is read is replaced: of each, name, size and time of its last change.
 
-
-def _fingerprint(jobs: list[_Job], more: list[Path]) -> str:
-    """Changes when any file that is read is replaced: of each, name, size and time of its last change."""
-    digest = hashlib.sha256()
-    for path in (*(job.folder / f"{i}.npy" for job in jobs for i in job.ids), *more):
-        status = os.stat(path) if path.exists() else None
-        digest.update(f"{path.name} {status and (status.st_size, status.st_mtime_ns)}\n".encode())
+    Raises FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
+    digest, missing = hashlib.sha256(), []
+    for path in paths:
+        try:
+            status = os.stat(path)
+            digest.update(f"{path.name} {status.st_size, status.st_mtime_ns}\n".encode())
+        except OSError:
+            missing.append(str(path))
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
     return digest.hexdigest()
 
 

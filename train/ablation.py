@@ -117,21 +117,19 @@ def train_rows(jobs: list[tuple], run: Path) -> list[dict[str, float]]:
         return [train_row(*job) for job in jobs]
     sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
     number, results = min(os.cpu_count() or 1, unfinished), []
-    pool = ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core)
-    try:
-        with progress(pool.map(quietly, jobs), total=len(jobs), desc="rows of the ablation", unit="row") as bar:
+    with (ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core) as pool,
+          progress(pool.map(quietly, jobs), total=len(jobs), desc="rows of the ablation", unit="row") as bar):
+        try:
             for result, said in bar:
                 bar.write(said, end="")
                 results.append(result)
-    except BrokenProcessPool:
-        raise ValueError(f"{run}: a worker process was killed (is memory short?); the same command goes on from "
-                         "here") from None
-    except BaseException:  # what they are at is not waited for
-        for process in multiprocessing.active_children():
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+        except BrokenProcessPool:
+            raise ValueError(f"{run}: a worker process was killed (is memory short?); the same command goes on from "
+                             "here") from None
+        except BaseException:  # what they are at is not waited for
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
     return results
 
 

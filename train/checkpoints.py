@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import uwav
 from common import devices
 from common.command import progress
-from common.files import atomic, check_zip, made_by, reading, reason, temporary_of
+from common.files import atomic, check_zip, reading, reason, temporary_of
 from common.released import with_weights
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
@@ -40,7 +40,8 @@ class Run(uwav.Run):
             numbers = sum(x.numel() for x in model.parameters())
             print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
         if self.state_path.exists():
-            with reading(self.state_path, "the state of this run; delete it to begin again, or choose another folder"):
+            with reading(self.state_path, "not the state of this run ({cause}); delete it to begin again, or choose "
+                                          "another folder"):
                 state = load_file(self.state_path, next(model.parameters()).device)
                 if state.get("settings") != self.settings:
                     raise ValueError("an unfinished run with other settings or other data")
@@ -138,17 +139,11 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
     """A file written by torch.save; nothing in it is executed, and its checksums must agree.
 
     Raises FileNotFoundError or ValueError naming the file."""
-    with reading(path, "a readable checkpoint"):
+    with reading(path, "not a readable checkpoint ({cause})"):
         check_zip(path)
         content = torch.load(path, map_location=device, weights_only=True)
         json.dumps(content.get("settings"))  # they are written into what is made from it
         return content
-
-
-def read_history(path: Path) -> list[dict]:
-    """The records of every epoch, from the checkpoint that training ended with."""
-    with made_by("python uwav.py", path):
-        return load_file(path)["history"]
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int = 16,
@@ -158,7 +153,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
     """
     content = load_file(path, device)
     kinds = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.HANConfig)}
-    with reading(path, "a checkpoint of a teacher or a HAN"):
+    with reading(path, "not a checkpoint of a teacher or a HAN ({cause})"):
         weights = content["weights"] if "kind" in content else content
         _check_tensors(weights)
         if "kind" in content:

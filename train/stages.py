@@ -99,7 +99,6 @@ def say(line: str) -> None:
 def alone(stage: Callable) -> Callable:
     """One run at a time in the folder that a stage writes to, its second argument."""
 
-    @functools.wraps(stage)
     def run(context: Context, out: Path, *options, **named) -> None:
         with devices.alone_in(out):
             return stage(context, out, *options, **named)
