@@ -73,7 +73,6 @@ class Run(uwav.Run):
         with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step",
                       disable=devices.RANK > 0) as self.bar:
             for epoch, lr in super().epochs():
-                self.started = time.monotonic()
                 if devices.RANK > 0:
                     torch.manual_seed(torch.initial_seed() + devices.RANK * RANK_STRIDE)
                 yield epoch, lr
@@ -91,7 +90,7 @@ class Run(uwav.Run):
         if not math.isfinite(record["loss"]):
             raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
                              "lower the learning rate (--set peak_lr=...)")
-        super().end_epoch(record | dict(seconds=time.monotonic() - self.started), score)
+        super().end_epoch(record, score)
         told = {"av": "AV {:.1f}", "spread_audio": "spread of audible {:.2f}", "spread_visual": "of visible {:.2f}",
                 "seg_type": "Type {:.1f}"}
         scores = [told[k].format(x) for k, x in (record.get("val") or {}).items() if k in told]
@@ -115,10 +114,8 @@ class Run(uwav.Run):
             raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         model = super().finish()
         if devices.RANK == 0:
-            # Without times, and as new objects, which pickle tells from those it knows: so that the bytes are those of
-            # any other run, a resumed one too.
-            history = [{k: v for k, v in record.items() if k != "seconds"} for record in self.history]
-            history = json.loads(json.dumps(history))
+            # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
+            history = json.loads(json.dumps(self.history))
             checkpoint = dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
                               history=history, score=self.best_score, weights=self.best_weights)
             save_file(self.path, checkpoint)

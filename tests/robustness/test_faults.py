@@ -3,7 +3,6 @@
 UWAV_SOAK=N tries N points of every fault instead of a few.
 """
 
-import json
 import os
 import random
 import shutil
@@ -127,16 +126,12 @@ class Bench:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """All files, hidden ones too, byte for byte; of a history all but the seconds that an epoch took."""
+    """All files, hidden ones too, byte for byte."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not (folder / "data").is_symlink() or path.is_file() and "data" not in path.parts:
-            found[str(path.relative_to(folder))] = history(path) if path.suffix == ".jsonl" else path.read_bytes()
+            found[str(path.relative_to(folder))] = path.read_bytes()
     return found
-
-
-def history(path: Path) -> list[dict]:
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
 
 
 def assert_same(work: Path, made: Path, what: str) -> None:
