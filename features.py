@@ -139,7 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("pack", "thousands of small .npy files -> a few arrays", run_pack)
     sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/, or your own (docs/own_videos.md)")
     replaceable(sub)
-    sub.add_argument("--workers", type=int, help="processes that read (default: one per core)")
+    sub.add_argument("--workers", type=int, help="threads that read (default: a few more than cores)")
     sub.add_argument("--missing", choices=("stop", "skip"), default="stop", help="at a video without features")
 
     sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video; also under torchrun", run_extract)

@@ -31,7 +31,7 @@ from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import Page, facts, paragraph, table
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
-from train.checkpoints import check_fields, load_file, read_history
+from train.checkpoints import check_fields, load_file
 from train.stages import THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, trivial_scores
 from uwav import SCORES, video_scores
 
@@ -294,7 +294,7 @@ def difference_figure(page: Page) -> str:
 def teacher_figure(page: Page) -> str:
     path = page.saved.folder / "teacher.pt"
     with made_by("python uwav.py pretrain", path):
-        history = read_history(path)
+        history = load_file(path)["history"]
         scores = [r["val"] for r in history]
         loss, *curves = ([float(r[key]) for r in x] for x, key in (
             (history, "loss"), (scores, "av"), (scores, "spread_audio"), (scores, "spread_visual")))
@@ -317,7 +317,7 @@ def parser_figure(page: Page) -> str:
             absent.append(row.short)
             continue
         with made_by("python uwav.py train", path):
-            history = read_history(path)
+            history = load_file(path)["history"]
             scores[row.short] = [float(r["val"]["seg_type"]) for r in history if r["val"]]
             losses = {term: [float(r[key]) for r in history] for term, key in zip(terms, uwav.LOSSES)}
     own = scores[row.short]  # of the last row, UWAV

@@ -14,9 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -78,23 +76,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-class _Lines(io.TextIOBase):
-    """Where nobody watches, in a pipe or a file, each state of a progress bar is a line."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text.replace("\r", "\n").removeprefix("\n") + "\n" * ("\r" in text))
-
-    def flush(self) -> None:
-        sys.stderr.flush()
-
-
 def progress(*items: Iterable, disable: bool = False, **options):
-    """A progress bar; a line now and then where nobody watches; nothing in a worker process, its parent has one."""
+    """A progress bar, slow where nobody watches; nothing in a worker process, its parent has one."""
     from tqdm import tqdm
 
     watched, options["disable"] = sys.stderr.isatty(), disable or multiprocessing.parent_process() is not None
-    return tqdm(*items, dynamic_ncols=watched, mininterval=0.2 if watched else 30, file=None if watched else _Lines(),
-                **options)
+    return tqdm(*items, dynamic_ncols=watched, mininterval=0.2 if watched else 30, **options)
 
 
 @contextlib.contextmanager
@@ -104,41 +91,31 @@ def one_sentence_errors(again: str = "goes on from here") -> Iterator[None]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone ends no command
-    with _interruptible(again) as signals:
-        try:
-            yield
-        except ValueError as error:
-            sys.exit(f"error: {error}")
-        except OSError as error:
-            sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-            sys.exit(f"error: out of memory ({reason(error)}); smaller batches need less: --set batch=N, and so do "
-                     "smaller models: --preset demo")
-        except KeyboardInterrupt:
-            if not signals:
-                raise
-            _stop(signals[0], again)
-
-
-@contextlib.contextmanager
-def _interruptible(again: str) -> Iterator[list[signal.Signals]]:
-    """SIGTERM, too, raises KeyboardInterrupt; the list says which signals came. The second one does not wait."""
     came: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         came.append(signal.Signals(number))
-        if len(came) > 1:
+        if len(came) > 1:  # the second one does not wait
             _stop(came[0], again)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
     try:
-        yield came
+        yield
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
+    except (MemoryError, RuntimeError) as error:  # of the CPU, PyTorch tells by a plain RuntimeError
+        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
+            raise
+        sys.exit(f"error: out of memory ({reason(error)}); smaller batches need less: --set batch=N, and so do smaller "
+                 "models: --preset demo")
+    except KeyboardInterrupt:
+        if not came:
+            raise
+        _stop(came[0], again)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -152,26 +129,6 @@ def _stop(number: signal.Signals, again: str) -> NoReturn:
     os._exit(128 + number)  # threads that still compute are not waited for
 
 
-@contextlib.contextmanager
-def worker_processes(number: int, start: str, prepare: Callable, out: Path) -> Iterator[ProcessPoolExecutor]:
-    """`number` processes for a work that leads to `out`; start: how multiprocessing starts them; prepare: what each
-    does first."""
-    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
-    pool = ProcessPoolExecutor(number, multiprocessing.get_context(start), prepare)
-    pool.submit(os.getpid)  # starts them, before tqdm starts a thread
-    try:
-        yield pool
-    except BrokenProcessPool:
-        raise ValueError(f"{out}: a worker process was killed (is memory short?); the same command goes on from "
-                         "here") from None
-    except BaseException:  # what they are at is not waited for
-        for process in multiprocessing.active_children():
-            process.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def follow_the_parent() -> None:
     """For worker processes: Ctrl-C reaches them as well, but the process that started them decides; they end when it
     does, even if it is killed."""
@@ -183,9 +140,3 @@ def follow_the_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Of the GPU, or of the CPU, of which PyTorch tells by a plain RuntimeError."""
-    name = type(error).__name__
-    return isinstance(error, MemoryError) or name == "OutOfMemoryError" or "allocate memory" in str(error)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.utils._pytree import tree_map
 
 from common.command import working_in
@@ -102,10 +103,9 @@ def shared_out(forward: Callable, whole: tuple[int, ...] = ()) -> Callable:
     def compute(*inputs: Tensor | None) -> object:
         n = len(inputs[0])
         own = _rows(n)
-        if own.start == own.stop:
-            own = slice(0, 1)  # computed in vain, _Gather leaves it out
-        outputs = forward(*(x if x is None or k in whole else x[own] for k, x in enumerate(inputs)))
-        return tree_map(lambda x: _Gather.apply(x, n), outputs)
+        share = slice(0, 1) if own.start == own.stop else own  # computed in vain, to be left out
+        outputs = forward(*(x if x is None or k in whole else x[share] for k, x in enumerate(inputs)))
+        return tree_map(lambda x: _of_all(x[: own.stop - own.start], n), outputs)
 
     return compute
 
@@ -115,30 +115,17 @@ def _rows(n: int) -> slice:
     return slice(n * RANK // WORLD, n * (RANK + 1) // WORLD)
 
 
-class _Gather(torch.autograd.Function):
-    """Outputs of this rank's share of a batch of n -> those of the whole batch, (n, ...), on every rank."""
+def _of_all(x: Tensor, n: int) -> Tensor:
+    """Outputs of this rank's share of a batch of n -> those of the whole batch, (n, ...), on every rank.
 
-    @staticmethod
-    def forward(ctx, x: Tensor, n: int) -> Tensor:
-        ctx.rows, ctx.shape = _rows(n), x.shape
-        whole = x.new_zeros(n, *x.shape[1:])
-        whole[ctx.rows] = x[: ctx.rows.stop - ctx.rows.start]
-        dist.all_reduce(whole)  # a sum in which all but one term are 0
-        return whole
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        """Every rank computes the same loss; DistributedDataParallel will divide by their number, so we multiply."""
-        own = gradient.new_zeros(ctx.shape)
-        own[: ctx.rows.stop - ctx.rows.start] = gradient[ctx.rows] * WORLD
-        return own, None
+    Every rank computes the same loss; its gradient is the sum of all of them, which DistributedDataParallel divides by
+    their number."""
+    whole = x.new_zeros(n, *x.shape[1:])
+    whole[_rows(n)] = x
+    return all_reduce(whole)  # a sum in which all but one term are 0
 
 
 GRAPHS = 64  # compiled versions of one function (shapes, rows of the ablation, feature sets) before PyTorch gives up
-
-
-def bf16(on: bool, device: torch.device) -> AbstractContextManager:
-    return torch.autocast(device.type, torch.bfloat16, enabled=on)
 
 
 def accelerate(function: Callable, on: bool, device: torch.device, one_shape: bool) -> Callable:
@@ -152,7 +139,7 @@ def accelerate(function: Callable, on: bool, device: torch.device, one_shape: bo
         function = functools.partial(_compiled(one_shape), function)
 
     def accelerated(*inputs):
-        with bf16(on, device):
+        with torch.autocast(device.type, torch.bfloat16):
             return function(*inputs)
 
     return accelerated

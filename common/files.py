@@ -27,10 +27,14 @@ def atomic(path: str | Path) -> Iterator[Path]:
     temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path, temporary):
-            temporary.unlink(missing_ok=True)
-            yield temporary
-            os.replace(temporary, path)
+        temporary.unlink(missing_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:  # of a failed write it names no file, in NumPy and in PyTorch
+        if error.filename not in (None, str(temporary), str(path)):  # it is about another one
+            raise
+        cause = os.strerror(error.errno) if error.errno else "could not be written whole; is the disk full?"
+        raise OSError(error.errno or errno.EIO, cause, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -38,18 +42,6 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 def temporary_of(path: Path) -> Path:
     return path.with_name(f".{path.stem}.part{path.suffix}")
-
-
-@contextlib.contextmanager
-def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """An OSError while `path` is written names it, which a failed write, of NumPy and of PyTorch too, does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename not in (None, str(temporary), str(path)):  # it is about another file
-            raise
-        cause = os.strerror(error.errno) if error.errno else "could not be written whole; is the disk full?"
-        raise OSError(error.errno or errno.EIO, cause, str(path)) from None
 
 
 def no_links(path: str, flags: int) -> int:
@@ -76,9 +68,9 @@ def is_plain_name(name: object) -> bool:
             and not set(name) & {"/", "\\"} and Path(name).name == name and len(name.encode()) <= 200)
 
 
-def reason(error: Exception) -> str:
-    """The first line of what an exception says, if that is not endless; its name if it says nothing."""
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+def reason(error: Exception, path: str | Path = "") -> str:
+    """The first line of what an exception says, if that is not endless; its name if it says nothing; without `path`."""
+    return (str(error).strip() or repr(error)).splitlines()[0].removeprefix(f"{path}: ")[:200]
 
 
 def json_text(content: object) -> str:
@@ -147,29 +139,31 @@ def write_rows(path: str | Path, shape: tuple[int, ...], blocks: Iterable[np.nda
 
 
 @contextlib.contextmanager
-def made_by(command: str, path: str | Path) -> Iterator[None]:
-    """Around the reading of a file that `command` wrote: whatever is wrong with it is one sentence with the way out."""
+def reading(path: str | Path, wrong: str, missing: str = "no such file") -> Iterator[None]:
+    """Around the reading of a file: whatever is wrong with it is one sentence that names it. wrong: what to say, with
+    {cause}."""
     try:
         yield
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; make it with `{command}`") from None
-    except Exception as error:
-        cause = reason(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: damaged, or of another version ({cause}); make it again with `{command}`") from None
+        raise FileNotFoundError(f"{path}: {missing}") from None
+    except Exception as error:  # NumPy, PyTorch, zip and json raise a dozen kinds
+        raise ValueError(f"{path}: {wrong.replace('{cause}', reason(error, path))}") from None
+
+
+def made_by(command: str, path: str | Path) -> contextlib.AbstractContextManager:
+    """`reading` of a file that `command` wrote, which is the way out."""
+    return reading(path, f"damaged, or of another version ({{cause}}); make it again with `{command}`",
+                   f"no such file; make it with `{command}`")
 
 
 def read_array(path: str | Path, mmap: bool = False) -> np.ndarray:
     """An .npy file, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
-    try:
+    with reading(path, "not a complete .npy file ({cause})"):
         array = np.load(regular(path), allow_pickle=False, mmap_mode="r" if mmap else None)
         if not isinstance(array, np.ndarray):
             array.close()
             raise ValueError("it is an .npz file")
         return array
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except Exception as error:  # a header is Python code, which can be wrong in a dozen ways; or it declares terabytes
-        raise ValueError(f"{path}: not a complete .npy file ({reason(error)})") from None
 
 
 def shaped(x: np.ndarray, shape: tuple[int | None, ...], path: str | Path) -> np.ndarray:
@@ -190,25 +184,14 @@ def finite(x: np.ndarray, path: str | Path) -> np.ndarray:
     return x
 
 
-UNPACKED = 1 << 30  # bytes: a compressed .npz file may not unpack to more
-
-
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """What `write_arrays` wrote, never unpickled. Raises FileNotFoundError or ValueError naming the file."""
-    try:
-        with zipfile.ZipFile(regular(path)) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > max(UNPACKED, os.path.getsize(path)):
-            raise ValueError(f"it would unpack to {size / 1e9:.0f} GB")
-        with np.load(path, allow_pickle=False) as file:
+    with reading(path, "not an .npz file of arrays ({cause})"):
+        with np.load(regular(path), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if str(arrays.pop("sha256")) != hash_of_arrays(arrays):
             raise ValueError("its checksum differs")
         return arrays
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except Exception as error:  # zip and npy raise a dozen kinds
-        raise ValueError(f"{path}: not an .npz file of arrays ({reason(error)})") from None
 
 
 def check_zip(path: str | Path) -> None:
@@ -222,12 +205,8 @@ def check_zip(path: str | Path) -> None:
 
 def read_json(path: str | Path) -> object:
     """The content of a JSON file, in which no key stands twice. Raises FileNotFoundError or ValueError naming it."""
-    try:
+    with reading(path, "not a JSON file ({cause})"):
         return json.loads(regular(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON file ({reason(error)})") from None
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict:

@@ -7,26 +7,20 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from common.command import follow_the_parent, progress, worker_processes
+from common.command import progress
 from common.files import finite, made_by, read_array, read_json, regular, shaped, write_array, write_rows
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from data.layout import (LLP_FEATURES, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, UNAV_FEATURES, begin_pack,
                          finish_pack, is_list_of_names, make_plan, read_index, write_annotations)
 
-CHUNK, AHEAD = 32, 64  # videos a worker takes at a time; such chunks that are read before they are written
-START = "fork" if sys.platform == "linux" else "spawn"  # how workers start: at once, or as new Python processes
-
-
-def average_groups(x: np.ndarray, size: int) -> np.ndarray:
-    """Mean of each `size` consecutive vectors: (T * size, D) -> (T, D)."""
-    return x.reshape(-1, size, x.shape[1]).mean(1, dtype=np.float32)
+AHEAD = 512  # videos that are read before they are written
 
 
 def pool_to(x: np.ndarray, segments: int) -> np.ndarray:
@@ -76,10 +70,8 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     else:
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
     jobs = _jobs(roots, found, llp, unav)
-    missing = [path for job in jobs for path in _missing_files(job)]
-    if missing:  # said before hours of work are spent on the rest
-        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
-    plan["read"] = _fingerprint(jobs, [root / file for root in roots.values() for file, _ in TEXT_FILES.values()])
+    plan["read"] = _fingerprint([*(job.folder / f"{i}.npy" for job in jobs for i in job.ids),
+                                 *(root / file for root in roots.values() for file, _ in TEXT_FILES.values())])
     part = begin_pack(out, plan, replace)
     if part is None:
         return read_index(out)
@@ -89,8 +81,8 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
             path, C = root / file, len(plan[dataset]["classes"])
             text = finite(shaped(read_array(path), (C, size), path), path)
             write_array(part / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
-    unusable, workers = [], workers or os.cpu_count() or 1
-    with worker_processes(workers, START, follow_the_parent, out) as pool, progress(
+    unusable = []
+    with ThreadPoolExecutor(workers) as pool, progress(
             total=sum(len(job.ids) for job in jobs), unit="file", desc="pack") as bar:
         for job in jobs:
             bar.set_postfix_str(job.target.removesuffix(".npy"))
@@ -98,7 +90,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
                 bar.update(len(job.ids))
                 continue
             try:
-                write_rows(part / job.target, job.shape, _blocks(job, pool, bar))
+                write_rows(part / job.target, job.shape, _rows(job, pool, bar))
             except _Unusable as error:
                 unusable += error.args
     if unusable:
@@ -181,17 +173,19 @@ def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None)
     return jobs
 
 
-def _missing_files(job: _Job) -> list[str]:
-    present = {entry.name for entry in os.scandir(job.folder)} if job.folder.is_dir() else set()
-    return [str(job.folder / f"{i}.npy") for i in job.ids if f"{i}.npy" not in present]
+def _fingerprint(paths: list[Path]) -> str:
+    """Changes when any file that is read is replaced: of each, name, size and time of its last change.
 
-
-def _fingerprint(jobs: list[_Job], more: list[Path]) -> str:
-    """Changes when any file that is read is replaced: of each, name, size and time of its last change."""
-    digest = hashlib.sha256()
-    for path in (*(job.folder / f"{i}.npy" for job in jobs for i in job.ids), *more):
-        status = os.stat(path) if path.exists() else None
-        digest.update(f"{path.name} {status and (status.st_size, status.st_mtime_ns)}\n".encode())
+    Raises FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
+    digest, missing = hashlib.sha256(), []
+    for path in paths:
+        try:
+            status = os.stat(path)
+            digest.update(f"{path.name} {status.st_size, status.st_mtime_ns}\n".encode())
+        except OSError:
+            missing.append(str(path))
+    if missing:
+        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
     return digest.hexdigest()
 
 
@@ -199,33 +193,31 @@ class _Unusable(Exception):
     """Its arguments say what is wrong with which files."""
 
 
-def _blocks(job: _Job, pool: ProcessPoolExecutor, bar: tqdm) -> Iterator[np.ndarray]:
-    """The rows of an array in order, read by the workers; raises _Unusable at the end if any file cannot be used."""
-    unusable, chunks = [], [slice(i, i + CHUNK) for i in range(0, len(job.ids), CHUNK)]
-    for i in range(0, len(chunks), AHEAD):
-        ahead = chunks[i : i + AHEAD]
-        for videos, (block, errors) in zip(ahead, pool.map(_read_chunk, [job] * len(ahead), ahead)):
-            yield block
-            unusable += errors
-            bar.update(len(job.ids[videos]))
+def _rows(job: _Job, pool: ThreadPoolExecutor, bar: tqdm) -> Iterator[np.ndarray]:
+    """The rows of an array in order, (T, D) a video; raises _Unusable at the end if any file cannot be used."""
+    unusable = []
+    for start in range(0, len(job.ids), AHEAD):
+        videos = range(len(job.ids))[start : start + AHEAD]
+        for x in pool.map(_read, [job] * len(videos), videos):
+            if isinstance(x, str):
+                unusable.append(x)
+            else:
+                yield x
+            bar.update()
     if unusable:
         raise _Unusable(*unusable)
 
 
-def _read_chunk(job: _Job, videos: slice) -> tuple[np.ndarray, list[str]]:
-    """Worker: some videos, read, checked, averaged, end to end, (segments, D); and what is wrong with their files."""
-    size, errors = job.shape[-1], []
-    rows = [np.zeros((0, size), np.float16)]
-    with np.errstate(over="ignore", invalid="ignore"):  # `finite` refuses these
-        for video, T in zip(job.ids[videos], job.lengths[videos]):
-            path = job.folder / f"{video}.npy"
-            try:
-                x = read_array(path)
-                if job.vectors is None:
-                    x = pool_to(shaped(x, (None, size), path), T)  # (T, D)
-                else:
-                    x = average_groups(shaped(x, (T * job.vectors, size), path), job.vectors)  # (T, D)
-                rows.append(finite(x.astype(np.float16), path))
-            except (ValueError, FileNotFoundError) as error:
-                errors.append(str(error))
-    return np.concatenate(rows), errors
+def _read(job: _Job, n: int) -> np.ndarray | str:
+    """Video n, read, checked and averaged, (T, D); or what is wrong with its file."""
+    path, T, size = job.folder / f"{job.ids[n]}.npy", job.lengths[n], job.shape[-1]
+    try:
+        x = read_array(path)
+        with np.errstate(over="ignore", invalid="ignore"):  # `finite` refuses these
+            if job.vectors is None:
+                x = pool_to(shaped(x, (None, size), path), T)  # (T, D)
+            else:
+                x = shaped(x, (T * job.vectors, size), path).reshape(T, job.vectors, size).mean(1, dtype=np.float32)
+            return finite(x.astype(np.float16), path)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)

@@ -8,8 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import multiprocessing
 import os
 import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +23,12 @@ import torch
 from torch import Tensor
 
 import uwav
-from common.command import follow_the_parent, progress, worker_processes
+from common.command import follow_the_parent, progress
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
-from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_predictions, train,
-                          trivial_scores)
+from train.stages import (SHORT, Context, alone, evaluate, label, need_source, pretrain, read_predictions, table_row,
+                          train, trivial_scores)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -111,12 +115,21 @@ def train_rows(jobs: list[tuple], run: Path) -> list[dict[str, float]]:
     context, unfinished = jobs[0][0], sum(not (out / "han.pt").exists() for _, out, *_ in jobs)
     if context.device != "cpu" or context.preset != "demo" or not unfinished:
         return [train_row(*job) for job in jobs]
-    results, number = [], min(os.cpu_count() or 1, unfinished)
-    with worker_processes(number, "spawn", on_one_core, run) as pool, progress(
-            pool.map(quietly, jobs), total=len(jobs), desc="rows of the ablation", unit="row") as bar:
-        for result, said in bar:
-            bar.write(said, end="")
-            results.append(result)
+    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
+    number, results = min(os.cpu_count() or 1, unfinished), []
+    with (ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core) as pool,
+          progress(pool.map(quietly, jobs), total=len(jobs), desc="rows of the ablation", unit="row") as bar):
+        try:
+            for result, said in bar:
+                bar.write(said, end="")
+                results.append(result)
+        except BrokenProcessPool:
+            raise ValueError(f"{run}: a worker process was killed (is memory short?); the same command goes on from "
+                             "here") from None
+        except BaseException:  # what they are at is not waited for
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
     return results
 
 
@@ -167,8 +180,7 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
     nothing, everything = trivial  # a parser does not know the weak labels of the test split, so may not name them
     lines.append(table_row(everything, [f"{trivial[everything][c]:.1f}" for c in segment_level]))
     for feature_set, rows in scores.items():
-        header = [s.replace("event_", "ev_") for s in SCORES]
-        header += ["  | paper: seg_type"] if paper_column(feature_set, source) else []
+        header = SHORT + (["  | paper: seg_type"] if paper_column(feature_set, source) else [])
         lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
         for name, values in rows.items():
             row = (ROWS | SWEEP)[name]
@@ -207,10 +219,6 @@ def paper_column(feature_set: str, source: object) -> bool:
 def cell(values: list[float], spread: str = "±{}") -> str:
     mean = f"{statistics.mean(values):.1f}"
     return mean if len(values) == 1 else mean + spread.format(f"{statistics.stdev(values):.1f}")
-
-
-def table_row(title: str, cells: list[str]) -> str:
-    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
 # ---- Differences between two trained parsers, and how much of them the choice of test videos explains

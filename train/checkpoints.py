@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import uwav
 from common import devices
 from common.command import progress
-from common.files import atomic, check_zip, made_by, reason, temporary_of
+from common.files import atomic, check_zip, reading, reason, temporary_of
 from common.released import with_weights
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
@@ -40,15 +40,12 @@ class Run(uwav.Run):
             numbers = sum(x.numel() for x in model.parameters())
             print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
         if self.state_path.exists():
-            try:
+            with reading(self.state_path, "not the state of this run ({cause}); delete it to begin again, or choose "
+                                          "another folder"):
                 state = load_file(self.state_path, next(model.parameters()).device)
                 if state.get("settings") != self.settings:
                     raise ValueError("an unfinished run with other settings or other data")
                 self._restore(**state)
-            except Exception as error:  # PyTorch raises a dozen kinds
-                cause = reason(error).removeprefix(f"{self.state_path}: ")
-                raise ValueError(f"{self.state_path}: not the state of this run ({cause}); delete it to begin again, "
-                                 "or choose another folder") from None
         return optimizer
 
     def _restore(self, settings: dict, weights: dict, optimizer: dict, history: list[dict], best_score: float,
@@ -76,7 +73,6 @@ class Run(uwav.Run):
         with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step",
                       disable=devices.RANK > 0) as self.bar:
             for epoch, lr in super().epochs():
-                self.started = time.monotonic()
                 if devices.RANK > 0:
                     torch.manual_seed(torch.initial_seed() + devices.RANK * RANK_STRIDE)
                 yield epoch, lr
@@ -94,7 +90,7 @@ class Run(uwav.Run):
         if not math.isfinite(record["loss"]):
             raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
                              "lower the learning rate (--set peak_lr=...)")
-        super().end_epoch(record | dict(seconds=time.monotonic() - self.started), score)
+        super().end_epoch(record, score)
         told = {"av": "AV {:.1f}", "spread_audio": "spread of audible {:.2f}", "spread_visual": "of visible {:.2f}",
                 "seg_type": "Type {:.1f}"}
         scores = [told[k].format(x) for k, x in (record.get("val") or {}).items() if k in told]
@@ -118,10 +114,8 @@ class Run(uwav.Run):
             raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         model = super().finish()
         if devices.RANK == 0:
-            # Without times, and as new objects, which pickle tells from those it knows: so that the bytes are those of
-            # any other run, a resumed one too.
-            history = [{k: v for k, v in record.items() if k != "seconds"} for record in self.history]
-            history = json.loads(json.dumps(history))
+            # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
+            history = json.loads(json.dumps(self.history))
             checkpoint = dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
                               history=history, score=self.best_score, weights=self.best_weights)
             save_file(self.path, checkpoint)
@@ -142,24 +136,11 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
     """A file written by torch.save; nothing in it is executed, and its checksums must agree.
 
     Raises FileNotFoundError or ValueError naming the file."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
+    with reading(path, "not a readable checkpoint ({cause})"):
         check_zip(path)
         content = torch.load(path, map_location=device, weights_only=True)
-        if isinstance(content, dict):
-            json.dumps(content.get("settings"))  # they are written into what is made from it
-    except Exception as error:  # pickle, zip and torch raise a dozen kinds
-        raise ValueError(f"{path}: not a readable checkpoint ({reason(error)})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint")
-    return content
-
-
-def read_history(path: Path) -> list[dict]:
-    """The records of every epoch, from the checkpoint that training ended with."""
-    with made_by("python uwav.py", path):
-        return load_file(path)["history"]
+        json.dumps(content.get("settings"))  # they are written into what is made from it
+        return content
 
 
 RELEASED_HEADS = uwav.TeacherConfig.heads  # of published checkpoints, HAN and teacher
@@ -172,7 +153,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
     FileNotFoundError or ValueError naming it."""
     content = load_file(path, device)
     kinds = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.HANConfig)}
-    try:
+    with reading(path, "not a checkpoint of a teacher or a HAN ({cause})"):
         weights = content["weights"] if "kind" in content else content
         _check_tensors(weights)
         if "kind" in content:
@@ -186,8 +167,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
             model = uwav.load_released_han(content, heads or RELEASED_HEADS, visual_3d_dim)
         else:
             model = uwav.load_released_teacher(content, heads or RELEASED_HEADS)
-    except Exception as error:  # a damaged or hostile file raises a dozen kinds
-        raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({reason(error)})") from None
     if not isinstance(model, kind):
         raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {kind.__name__}")
     if "kind" not in content and heads is None:

@@ -196,18 +196,6 @@ def save_every_epoch() -> None:
     checkpoints.SAVING_SHARE = 1e9
 
 
-def dying_worker() -> None:
-    from data import pack
-
-    pack._read_chunk = read_chunk_or_die
-
-
-def read_chunk_or_die(job: object, videos: slice) -> tuple:
-    if "clip" in job.target:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return READ_CHUNK(job, videos)
-
-
 def no_patience() -> None:
     from common import command
 
@@ -225,7 +213,7 @@ def save_again(arguments: list[str]) -> None:
 
 TRACED: dict = {}  # (name, weights) -> graph
 STAND_INS = {f.__name__: f for f in (toy_encoders, toy_encoders_alone, traced_before, nothing_to_measure, tiny_world,
-                                     save_every_epoch, dying_worker, no_patience)}
+                                     save_every_epoch, no_patience)}
 
 
 # ---- the server ----
@@ -316,8 +304,6 @@ def serve() -> None:
     sys.path[:0] = [str(here.parents[1]), str(here)]
     for module in ("train.cli", "features", "data.demo_world", "report", "parse", "bench", "data.fetch"):
         importlib.import_module(module)
-    global READ_CHUNK
-    READ_CHUNK = sys.modules["data.pack"]._read_chunk
     for module in ("export_onnx", "video.encoders", "video.extract", "video.decode"):
         try:
             importlib.import_module(module)

@@ -3,7 +3,6 @@
 UWAV_SOAK=N tries N points of every fault instead of a few.
 """
 
-import json
 import os
 import random
 import shutil
@@ -127,16 +126,12 @@ class Bench:
 
 
 def content(folder: Path) -> dict[str, object]:
-    """All files, hidden ones too, byte for byte; of a history all but the seconds that an epoch took."""
+    """All files, hidden ones too, byte for byte."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not (folder / "data").is_symlink() or path.is_file() and "data" not in path.parts:
-            found[str(path.relative_to(folder))] = history(path) if path.suffix == ".jsonl" else path.read_bytes()
+            found[str(path.relative_to(folder))] = path.read_bytes()
     return found
-
-
-def history(path: Path) -> list[dict]:
-    return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
 
 
 def assert_same(work: Path, made: Path, what: str) -> None:
@@ -220,16 +215,6 @@ def test_the_real_command_killed_at_any_moment_and_run_again_equals_an_undisturb
     assert_same(work, made, "killed at random")
 
 
-def test_a_worker_of_pack_that_is_killed_ends_the_command_with_one_sentence(bench):
-    """As the kernel does when memory is short."""
-    made, work = bench.made("pack"), bench.fresh("pack")
-    ended = bench.run("pack", work, stand_ins=("dying_worker",))
-    assert_one_sentence(ended, "a worker process was killed")
-    again = bench.run("pack", work)
-    assert again.status == 0, again.err
-    assert_same(work, made, "a worker was killed")
-
-
 def test_a_worker_of_ablate_that_is_killed_ends_the_command_with_one_sentence(bench, tmp_path):
     main, arguments, _, begun = LONG["rows"]
     pid = bench.faults.start(main, arguments(bench.given, tmp_path / "run"))
@@ -239,17 +224,6 @@ def test_a_worker_of_ablate_that_is_killed_ends_the_command_with_one_sentence(be
     ended = bench.faults.wait(pid)
     assert_one_sentence(ended, f"{tmp_path / 'run'}: a worker process was killed")
     assert not ended.orphans
-
-
-def test_workers_end_with_a_pack_that_is_killed(bench):
-    work = bench.fresh("pack")
-    pid = bench.start("pack", work)
-    wait_for(lambda: (work / "out/.packing/llp/train/clap.npy").exists())
-    os.kill(pid, signal.SIGKILL)  # it alone
-    ended = bench.faults.wait(pid)
-    assert ended.status == -signal.SIGKILL and not ended.orphans
-    assert bench.run("pack", work).status == 0
-    assert_same(work, bench.made("pack"), "killed without its workers")
 
 
 def wait_for(happened: Callable[[], bool]) -> None:
