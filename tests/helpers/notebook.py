@@ -25,7 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIAL = ROOT / "docs/tutorial.ipynb"
 ANSWER = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
-NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?: %)?")
 
 
 def read() -> dict:
@@ -70,7 +70,7 @@ def stored(cell: dict) -> str:
 
 def differences(expected: str, got: str, relative: float) -> list[str]:
     """Lines that differ in their words, or in a number by more than `relative` and two of its last digit. Whole numbers
-    below 20 must be equal."""
+    below 100 must be equal, unless they are percentages."""
     lines = [text.rstrip().splitlines() for text in (expected, got)]
     if len(lines[0]) != len(lines[1]):
         return [f"{len(lines[0])} lines are stored, {len(lines[1])} were printed"]
@@ -80,14 +80,18 @@ def differences(expected: str, got: str, relative: float) -> list[str]:
 def alike(a: str, b: str, relative: float) -> bool:
     if NUMBER.sub("", a).split() != NUMBER.sub("", b).split():
         return False
-    return all(x == y or abs(float(x) - float(y)) <= allowed(x, relative) for x, y in zip(NUMBER.findall(a), NUMBER.findall(b)))
+    return all(x == y or abs(value(x) - value(y)) <= allowed(x, relative) for x, y in zip(NUMBER.findall(a), NUMBER.findall(b)))
+
+
+def value(number: str) -> float:
+    return float(number.removesuffix(" %"))
 
 
 def allowed(number: str, relative: float) -> float:
-    decimals = len(number.partition(".")[2])
-    if not decimals and abs(int(number)) < 20:
+    decimals, percent = len(number.removesuffix(" %").partition(".")[2]), number.endswith(" %")
+    if not decimals and not percent and abs(value(number)) < 100:
         return 0.0
-    return relative * abs(float(number)) + 2.000001 * 10**-decimals * (decimals > 0)
+    return relative * abs(value(number)) + 2.000001 * 10**-decimals * (decimals > 0 or percent)
 
 
 def store() -> None:
