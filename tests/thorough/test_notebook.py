@@ -1,0 +1,84 @@
+"""docs/tutorial.ipynb runs from top to bottom, answers included, and prints what is stored in it."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import notebook
+from conftest import need
+
+need("onnx", "onnxscript", "onnxruntime")
+
+ROOT = Path(__file__).resolve().parents[2]
+RELATIVE = 0.05  # of a printed number: other processors round otherwise, and a training magnifies it
+CELLS = notebook.read()["cells"]
+CODE = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
+
+
+@pytest.fixture
+def as_it_was():
+    """The notebook changes the folder and the number of threads."""
+    folder, threads = Path.cwd(), torch.get_num_threads()
+    yield
+    os.chdir(folder)
+    torch.set_num_threads(threads)
+
+
+def test_every_cell_and_every_answer_prints_what_is_stored(monkeypatch, as_it_was):
+    monkeypatch.chdir(ROOT / "docs")  # as Jupyter opens it
+    ran, pictures, wrong = 0, 0, []
+    for cell, printed, figures, _ in notebook.run({"cells": CELLS}):
+        ran, pictures = ran + 1, pictures + len(figures)
+        wrong += notebook.differences(notebook.stored(cell), printed, RELATIVE)
+        if cell["cell_type"] == "code":
+            assert len(figures) == sum(x["output_type"] == "display_data" for x in cell["outputs"])
+    assert not wrong, "\n".join(wrong)
+    assert ran >= 30 and pictures >= 8
+
+
+def test_comparison_sees_a_wrong_number_a_wrong_word_and_a_missing_line():
+    assert not notebook.differences("A 76.6  loss 0.052\n", "A 77.1  loss 0.053\n", RELATIVE)
+    for got in ("A 70.6  loss 0.052\n", "A 76.6  loss 0.060\n", "V 76.6  loss 0.052\n", "A 76.6\n", ""):
+        assert notebook.differences("A 76.6  loss 0.052\n", got, RELATIVE), got
+    assert notebook.differences("(4, 25)", "(4, 24)", RELATIVE) and notebook.differences("True", "False", RELATIVE)
+
+
+def test_it_is_stored_whole_and_small_and_asks_in_every_section():
+    assert notebook.TUTORIAL.stat().st_size < 1_000_000
+    numbers = [cell["execution_count"] for cell in CELLS if cell["cell_type"] == "code"]
+    assert numbers == list(range(1, len(numbers) + 1))
+    text = "\n".join("".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown")
+    sections = re.split(r"^## (?=\d)", text, flags=re.MULTILINE)[1:]
+    assert len(sections) == 11
+    for section in sections:
+        questions = section.count("> **Change this.**")
+        assert questions == section.count("<details><summary>Answer</summary>") == len(notebook.ANSWER.findall(section)) >= 1, section[:40]
+
+
+def test_it_defines_nothing_that_the_project_defines():
+    def defined(text: str) -> set[str]:
+        return {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+    modules = [path for path in (*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")) if path.parent.name != "tests"]
+    ours = set.union(*(defined(path.read_text(encoding="utf-8")) for path in modules))
+    assert not ours & set.union(*map(defined, CODE))
+
+
+def test_first_cell_clones_the_project_where_it_is_not_or_says_what_it_needs(tmp_path, monkeypatch, as_it_was):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UWAV_REPOSITORY", raising=False)
+    with pytest.raises(RuntimeError, match="set REPOSITORY to where it can be cloned from"):
+        exec(CODE[0], {})
+    if not (ROOT / ".git").exists() or not shutil.which("git"):
+        pytest.skip("not a git checkout")
+    subprocess.run(["git", "clone", "--quiet", "--bare", ROOT, tmp_path / "away.git"], check=True)
+    monkeypatch.setenv("UWAV_REPOSITORY", str(tmp_path / "away.git"))
+    monkeypatch.setattr("sys.path", [])
+    exec(CODE[0], {})
+    assert Path.cwd() == tmp_path / "uwav" and Path("uwav.py").exists()
