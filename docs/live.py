@@ -32,7 +32,7 @@ def numbers_of(run: Path) -> dict[str, str | list[float]]:
     for name, path in (("teacher", seed / "teacher.pt"), ("parser", seed / "clip_clap/full/han.pt")):
         model, history = load_model(path), [x | x["val"] for x in read_history(path)]
         numbers[f"{name} parameters"] = f"{sum(x.numel() for x in model.parameters()):,}"
-        numbers |= {f"{name}: {key}, by epoch": [x[key] for x in history] for key in BY_EPOCH if key in history[0]}
+        numbers |= {f"{name}: {key}, by epoch": [float(f"{x[key]:.2g}") for x in history] for key in BY_EPOCH if key in history[0]}
 
     y, weak = test.weak[[VIDEO]], load_weak(run / "data", "train")
     output = model(*test.inputs([VIDEO]))
@@ -52,5 +52,5 @@ def numbers_of(run: Path) -> dict[str, str | list[float]]:
                     z_alone, alone.thresholds[m], y), "z": z, "hard label": uwav.hard_labels(z, theta, y),
                 "soft label": uwav.soft_labels(z, theta, y), "soft label at temperature 1": uwav.soft_labels(
                     z, theta, y, 1), "weight": weights[:, :, m], "p": p[m], "prediction": predicted[m]}  # (1, T, C) each
-        numbers |= {f"{sense}: {name}": row[0, :, SPEECH].float().tolist() for name, row in rows.items()}
-    return {name: [float(f"{v:.2g}") for v in x] if isinstance(x, list) else x for name, x in numbers.items()}
+        numbers |= {f"{sense}: {name}": [round(v, 2) for v in row[0, :, SPEECH].tolist()] for name, row in rows.items()}
+    return numbers
