@@ -15,7 +15,7 @@ STYLE = """
   --trained: #bfe5d6; --frozen: #e2e0dc; --line: #77757a; background: #fbfaf8; }
 @media (prefers-color-scheme: dark) { .method { --ink: #ececee; --band: #242427; --data: #36363b; --label: #5a4420;
   --value: #24435c; --loss: #5e3526; --trained: #1d5443; --frozen: #47474c; --line: #a0a0a8; background: #161618; } }
-.method text { font: 12.5px system-ui, sans-serif; fill: var(--ink); } .method .name { font-weight: 600; }
+.method text { font: 12px system-ui, sans-serif; fill: var(--ink); } .method .name { font-weight: 600; }
 .method .title { font-weight: 700; font-size: 15px; } .method path { stroke: var(--line); fill: none; }
 .method .tip { fill: var(--line); }"""
 
