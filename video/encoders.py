@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from common.devices import LOCAL_WORLD
 from common.files import check_zip, reason
+from data.layout import ENCODERS
+from uwav import TeacherConfig
 from video import SAMPLE_RATE
 
-CLIP_MODEL = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
+CLIP_MODEL = ENCODERS["clip"].model
 OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archive, beside the weights
 ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenizer's files cannot be had
 
@@ -81,6 +83,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 if isinstance(x, Tensor) and name not in OPENAI_SETTINGS}
     except Exception as error:  # pickle, zip, safetensors and torch raise a dozen kinds
         raise ValueError(f"{path}: not a file of weights ({reason(error)})") from None
+
+
+RELEASED_SCALES = {  # raw (log) scale of the logits in a checkpoint: its name, and what the released teacher has
+    "clip": ("logit_scale", TeacherConfig.visual_scale), "clap": ("logit_scale_a", TeacherConfig.audio_scale)}
+
+
+def told_by_scale(name: str, path: Path) -> str:
+    """Whether weights can be those that the authors used: their teacher holds the scale of the checkpoint they had."""
+    key, released = RELEASED_SCALES[name]
+    scale = read_state_dict(path).get(key)
+    if scale is None or scale.numel() != 1:
+        return f"{name.upper()}: {path.name} holds no {key}, so it does not tell whether the authors used these weights"
+    same = f"{float(scale):.4f}" == f"{released:.4f}"
+    return (f"{name.upper()}: {key} of {path.name} is {float(scale):.4f}, that of the released teacher {released:.4f}: "
+            + ("these may be the authors' weights" if same else "the authors used other weights"))
 
 
 # ---- CLIP ----------------------------------------------------------------------------------------

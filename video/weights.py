@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 from common.files import file_hash, reason
+from data.layout import ENCODERS
 
 HUB = "https://huggingface.co"
 RANDOM = "random"
@@ -26,7 +27,8 @@ NETWORK_WAIT = 2.0  # s
 
 def need_packages() -> None:
     """ValueError if what reads videos and builds the encoders is not installed."""
-    packages = dict(open_clip="open_clip_torch", laion_clap="laion-clap", av="av", pebble="pebble")  # by module
+    packages = {encoder.module: encoder.package for encoder in (ENCODERS["clip"], ENCODERS["clap"])}
+    packages |= dict(av="av", pebble="pebble")
     missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")
