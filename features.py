@@ -175,9 +175,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("classes", help="llp, UnAV-100's annotation file, your labels.csv, or a text file, one a line")
     encoded(sub)
 
-    sub = command("compare", "features of the same videos in two folders: are they the same, or what differs", run_compare)
-    for name, whose in (("mine", "yours"), ("theirs", "those of somebody else")):
-        sub.add_argument(name, type=Path, help=f"folder with feats_CLAP/, feats_CLIP/, feats/, as LLP/ has them: {whose}")
+    sub = command("compare", "features of the same videos in two folders: the same, or what differs", run_compare)
+    for name in ("mine", "theirs"):
+        sub.add_argument(name, type=Path, help="folder with feats_CLAP/, feats_CLIP/, feats/, as LLP/ of the authors")
     sub.add_argument("--teacher", type=Path, metavar="FILE", help="also compare the labels of this teacher")
     sub.add_argument("--picture", type=Path, metavar="FILE", help="to draw (default: MINE/compare.png)")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command import did_you_mean
-from common.files import CONTROL, atomic, file_hash, hash_of, is_plain_name, read_json, regular
+from common.files import CONTROL, atomic, hash_of, is_plain_name, read_json, regular
 
 # ---- LLP annotations -----------------------------------------------------------------------------
 
@@ -40,17 +40,16 @@ LLP_DENSE_FILES = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.c
 # https://github.com/ttgeng233/UnAV, never merged; its authors link their own file elsewhere (UNAV_OFFICIAL).
 LLP_COMMIT, UNAV_COMMIT = "fde5611", "60144ed39473b2b54dc38d7412bc073280a7cd00"
 UNAV_OFFICIAL = "the dataset ttgeng233/UnAV-100 of Hugging Face, and a Google Drive folder that UnAV's README links"
-PUBLISHED = {  # SHA-256 of the files there
+PUBLISHED = {  # SHA-256 of LLP's files there
     "AVVP_train.csv": "bbeb83e8af46a85075216b213d3464f92dd4ab71468c852ae454b82cc745c0a4",
     "AVVP_val_pd.csv": "1811813b54c5f43c3be0a97bd0971cfb8a93818ca7b3ab96cdc7f4ac37ef37a6",
     "AVVP_test_pd.csv": "3f7a2b040e3b67c15d08efef25002bf8c5b2320f11049eb99ae0eb2d62f8eb9b",
     "AVVP_eval_audio.csv": "d5435664668bec6e7eafb39059d2f424ed2682f6b55395262fc3cb691b7d0778",
     "AVVP_eval_visual.csv": "e2274af694f3f27e38b840e0cd91a9d8d9ac85280f193e90828d26b22db69abe",
-    "unav100_annotations.json": "2fdfc587ad36fc405496b5520d967b5df54b2d82027d16d69e968b5cf04d3dba",
 }
 # AVVP_eval_audio.csv until 2024-04-16: today's with other names in three rows (tests/test_features.py), thus ignored.
 OLDER_AUDIO = "249122f65501d8d611c0027a48643798fe622bedee60f7e6224b5a8e3c02f886"
-UNAV_CONTENT = "00765795a22514e9bcac679899731e3a2158beffedb3bc7374556cd8bc925a97"  # of what `read_unav` makes of it
+UNAV_CONTENT = "781c515efaf021f27e7d7f2d5c188dcae5c370dfeef7c38de75dda4230509593"  # of what `read_unav` makes of unav100_annotations.json
 
 
 @dataclass(frozen=True)
@@ -261,24 +260,13 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
             raise ValueError(f"no video of subset {' and '.join(without)}")
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r})") from None
-    unav, commit = UnAV(classes, **splits), UNAV_COMMIT[:7]
-    if file_hash(json_path) == PUBLISHED["unav100_annotations.json"]:
-        report(f"UnAV-100: the annotations are those of commit {commit}, of a pull request that was never merged")
-    elif content_of(unav) == UNAV_CONTENT:
-        report(f"UnAV-100: another file than that of commit {commit}, with the same videos and labels")
-    else:
-        report(f"UnAV-100: {json_path} has other videos or labels than the file of commit {commit}: do not compare "
-               "scores with published ones")
-    return unav
-
-
-def content_of(unav: UnAV) -> str:
-    """A hash of classes, videos and labels by the second, whatever their order in the file and how it is written."""
-    lines = [repr(unav.classes)]
-    for name in UNAV_SPLITS:
-        split = getattr(unav, name)
-        lines += sorted(f"{name} {video} {x.shape} {hash_of(x.tobytes())}" for video, x in zip(split.ids, split.labels))
-    return hash_of("\n".join(lines).encode())
+    # Compared is what the file says, not how it is written: classes, videos, and labels by the second.
+    said = sorted(f"{name} {video} {x.shape} {hash_of(x.tobytes())}" for name, split in splits.items()
+                  for video, x in zip(split.ids, split.labels))
+    same = hash_of("\n".join([*classes, *said]).encode()) == UNAV_CONTENT
+    report(f"UnAV-100: classes, videos and labels are those of commit {UNAV_COMMIT[:7]}" if same else
+           f"UnAV-100: {json_path} differs from commit {UNAV_COMMIT[:7]}: do not compare scores with published ones")
+    return UnAV(classes, **splits)
 
 
 # ---- Your own annotations (their columns: docs/own_videos.md) ------------------------------------

@@ -142,7 +142,13 @@ def extract_features(archive: Path, folder: Path) -> int:
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise BrokenArchive(f"{archive}: {member.filename!r} is compressed in an unknown way; fetch again")
                 files[place.name] = member
-            members = _meant(folders, archive)
+            members: dict[str, zipfile.ZipInfo] = {}
+            for folder_in_it in sorted(folders, key=lambda place: place.name not in MEANT):
+                if not members.keys() & folders[folder_in_it].keys():
+                    members |= folders[folder_in_it]
+                elif not any(place.name in MEANT for place in folders):
+                    raise ValueError(f"{archive}: has files of the same names in several folders, and none is called "
+                                     f"{' or '.join(sorted(MEANT))}")
             if not members:
                 raise ValueError(f"{archive}: holds no .npy file")
             needed, free = sum(m.file_size for m in members.values()), shutil.disk_usage(archive.parent).free
@@ -162,19 +168,6 @@ def extract_features(archive: Path, folder: Path) -> int:
     return len(members)
 
 
-def _meant(folders: dict[PurePosixPath, dict[str, zipfile.ZipInfo]], archive: Path) -> dict[str, zipfile.ZipInfo]:
-    """The feature files among those of an archive, by name."""
-    meant = {name for folder, files in folders.items() if folder.name in MEANT for name in files}
-    members: dict[str, zipfile.ZipInfo] = {}
-    for folder, files in folders.items():
-        if folder.name in MEANT or not meant & files.keys():
-            if twice := members.keys() & files.keys():
-                raise ValueError(f"{archive}: has {min(twice)!r} in several folders, {', '.join(map(str, folders))}, "
-                                 "and none is called as features are")
-            members |= files
-    return members
-
-
 # ---- fetch: the published files of both datasets -------------------------------------------------
 
 def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirror: str | None = None) -> None:
@@ -192,7 +185,8 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
         try:
             read_llp(folder / "LLP") if dataset == "LLP" else read_unav(folder / "UnAV" / files[0])
             if dataset == "UnAV":
-                print(f"UnAV-100: its official places are {UNAV_OFFICIAL}; a file that you put to {path} is kept")
+                print(f"UnAV-100: that commit is of a pull request that was never merged; the official places are "
+                      f"{UNAV_OFFICIAL}, and a file of theirs that you put to {path} is kept")
         except ValueError as error:
             raise ValueError(f"{error}; delete the file and fetch again") from None
         for encoder in (name.upper() for name in TEXTED):

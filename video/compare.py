@@ -2,15 +2,15 @@
 
     python features.py compare MINE THEIRS [--teacher FILE]
 
-Vectors of unrelated videos are far from orthogonal, so a cosine says little by itself: `alike` is 0 for what any two
-videos of these folders have in common, and 1 for equal directions. N videos, T seconds, D size, C classes.
+Vectors of unrelated videos are far from orthogonal, so a cosine says little by itself: what any two different videos
+have in common counts as 0 here, equal directions as 1. N videos, T seconds, D size, C classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,59 +20,22 @@ from torch import Tensor
 import uwav
 from common.command import progress
 from common.files import atomic, finite, read_array, shaped
-from data.annotations import LLP_DENSE_FILES, read_llp
+from data.annotations import LLP, LLP_DENSE_FILES, LLP_SEGMENTS, read_llp
 from data.layout import ENCODERS, TEXTED
 from data.pack import average_groups
 
-SHIFTS = (0, 1, -1, 2, -2)  # s that are tried; the first of equals wins
-SAME, RELATED = 0.99, 0.5  # of `alike`: more is rounding; less is another encoder
-WITHOUT_TRUTH = 1000  # videos whose labels are compared where no second is annotated
+SHIFTS = (0, 1, -1, 2, -2)  # s that are tried
+SAME, RELATED = 0.99, 0.5  # of equal directions: more is rounding; less is another encoder
 HINTS = {"clip": "pictures cropped or squashed, another frame of each second", "clap": "sound cut or mixed otherwise",
-         "texts": "other prompts"}
+         "clip texts": "other prompts", "clap texts": "other prompts"}
 
 
-@dataclass(frozen=True)
-class Likeness:
+class Likeness(NamedTuple):
     """Of the vectors that one encoder made of N videos, mine and theirs."""
 
-    ids: list[str]
-    lengths: int  # videos that have another number of seconds there
-    equal: bool  # number by number
     cosine: np.ndarray  # (all seconds,)
-    of_video: np.ndarray  # (N,) mean cosine
-    norm: tuple[float, float]  # median: mine, theirs
-    shift: int  # s by which mine come later than theirs
-    strangers: float  # mean cosine of different videos
-    moved: dict[str, str]  # videos of mine -> which of theirs they are
-    pattern: float  # correlation of "which videos resemble each other" in mine and in theirs
-
-    def alike(self, cosine: float) -> float:
-        return (cosine - self.strangers) / max(1 - self.strangers, 1e-9)
-
-    @property
-    def worst(self) -> str:
-        return self.ids[int(self.of_video.argmin())]
-
-    def verdict(self, kind: str) -> str:
-        """kind: a key of HINTS; capitals for what is wrong."""
-        middle, low = (self.alike(float(np.quantile(self.cosine, q))) for q in (0.5, 0.05))
-        if self.equal:
-            return "the same numbers"
-        if self.moved:
-            mine, theirs = next(iter(self.moved.items()))
-            return (f"SHUFFLED, {len(self.moved)} of {len(self.ids)} hold what another one should; {mine} is their "
-                    f"{theirs}")
-        if self.shift:
-            return f"SHIFTED, mine come {self.shift:+d} s later"
-        if low > SAME:
-            return "the same but for rounding, as of half precision: harmless"
-        if middle > SAME:
-            return f"MOSTLY THE SAME, but not all: look at {self.worst}, which may be another upload or another cut"
-        if middle > RELATED:
-            return f"PREPARED OTHERWISE ({HINTS.get(kind, 'another preparation')})"
-        if self.pattern > RELATED:
-            return "ANOTHER CHECKPOINT of the encoder: the same videos resemble each other, the vectors do not"
-        return "NOTHING IN COMMON: other videos, or another encoder"
+    row: dict[str, str]  # of the table
+    verdict: str  # begins with "the same", or with capitals
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -80,104 +43,94 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def likeness(pairs: Iterable[tuple[str, np.ndarray, np.ndarray]]) -> Likeness:
+def likeness(pairs: Iterable[tuple[str, np.ndarray, np.ndarray]], hint: str = "another preparation") -> Likeness:
     """Of (id, mine, theirs), (T, D) each; of different lengths, what both have is compared."""
-    ids, cosines, means, norms, lengths, equal = [], [], ([], []), ([], []), 0, True
-    shifted = {s: [] for s in SHIFTS}  # cosines of mine at t + s and theirs at t
+    ids, lengths, equal, means, norms = [], 0, True, [], []
+    shifted = {s: [] for s in SHIFTS}  # cosines of mine at t + s and theirs at t, by video
     for video, *both in pairs:
-        ids.append(video)
-        lengths += len(both[0]) != len(both[1])
-        equal &= np.array_equal(*both)
         a, b = map(unit, both)
         for s in SHIFTS:
             x, y = a[max(s, 0) :], b[max(-s, 0) :]
             n = min(len(x), len(y))
             shifted[s].append((x[:n] * y[:n]).sum(1))
-        cosines.append(shifted[0][-1])
-        for x, original, mean, norm in zip((a, b), both, means, norms):
-            mean.append(x.mean(0))
-            norm.append(np.linalg.norm(original, axis=1))
-    N, (A, B) = len(ids), map(np.stack, means)  # (N, D)
-    strangers = _strangers(A, B)
-    by_shift = {s: np.concatenate(x) for s, x in shifted.items()}
-    gap = {s: 1 - x.mean() for s, x in by_shift.items() if len(x)}
+        ids.append(video)
+        lengths += len(a) != len(b)
+        equal = equal and np.array_equal(*both)
+        means.append((a.mean(0), b.mean(0)))
+        norms.append([np.median(np.linalg.norm(x, axis=1)) for x in both])
+    A, B = np.stack(means, 1)  # (N, D) each
+    cosine, of_video = np.concatenate(shifted[0]), [x.mean() for x in shifted[0]]
+    strangers, worst = _of_different_videos(A @ B.T), int(np.argmin(of_video))
+    median, low = np.quantile(cosine, (0.5, 0.05))
+    gap = {s: 1 - np.concatenate(x).mean() for s, x in shifted.items() if sum(map(len, x))}
     shift = min(gap, key=gap.get)
-    some = slice(0, WITHOUT_TRUTH)
-    patterns = [(x[some] @ x[some].T)[np.triu_indices(min(N, WITHOUT_TRUTH), 1)] for x in (A, B)]
-    return Likeness(
-        ids, lengths, bool(equal), by_shift[0], np.array([x.mean() for x in cosines]),
-        tuple(float(np.median(np.concatenate(x))) for x in norms), shift if gap[shift] < gap[0] / 2 else 0, strangers,
-        {ids[i]: ids[j] for i, j in _moved(unit(A), unit(B))},
-        float(np.corrcoef(*patterns)[0, 1]) if len(patterns[0]) > 2 else 0.0)
+    shift = shift if gap[shift] < gap[0] / 2 else 0
+    middle, least = (np.array((median, low)) - strangers) / max(1 - strangers, 1e-9)
+    if moved := _moved(unit(A) @ unit(B).T):
+        i, j = moved[0]
+        verdict = f"SHUFFLED: {len(moved)} of {len(ids)} are another one there, {ids[i]} is their {ids[j]}"
+    elif shift:
+        verdict = f"SHIFTED: mine come {abs(shift)} s {'later' if shift > 0 else 'earlier'}"
+    elif least > SAME:
+        verdict = "the same" + " but for rounding, as of half precision: harmless" * (not equal)
+    elif middle > SAME:
+        verdict = f"MOSTLY THE SAME: look at {ids[worst]}, which may be another upload or another cut"
+    elif middle > RELATED:
+        verdict = f"PREPARED OTHERWISE: {hint}"
+    else:
+        verdict = "ANOTHER CHECKPOINT of the encoder, or other videos"
+    mine, theirs = np.median(norms, 0)
+    return Likeness(cosine, {
+        "cosine, median": f"{median:.4f}", "5 %": f"{low:.4f}", "strangers": f"{strangers:.4f}", "norm": f"{mine:.3f}",
+        "theirs": f"{theirs:.3f}", "shift": f"{shift:+d} s", "other length": f"{lengths} of {len(ids)}",
+        "worst": f"{ids[worst]} ({of_video[worst]:.3f})"}, verdict)
 
 
-def _strangers(A: np.ndarray, B: np.ndarray) -> float:
-    """Mean inner product of rows of different videos."""
-    N = len(A)
-    return float(A.sum(0) @ B.sum(0) - (A * B).sum()) / (N * N - N) if N > 1 else 0.0
+def _of_different_videos(similar: np.ndarray) -> float:
+    """Mean of (N, N) off its diagonal."""
+    return float(similar.sum() - similar.trace()) / max(similar.size - len(similar), 1)
 
 
-def _moved(A: np.ndarray, B: np.ndarray) -> list[tuple[int, int]]:
-    """Rows of A (N, D) that equal another row of B much better than their own."""
-    low, own, found = _strangers(A, B), (A * B).sum(1), []
-    for first in range(0, len(A), 512):
-        similar = A[first : first + 512] @ B.T  # (512, N)
-        for i, j in enumerate(similar.argmax(1), first):
-            best = similar[i - first, j]
-            if 1 - best < (1 - SAME) * (1 - low) and own[i] - low < RELATED * (1 - low):
-                found.append((i, int(j)))
-    return found
+def _moved(similar: np.ndarray) -> list[tuple[int, int]]:
+    """Rows of (N, N) cosines of whole videos whose best column is as good as equal, while their own is not."""
+    best, room = similar.argmax(1), 1 - _of_different_videos(similar)
+    return [(i, int(j)) for i, j in enumerate(best)
+            if 1 - similar[i, j] < (1 - SAME) * room and 1 - similar[i, i] > RELATED * room]
 
 
 # ---- What matters: labels ------------------------------------------------------------------------
 
 @torch.inference_mode()
-def agreement(mine: Path, theirs: Path, teacher: uwav.Teacher | None) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """In how many percent of seconds mine and theirs lead to the same label: "audible, teacher" -> (C,); the classes.
-
-    With LLP's annotations in either folder: hard labels of the val and test videos that have the class, by thresholds
-    that are fitted to val, mine to mine and theirs to theirs. Without: of the seconds in which the class has the
-    highest logit in mine or in theirs, those in which it has in both."""
-    annotated = [folder for folder in (mine, theirs) if (folder / LLP_DENSE_FILES["audio"]).exists()]
-    llp = read_llp(annotated[0], lambda line: None) if annotated else None
-    shared = set.intersection(*(ids_of(folder, name) for folder in (mine, theirs) for name in TEXTED))
-    rows = {video: (split, n) for split in (llp.val, llp.test) for n, video in enumerate(split.ids)} if llp else {}
-    ids = [v for v in rows if v in shared] if llp else sorted(shared)[:WITHOUT_TRUTH]
-    fitted = torch.tensor([rows[v][0] is llp.val for v in ids]) if llp else torch.zeros(0)
-    sides = [_logits(folder, ids, llp and llp.segments, teacher) for folder in (mine, theirs)]
-    found = {}
-    for rule in sides[0]:
+def agreement(sides: tuple[Path, Path], llp: LLP, teacher: uwav.Teacher | None) -> dict[str, np.ndarray]:
+    """In how many percent of the seconds of videos with a class the hard labels of mine and theirs are equal:
+    "audible, teacher" -> (C,). Of the videos of val and test; thresholds are fitted to val, of each side its own."""
+    shared = set.intersection(*(ids_of(folder, name) for folder in sides for name in TEXTED))
+    names = [(split, n) for split in (llp.val, llp.test) for n, v in enumerate(split.ids) if v in shared]
+    val, found = len(shared.intersection(llp.val.ids)), {}
+    if not val:
+        return {}
+    weak = torch.from_numpy(np.stack([split.weak[n] for split, n in names]))  # (N, C)
+    logits = [logits_of(folder, [split.ids[n] for split, n in names], teacher) for folder in sides]
+    for rule in logits[0]:
         for m, modality in enumerate(("audible", "visible")):
-            logits, C = [side[rule][m] for side in sides], sides[0][rule][m][0].shape[1]
-            if fitted.any():
-                weak = torch.from_numpy(np.stack([split.weak[n] for split, n in map(rows.get, ids)]))  # (N, C)
-                truth = torch.from_numpy(np.stack([(split.visual if m else split.audio)[n]
-                                                   for split, n in map(rows.get, ids)]))  # (N, T, C)
-                z = [torch.stack(x) for x in logits]  # (N, T, C) each
-                theta = [uwav.fit_thresholds(x[fitted], truth[fitted], weak[fitted])[0] for x in z]
-                a, b = (uwav.hard_labels(x, t, weak) > 0 for x, t in zip(z, theta))
-                counted = (weak[:, None] > 0).expand(a.shape)
-            else:
-                a, b = (F.one_hot(torch.cat(x).argmax(-1), C) > 0 for x in logits)  # (seconds, C)
-                counted = a | b
-            dims = tuple(range(a.ndim - 1))
-            found[f"{modality}, {rule}"] = (100 * ((a == b) & counted).sum(dims) / counted.sum(dims)).numpy()
-    return found, llp.classes if llp else tuple(f"class {c}" for c in range(C))
-
-
-def _logits(folder: Path, ids: list[str], segments: int | None,
-            teacher: uwav.Teacher | None) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-    """Of each second by itself, as in VALOR, and by the teacher: audio and visual, a (T, C) for each video."""
-    text = [torch.from_numpy(unit(_read(folder / e.texts, (None, e.size)))) for e in TEXTED.values()]  # (C, D)
-    found = {rule: ([], []) for rule in ("single seconds", "teacher")[: 2 if teacher else 1]}
-    for video in progress(ids, desc=f"labels of {folder}", unit="video"):
-        x = [torch.from_numpy(vectors_of(folder, name, video, segments))[None] for name in TEXTED]  # (1, T, D)
-        by_rule = {"single seconds": [F.normalize(v, dim=-1) @ t.T for v, t in zip(x, text)],
-                   "teacher": teacher(*x, *text) if teacher else ()}
-        for rule, pair in found.items():
-            for kept, z in zip(pair, by_rule[rule]):
-                kept.append(z[0])
+            truth = torch.from_numpy(np.stack([(split.audio, split.visual)[m][n] for split, n in names[:val]]))
+            hard = [uwav.hard_labels(z, uwav.fit_thresholds(z[:val], truth, weak[:val])[0], weak)
+                    for z in (side[rule][m] for side in logits)]  # (N, T, C) each
+            seconds = LLP_SEGMENTS * weak.sum(0)  # (C,)
+            found[f"{modality}, {rule}"] = (100 * (1 - (hard[0] != hard[1]).sum((0, 1)) / seconds)).numpy()
     return found
+
+
+def logits_of(folder: Path, ids: list[str], teacher: uwav.Teacher | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each second by itself, as in VALOR, and by the teacher: audio and visual, (N, T, C) each."""
+    text = [torch.from_numpy(unit(read(folder / e.texts, e.size))) for e in TEXTED.values()]  # (C, D)
+    found: dict[str, list] = {"single seconds": [], **({"teacher": []} if teacher else {})}
+    for video in progress(ids, desc=f"labels of {folder}", unit="video"):
+        x = [torch.from_numpy(vectors_of(folder, name, video, LLP_SEGMENTS))[None] for name in TEXTED]  # (1, T, D)
+        found["single seconds"].append([F.normalize(v, dim=-1) @ t.T for v, t in zip(x, text)])
+        if teacher:
+            found["teacher"].append(teacher(*x, *text))
+    return {rule: tuple(map(torch.cat, zip(*pairs))) for rule, pairs in found.items()}
 
 
 # ---- Reading, telling ----------------------------------------------------------------------------
@@ -189,69 +142,63 @@ def ids_of(folder: Path, name: str) -> set[str]:
 def vectors_of(folder: Path, name: str, video: str, segments: int | None = None) -> np.ndarray:
     """(T, D), one a second."""
     e = ENCODERS[name]
-    x = _read(folder / e.folder / f"{video}.npy", (segments and segments * e.per_second, e.size))
+    x = read(folder / e.folder / f"{video}.npy", e.size, segments and segments * e.per_second)
     return average_groups(x[: len(x) // e.per_second * e.per_second], e.per_second)
 
 
-def _read(path: Path, shape: tuple[int | None, int]) -> np.ndarray:
-    return finite(shaped(read_array(path), shape, path), path).astype(np.float32)
+def read(path: Path, size: int, length: int | None = None) -> np.ndarray:
+    return finite(shaped(read_array(path), (length, size), path), path).astype(np.float32)
 
 
-def compare(mine: Path, theirs: Path, picture: Path, teacher: uwav.Teacher | None = None) -> dict[str, str]:
-    """Print the table and the verdict, draw the picture; returns the verdict on each kind of vectors."""
-    found: dict[str, Likeness] = {}
+def compare(mine: Path, theirs: Path, picture: Path, teacher: uwav.Teacher | None = None) -> dict[str, Likeness]:
+    """Print the tables and the verdict, draw the picture. Raises FileNotFoundError or ValueError naming the file."""
+    found, agrees, sides = {}, {}, (mine, theirs)
     for name, e in ENCODERS.items():
-        ids = [ids_of(folder, name) for folder in (mine, theirs)]
+        ids = [ids_of(folder, name) for folder in sides]
         if shared := sorted(ids[0] & ids[1]):
-            print(f"{name}: {len(shared)} videos in both, {len(ids[0] - ids[1])} only in {mine}, "
-                  f"{len(ids[1] - ids[0])} only in {theirs}", flush=True)
-            found[name] = likeness((video, vectors_of(mine, name, video), vectors_of(theirs, name, video))
-                                   for video in progress(shared, desc=name, unit="video"))
-        if e.texts and all((folder / e.texts).exists() for folder in (mine, theirs)):
-            texts = [_read(folder / e.texts, (None, e.size)) for folder in (mine, theirs)]
-            found[f"{name} texts"] = likeness((f"class {c}", a[None], b[None]) for c, (a, b) in enumerate(zip(*texts)))
+            print(f"{name}: {len(shared)} videos in both, {len(ids[0] ^ ids[1])} in one of them only", flush=True)
+            found[name] = likeness(((video, *(vectors_of(folder, name, video) for folder in sides))
+                                    for video in progress(shared, desc=name, unit="video")), HINTS.get(name, ""))
+        if e.texts and all((folder / e.texts).exists() for folder in sides):
+            pairs = zip(*(read(folder / e.texts, e.size) for folder in sides))
+            texts = ((f"class {c}", a[None], b[None]) for c, (a, b) in enumerate(pairs))
+            found[f"{name} texts"] = likeness(texts, HINTS[f"{name} texts"])
     if not found:
-        raise FileNotFoundError(f"{mine} and {theirs}: no features of a video in both, such as "
-                                f"{ENCODERS['clap'].folder}/ID.npy")
-    print(f"\n{'':12s} cosine: median   5 %  strangers   norm: mine  theirs  shift  other length  worst")
-    for name, x in found.items():
-        median, low = np.quantile(x.cosine, (0.5, 0.05))
-        print(f"{name:12s} {median:14.4f} {low:6.3f} {x.strangers:10.3f} {x.norm[0]:12.3f} {x.norm[1]:7.3f} "
-              f"{x.shift:+4d} s {x.lengths:13d}  {x.worst} ({x.of_video.min():.3f})")
-    agrees, classes = {}, ()
-    if all(name in found and f"{name} texts" in found for name in TEXTED):
-        agrees, classes = agreement(mine, theirs, teacher)
-        print(f"\n{'the same label, in % of seconds':32s}" + "".join(f"{column:>26s}" for column in agrees))
-        for c, name in enumerate(classes):
-            print(f"{name:32s}" + "".join(f"{x[c]:26.1f}" for x in agrees.values()))
-        print(f"{'mean':32s}" + "".join(f"{np.nanmean(x):26.1f}" for x in agrees.values()))
-    draw(found, agrees, classes, picture)
-    verdicts = {name: x.verdict("texts" if "texts" in name else name) for name, x in found.items()}
-    print("\n" + "\n".join(f"{name}: {verdict}" for name, verdict in verdicts.items()))
-    wrong = [name for name, verdict in verdicts.items() if not verdict.startswith("the same")]
-    print(f"VERDICT: these are {'not ' * bool(wrong)}the same features" + f" ({', '.join(wrong)})" * bool(wrong)
-          + f"; picture: {picture}")
-    return verdicts
+        raise FileNotFoundError(f"{mine} and {theirs}: no file of features in both, {ENCODERS['clap'].folder}/ID.npy")
+    table({name: x.row for name, x in found.items()})
+    annotated = [folder for folder in sides if (folder / LLP_DENSE_FILES["audio"]).exists()]
+    if annotated and found.keys() >= HINTS.keys():
+        llp = read_llp(annotated[0], lambda line: None)
+        agrees = agreement(sides, llp, teacher)
+        print("\nThe same hard label, in % of the seconds of videos that have the class:")
+        table({name: {column: f"{x[c]:.1f}" for column, x in agrees.items()} for c, name in enumerate(llp.classes)})
+    draw({"cosine of mine and theirs": {name: x.cosine for name, x in found.items()},
+          "the same label, % of seconds": agrees}, picture)
+    print(*(f"{name}: {x.verdict}" for name, x in found.items()), f"{picture}: written", sep="\n")
+    wrong = ", ".join(name for name, x in found.items() if not x.verdict.startswith("the same"))
+    print(f"VERDICT: NOT the same features: {wrong}" if wrong else "VERDICT: the same features")
+    return found
 
 
-def draw(found: dict[str, Likeness], agrees: dict[str, np.ndarray], classes: tuple[str, ...], path: Path) -> None:
-    """Cosines of all seconds in order of size, and the agreement of labels class by class -> a PNG file."""
+def table(rows: dict[str, dict[str, str]]) -> None:
+    lines = [["", *next(iter(rows.values()))], *([name, *row.values()] for name, row in rows.items())]
+    width = [max(map(len, column)) for column in zip(*lines)]
+    print(*("  ".join([line[0].ljust(width[0]), *map(str.rjust, line[1:], width[1:])]) for line in lines), sep="\n")
+
+
+def draw(panels: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """Cosines of all seconds in order of size, and the agreement of labels over the classes -> a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 2 + max(3, 0.2 * len(classes))), layout="constrained")
-    for name, x in found.items():
-        axes[0].plot(np.linspace(0, 100, len(x.cosine)), np.sort(x.cosine), label=name)
-    axes[0].set(xlabel="% of seconds (or classes) below", ylabel="cosine of mine and theirs", title="Vectors")
-    for (name, x), marker in zip(agrees.items(), "os^v"):
-        axes[1].plot(x, range(len(classes)), marker, label=name)
-    axes[1].set_yticks(range(len(classes)), classes)
-    axes[1].set(xlabel="% of seconds", title="The same label from mine and theirs", ylim=(len(classes) - 0.5, -0.5))
-    for axis in axes:
-        axis.legend(frameon=False, fontsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 5), layout="constrained")
+    for axis, (title, curves) in zip(axes, panels.items()):
+        for name, x in curves.items():
+            axis.plot(np.linspace(0, 100, len(x)), np.sort(x), label=f"{name} ({len(x)})")
+        axis.set(title=title, xlabel="% of them (how many: in brackets) that lie below")
+        axis.legend(frameon=False)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)

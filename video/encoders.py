@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
+import math
 import os
 import pickle
 import sys
@@ -85,19 +86,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: not a file of weights ({reason(error)})") from None
 
 
-RELEASED_SCALES = {  # raw (log) scale of the logits in a checkpoint: its name, and what the released teacher has
-    "clip": ("logit_scale", TeacherConfig.visual_scale), "clap": ("logit_scale_a", TeacherConfig.audio_scale)}
-
-
 def told_by_scale(name: str, path: Path) -> str:
-    """Whether weights can be those that the authors used: their teacher holds the scale of the checkpoint they had."""
-    key, released = RELEASED_SCALES[name]
-    scale = read_state_dict(path).get(key)
-    if scale is None or scale.numel() != 1:
-        return f"{name.upper()}: {path.name} holds no {key}, so it does not tell whether the authors used these weights"
-    same = f"{float(scale):.4f}" == f"{released:.4f}"
-    return (f"{name.upper()}: {key} of {path.name} is {float(scale):.4f}, that of the released teacher {released:.4f}: "
-            + ("these may be the authors' weights" if same else "the authors used other weights"))
+    """Whether weights may be the authors': their teacher holds the raw (log) scale of logits of the weights they had."""
+    key, released = dict(clip=("logit_scale", TeacherConfig.visual_scale),
+                         clap=("logit_scale_a", TeacherConfig.audio_scale))[name]
+    scale = float(read_state_dict(path).get(key, math.nan))
+    return (f"{name.upper()}: {key} of {path.name} is {scale:.4f}, that of the released teacher {released:.4f}: the "
+            f"authors {'may have' if f'{scale:.4f}' == f'{released:.4f}' else 'had not'} used these weights")
 
 
 # ---- CLIP ----------------------------------------------------------------------------------------
