@@ -53,7 +53,7 @@ import uwav
 from common.command import one_sentence_errors, working_in
 from common.files import atomic, file_hash, hash_of, read_json, write_json
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
-from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
+from data.layout import FEATURE_SETS, LLP_FEATURES, read_index, recipe_of
 from data.splits import load_target, load_text
 from train.checkpoints import load_file, load_model
 from train.stages import read_labels
@@ -351,6 +351,7 @@ class Source:
     thresholds: tuple[Tensor, Tensor] | None = None  # (C,) audio and visual, of the pseudo-labels
     texts: tuple[Tensor, Tensor] | None = None  # (C, 512), (C, 768)
     data: Path | None = None  # packed folder, on whose test split variants are measured
+    recipe: str = ""  # by which its features and texts were made, if that was noted
 
     def describe(self) -> dict:
         """All that a program must know besides the files themselves."""
@@ -366,7 +367,7 @@ class Source:
             format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, dry_run=self.dry_run,
             licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs), segments=self.segments,
             preprocessing=dict(
-                segment_seconds=1,
+                recipe_of_training=self.recipe, segment_seconds=1,
                 picture=dict(shown_at=0.5, short_side=IMAGE_SIZE, resize="bicubic, antialiased, as Pillow does",
                              crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
                 sound=dict(rate=SAMPLE_RATE, channels="averaged", samples=SAMPLE_RATE, values="float32 in [-1, 1]"),
@@ -413,7 +414,8 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
     if teacher and read.settings["teacher"] not in (None, file_hash(folder / "teacher.pt")):
         raise ValueError(f"{labels}: made by another teacher than {folder / 'teacher.pt'}")
     return Source(han, teacher, index["llp"]["classes"], made_from, read.settings["dry_run"], features,
-                  index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data)
+                  index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data,
+                  recipe_of(index))
 
 
 def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:

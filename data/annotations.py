@@ -49,7 +49,8 @@ PUBLISHED = {  # SHA-256 of LLP's files there
 }
 # AVVP_eval_audio.csv until 2024-04-16: today's with other names in three rows (tests/test_features.py), thus ignored.
 OLDER_AUDIO = "249122f65501d8d611c0027a48643798fe622bedee60f7e6224b5a8e3c02f886"
-UNAV_CONTENT = "781c515efaf021f27e7d7f2d5c188dcae5c370dfeef7c38de75dda4230509593"  # of what `read_unav` makes of unav100_annotations.json
+# Of what `read_unav` makes of unav100_annotations.json:
+UNAV_CONTENT = "781c515efaf021f27e7d7f2d5c188dcae5c370dfeef7c38de75dda4230509593"
 
 
 @dataclass(frozen=True)

@@ -193,8 +193,9 @@ def draw(panels: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(panels), figsize=(11, 5), layout="constrained")
-    for axis, (title, curves) in zip(axes, panels.items()):
+    panels = {title: curves for title, curves in panels.items() if curves}
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 5), layout="constrained", squeeze=False)
+    for axis, (title, curves) in zip(axes[0], panels.items()):
         for name, x in curves.items():
             axis.plot(np.linspace(0, 100, len(x)), np.sort(x), label=f"{name} ({len(x)})")
         axis.set(title=title, xlabel="% of them (how many: in brackets) that lie below")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import logging
-import math
 import os
 import pickle
 import sys
@@ -87,10 +86,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def told_by_scale(name: str, path: Path) -> str:
-    """Whether weights may be the authors': their teacher holds the raw (log) scale of logits of the weights they had."""
+    """Whether weights may be the authors': their teacher holds the raw (log) scale of logits of the ones they had."""
     key, released = dict(clip=("logit_scale", TeacherConfig.visual_scale),
                          clap=("logit_scale_a", TeacherConfig.audio_scale))[name]
-    scale = float(read_state_dict(path).get(key, math.nan))
+    state = read_state_dict(path)
+    if key not in state:
+        return f"{name.upper()}: {path.name} holds no {key}, which would tell whether the authors used these weights"
+    scale = float(state[key])
     return (f"{name.upper()}: {key} of {path.name} is {scale:.4f}, that of the released teacher {released:.4f}: the "
             f"authors {'may have' if f'{scale:.4f}' == f'{released:.4f}' else 'had not'} used these weights")
 

@@ -199,6 +199,18 @@ def test_sound_of_a_second_is_repeated_to_ten(clap):
     np.testing.assert_allclose(ours.sounds(x), ours.sounds(np.tile(x, 10)), atol=1e-6)
 
 
+def test_scale_of_logits_tells_whether_the_authors_may_have_used_these_weights(tmp_path):
+    for name, key, released in (("clip", "logit_scale", 4.6052), ("clap", "logit_scale_a", 3.2912)):
+        torch.save({key: torch.tensor(released + 2e-5), "x": torch.ones(2)}, tmp_path / "their.pt")
+        torch.save({key: torch.tensor(released + 2e-4)}, tmp_path / "other.pt")
+        torch.save({"x": torch.ones(2)}, tmp_path / "none.pt")
+        said = [encoders.told_by_scale(name, tmp_path / f"{x}.pt") for x in ("their", "other", "none")]
+        assert said[0] == (f"{name.upper()}: {key} of their.pt is {released}, that of the released teacher {released}: "
+                           "the authors may have used these weights")
+        assert f"{released + 2e-4:.4f}" in said[1] and said[1].endswith("the authors had not used these weights")
+        assert said[2].startswith(f"{name.upper()}: none.pt holds no {key}")
+
+
 # ---- files ----
 
 
