@@ -22,6 +22,7 @@ import numpy as np
 
 from common.command import Parser, one_sentence_errors, working_in
 from data.annotations import LLP_SEGMENTS, check_own, read_llp, read_unav, write_template
+from data.layout import packed_feature_sets
 from data.pack import pack
 from video import RECIPES
 
@@ -52,7 +53,9 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def run_pack(options: argparse.Namespace) -> None:
     with working_in(options.out):
-        pack(options.source, options.out, options.workers, options.missing, options.replace)
+        index = pack(options.source, options.out, options.workers, options.missing, options.replace)
+    counts = [f"{sum(map(len, index[x]['videos'].values())):,} videos of {x}" for x in ("llp", "unav") if x in index]
+    print(f"{options.out}: whole, {' and '.join(counts)}; feature sets: {', '.join(packed_feature_sets(index))}")
 
 
 def run_extract(options: argparse.Namespace) -> None:

@@ -20,8 +20,8 @@ import features
 import uwav
 from common import files
 from data import annotations, layout, pack, splits
-from sources import WEAK, unav_database, write_llp, write_source, write_unav
-from train import ablation
+from sources import WEAK, checklist, unav_database, write_llp, write_source, write_unav
+from train import ablation, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,6 +100,29 @@ def test_real_unav_has_the_known_sizes(shared):
     assert reported == ["UnAV-100: classes, videos and labels are those of commit 60144ed"]
     assert [len(s.ids) for s in (unav.train, unav.validation, unav.test)] == [6_489, 2_134, 2_167]
     assert len(unav.classes) == 100 and {x.shape[1] for x in unav.train.labels} == {100}
+
+
+def test_the_sentences_of_the_checklist_on_data_and_weights_are_those_that_are_printed(shared, tmp_path):
+    """Those on the stages: tests/thorough/test_fetch.py."""
+    from video import encoders
+
+    said = ["VERDICT: the same features"]  # tests/thorough/test_compare.py
+    annotations.read_llp(shared / "data/llp", said.append)
+    annotations.read_unav(shared / "data/unav/unav100_annotations.json", said.append)
+    torch.save(dict(logit_scale=torch.tensor(4.6052), logit_scale_a=torch.tensor(3.2912)), tmp_path / "x.pt")
+    said += [encoders.told_by_scale(name, tmp_path / "x.pt") for name in ("clip", "clap")]
+    promised = checklist()
+    found = [line for line, pattern in promised.items() if any(re.fullmatch(pattern, x) for x in said)]
+    assert len(promised) == 10 and [line.split()[0] for line in found] == ["LLP:", "UnAV-100:", "CLIP:", "CLAP:", "VERDICT:"]
+
+
+def test_the_rows_without_learning_are_those_of_the_checklist(shared):
+    test = annotations.read_llp(shared / "data/llp", lambda line: None).test
+    table = (ROOT / "docs/real_data.md").read_text(encoding="utf-8")
+    scores = stages.trivial_scores(*map(torch.from_numpy, (test.weak, test.audio, test.visual)))
+    for title, row in scores.items():
+        numbers = " | ".join(f"{row[name]:.1f}" for name in uwav.SCORES[:5])
+        assert re.search(rf"\| {title} \| [a-z ]+ \| {re.escape(numbers)} \|", table), (title, numbers)
 
 
 @pytest.mark.parametrize("file, rows, message", [

@@ -3,6 +3,7 @@
 import http.server
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from conftest import ROOT
 from data import annotations, fetch, pack
-from sources import write_llp, write_unav
+from sources import checklist, write_llp, write_unav
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -322,8 +323,10 @@ def test_run_all_fetches_packs_trains_and_scores_in_one_command(mirror, tmp_path
         ["bash", ROOT / "run_all.sh", "--data", tmp_path / "data", "--fetch", "--features", "clip_clap", "--out", tmp_path / "run",
          "--device", "cpu", "--", *tiny], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "== 1. Fetch" in result.stdout and "LLP_CLIP.zip: 4 files" in result.stdout
-    assert "Paper's rows: LLP, the published numbers." in result.stdout and "features clip_clap" in result.stdout
+    assert "== 1. Fetch" in result.stdout and "LLP_CLIP.zip: 4 files" in result.stdout and "features clip_clap" in result.stdout
+    promised = checklist(str(tmp_path / "run"))
+    found = [line.split()[0] for line, pattern in promised.items() if re.search(f"^{pattern}$", result.stdout, re.MULTILINE)]
+    assert found == ["LLP_CLAP.zip:", "runs/paper/data:", "runs/paper/seed0/teacher.pt:", "Everything", "Paper's"]
 
 
 def test_an_annotation_file_that_is_an_error_page_is_refused(mirror, tmp_path):
