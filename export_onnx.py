@@ -267,8 +267,9 @@ def export_encoders(out: Path, clip: str | None, clap: str | None, properties: d
     from video import weights
 
     weights.need_packages()
-    choices, find = dict(clip=clip, clap=clap), dict(clip=weights.clip_weights, clap=weights.clap_weights)
-    files = {name: find[name](choice) for name, choice in choices.items() if choice}  # a missing one is said at once
+    choices = dict(clip=clip, clap=clap)
+    # One that is missing is said at once.
+    files = {name: weights.find(name, choice) for name, choice in choices.items() if choice}
     weights.warn_of_random(files)
     entries = {}
     for name, file in files.items():

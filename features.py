@@ -32,15 +32,15 @@ def _encoders(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict
     from video import weights
 
     weights.need_packages()
-    clip, clap = (getattr(options, f"{x}_weights") or RECIPES[options.recipe].weights[x] for x in ("clip", "clap"))
-    files = dict(clip=weights.clip_weights(clip), clap=weights.clap_weights(clap))
+    choices = {x: getattr(options, f"{x}_weights") or w for x, w in RECIPES[options.recipe].weights.items()}
+    files = {x: weights.find(x, choice) for x, choice in choices.items()}
     from common import devices  # with PyTorch, but first a missing file is said
 
     device = devices.choose_device(options.device)
     if devices.RANK == 0:
         weights.warn_of_random(files)
-    return files, dict(recipe=options.recipe, clip_weights=weights.identity_of_weights(clip, files["clip"]),
-                       clap_weights=weights.identity_of_weights(clap, files["clap"])), device
+    made_with = {f"{x}_weights": weights.identity_of_weights(choice, files[x]) for x, choice in choices.items()}
+    return files, dict(recipe=options.recipe, **made_with), device
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -118,7 +118,7 @@ def run_compare(options: argparse.Namespace) -> None:
     from video import compare
 
     teacher = options.teacher and load_model(options.teacher, kind=uwav.Teacher)
-    compare.compare(options.mine, options.theirs, options.picture or options.mine / "compare.png", teacher)
+    compare.compare(options.mine, options.theirs, teacher)
 
 
 def run_fetch(options: argparse.Namespace) -> None:
@@ -182,7 +182,6 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("mine", "theirs"):
         sub.add_argument(name, type=Path, help="folder with feats_CLAP/, feats_CLIP/, feats/, as LLP/ of the authors")
     sub.add_argument("--teacher", type=Path, metavar="FILE", help="also compare the labels of this teacher")
-    sub.add_argument("--picture", type=Path, metavar="FILE", help="to draw (default: MINE/compare.png)")
 
     sub = command("template", "labels.csv and events.csv with your videos filled in, for a spreadsheet",
                   lambda options: write_template(options.videos, options.out))

@@ -38,17 +38,27 @@ class Encoder:
     per_second: int = 1
     # Of those that embed class names as well: `extract`, `text` and export_onnx.py run them, the teacher reads them.
     texts: str = ""  # file of the class embeddings, (C, size)
-    model: str = ""  # name in its package; empty: the weights tell
     module: str = ""
-    package: str = ""  # that the module is in
+    package: str = ""  # that has the module
+    model: str = ""  # its name there; empty: the weights tell
+    weights: tuple[str, ...] = ()  # that can be had by name; which is the default, RECIPES in video/ say
+    repository: str = ""  # of the hub
+    files: tuple[str, ...] = ()  # in it, {}: the name
 
 
-ENCODERS = {  # by the names of packed arrays; weights and prompts: RECIPES in video/
-    "clap": Encoder(512, "feats_CLAP/segment_feats", texts="feats_CLAP/event_feats/all_event_feats.npy",
-                    module="laion_clap", package="laion-clap"),
-    # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word.
-    "clip": Encoder(768, "feats_CLIP/segment_feats", texts="feats_CLIP/event_feats/all_event_feats.npy",
-                    model="ViT-L-14-quickgelu", module="open_clip", package="open_clip_torch"),
+ENCODERS = {  # by the names of packed arrays
+    "clap": Encoder(
+        512, "feats_CLAP/segment_feats", texts="feats_CLAP/event_feats/all_event_feats.npy", module="laion_clap",
+        package="laion-clap", repository="lukewys/laion_clap", files=("{}.pt",),
+        weights=("630k-audioset-best", "630k-best", "630k-audioset-fusion-best", "630k-fusion-best",
+                 "music_audioset_epoch_15_esc_90.14", "music_speech_audioset_epoch_15_esc_89.98",
+                 "music_speech_epoch_15_esc_89.25")),
+    "clip": Encoder(
+        768, "feats_CLIP/segment_feats", texts="feats_CLIP/event_feats/all_event_feats.npy", module="open_clip",
+        package="open_clip_torch", weights=("openai",),
+        model="ViT-L-14-quickgelu",  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
+        repository="timm/vit_large_patch14_clip_224.openai",  # where open_clip takes them from
+        files=("open_clip_model.safetensors", "open_clip_pytorch_model.bin")),
     "vggish": Encoder(128, "feats/vggish"),
     "res152": Encoder(2048, "feats/res152", 8),
     "r2plus1d_18": Encoder(512, "feats/r2plus1d_18"),

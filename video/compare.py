@@ -27,6 +27,7 @@ from data.pack import average_groups
 SHIFTS = (0, 1, -1, 2, -2)  # s that are tried
 SAME, RELATED = 0.99, 0.5  # of equal directions: more is rounding; less is another encoder
 HINTS = {"clip": "pictures cropped or squashed, another frame of each second", "clap": "sound cut or mixed otherwise",
+         **dict.fromkeys(("vggish", "res152", "r2plus1d_18"), "frames or sound cut otherwise, other weights"),
          "clip texts": "other prompts", "clap texts": "other prompts"}
 
 
@@ -43,30 +44,31 @@ def unit(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def likeness(pairs: Iterable[tuple[str, np.ndarray, np.ndarray]], hint: str = "another preparation") -> Likeness:
+def likeness(pairs: Iterable[tuple[str, np.ndarray, np.ndarray]], hint: str) -> Likeness:
     """Of (id, mine, theirs), (T, D) each; of different lengths, what both have is compared."""
     ids, lengths, equal, means, norms = [], 0, True, [], []
     shifted = {s: [] for s in SHIFTS}  # cosines of mine at t + s and theirs at t, by video
     for video, *both in pairs:
         a, b = map(unit, both)
         for s in SHIFTS:
-            x, y = a[max(s, 0) :], b[max(-s, 0) :]
-            n = min(len(x), len(y))
-            shifted[s].append((x[:n] * y[:n]).sum(1))
+            shifted[s].append(np.array([x @ y for x, y in zip(a[max(s, 0) :], b[max(-s, 0) :])]))
         ids.append(video)
         lengths += len(a) != len(b)
         equal = equal and np.array_equal(*both)
         means.append((a.mean(0), b.mean(0)))
         norms.append([np.median(np.linalg.norm(x, axis=1)) for x in both])
     A, B = np.stack(means, 1)  # (N, D) each
-    cosine, of_video = np.concatenate(shifted[0]), [x.mean() for x in shifted[0]]
-    strangers, worst = _of_different_videos(A @ B.T), int(np.argmin(of_video))
-    median, low = np.quantile(cosine, (0.5, 0.05))
+    cosine, of_video, strangers = np.concatenate(shifted[0]), [x.mean() for x in shifted[0]], off_diagonal(A @ B.T)
+    (median, low), worst = np.quantile(cosine, (0.5, 0.05)), int(np.argmin(of_video))
     gap = {s: 1 - np.concatenate(x).mean() for s, x in shifted.items() if sum(map(len, x))}
-    shift = min(gap, key=gap.get)
-    shift = shift if gap[shift] < gap[0] / 2 else 0
+    best = min(gap, key=gap.get)
+    shift = best if gap[best] < gap[0] / 2 else 0
+    mine, theirs = np.median(norms, 0)
+    row = {"cosine, median": f"{median:.4f}", "5 %": f"{low:.4f}", "strangers": f"{strangers:.4f}",
+           "norm": f"{mine:.3f}", "theirs": f"{theirs:.3f}", "shift": f"{shift:+d} s",
+           "other length": f"{lengths} of {len(ids)}", "worst": f"{ids[worst]} ({of_video[worst]:.3f})"}
     middle, least = (np.array((median, low)) - strangers) / max(1 - strangers, 1e-9)
-    if moved := _moved(unit(A) @ unit(B).T):
+    if moved := moved_videos(unit(A) @ unit(B).T):
         i, j = moved[0]
         verdict = f"SHUFFLED: {len(moved)} of {len(ids)} are another one there, {ids[i]} is their {ids[j]}"
     elif shift:
@@ -75,26 +77,21 @@ def likeness(pairs: Iterable[tuple[str, np.ndarray, np.ndarray]], hint: str = "a
         verdict = "the same" + " but for rounding, as of half precision: harmless" * (not equal)
     elif middle > SAME:
         verdict = f"MOSTLY THE SAME: look at {ids[worst]}, which may be another upload or another cut"
-    elif middle > RELATED:
-        verdict = f"PREPARED OTHERWISE: {hint}"
     else:
-        verdict = "ANOTHER CHECKPOINT of the encoder, or other videos"
-    mine, theirs = np.median(norms, 0)
-    return Likeness(cosine, {
-        "cosine, median": f"{median:.4f}", "5 %": f"{low:.4f}", "strangers": f"{strangers:.4f}", "norm": f"{mine:.3f}",
-        "theirs": f"{theirs:.3f}", "shift": f"{shift:+d} s", "other length": f"{lengths} of {len(ids)}",
-        "worst": f"{ids[worst]} ({of_video[worst]:.3f})"}, verdict)
+        verdict = (f"PREPARED OTHERWISE: {hint}" if middle > RELATED else
+                   "ANOTHER CHECKPOINT of the encoder, or other videos")
+    return Likeness(cosine, row, verdict)
 
 
-def _of_different_videos(similar: np.ndarray) -> float:
-    """Mean of (N, N) off its diagonal."""
+def off_diagonal(similar: np.ndarray) -> float:
+    """Mean of (N, N) where both videos differ."""
     return float(similar.sum() - similar.trace()) / max(similar.size - len(similar), 1)
 
 
-def _moved(similar: np.ndarray) -> list[tuple[int, int]]:
+def moved_videos(similar: np.ndarray) -> list[tuple[int, int]]:
     """Rows of (N, N) cosines of whole videos whose best column is as good as equal, while their own is not."""
-    best, room = similar.argmax(1), 1 - _of_different_videos(similar)
-    return [(i, int(j)) for i, j in enumerate(best)
+    room = 1 - off_diagonal(similar)
+    return [(i, int(j)) for i, j in enumerate(similar.argmax(1))
             if 1 - similar[i, j] < (1 - SAME) * room and 1 - similar[i, i] > RELATED * room]
 
 
@@ -150,15 +147,15 @@ def read(path: Path, size: int, length: int | None = None) -> np.ndarray:
     return finite(shaped(read_array(path), (length, size), path), path).astype(np.float32)
 
 
-def compare(mine: Path, theirs: Path, picture: Path, teacher: uwav.Teacher | None = None) -> dict[str, Likeness]:
-    """Print the tables and the verdict, draw the picture. Raises FileNotFoundError or ValueError naming the file."""
-    found, agrees, sides = {}, {}, (mine, theirs)
+def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> dict[str, Likeness]:
+    """Print tables and verdict, draw MINE/compare.png. Raises FileNotFoundError or ValueError naming the file."""
+    found, agrees, sides, picture = {}, {}, (mine, theirs), mine / "compare.png"
     for name, e in ENCODERS.items():
         ids = [ids_of(folder, name) for folder in sides]
         if shared := sorted(ids[0] & ids[1]):
             print(f"{name}: {len(shared)} videos in both, {len(ids[0] ^ ids[1])} in one of them only", flush=True)
             found[name] = likeness(((video, *(vectors_of(folder, name, video) for folder in sides))
-                                    for video in progress(shared, desc=name, unit="video")), HINTS.get(name, ""))
+                                    for video in progress(shared, desc=name, unit="video")), HINTS[name])
         if e.texts and all((folder / e.texts).exists() for folder in sides):
             pairs = zip(*(read(folder / e.texts, e.size) for folder in sides))
             texts = ((f"class {c}", a[None], b[None]) for c, (a, b) in enumerate(pairs))
@@ -167,7 +164,7 @@ def compare(mine: Path, theirs: Path, picture: Path, teacher: uwav.Teacher | Non
         raise FileNotFoundError(f"{mine} and {theirs}: no file of features in both, {ENCODERS['clap'].folder}/ID.npy")
     table({name: x.row for name, x in found.items()})
     annotated = [folder for folder in sides if (folder / LLP_DENSE_FILES["audio"]).exists()]
-    if annotated and found.keys() >= HINTS.keys():
+    if annotated and found.keys() >= {*TEXTED, *(f"{name} texts" for name in TEXTED)}:
         llp = read_llp(annotated[0], lambda line: None)
         agrees = agreement(sides, llp, teacher)
         print("\nThe same hard label, in % of the seconds of videos that have the class:")
