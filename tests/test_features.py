@@ -21,7 +21,7 @@ import uwav
 from common import files
 from data import annotations, layout, pack, splits
 from sources import WEAK, checklist, unav_database, write_llp, write_source, write_unav
-from train import ablation, stages
+from train import ablation, presets, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -352,6 +352,13 @@ def test_unpacked_folder_is_refused_with_a_way_out(tmp_path):
         layout.read_index(tmp_path)
 
 
+def test_the_feature_set_of_a_parser_is_told_by_all_its_sizes():
+    for name, config in presets.PRESETS["paper"].han.items():
+        assert layout.feature_set_of(config, Path("han.pt")) == name
+    with pytest.raises(ValueError, match=r"han.pt: reads vectors of \(128, 768, 512\), as no feature set of base, clip_clap has them"):
+        layout.feature_set_of(uwav.HANConfig(visual_2d_dim=768), Path("han.pt"))
+
+
 # ---- files ----
 
 
@@ -389,8 +396,10 @@ def test_videos_without_features_stop_packing_or_are_left_out_and_counted(tmp_pa
 def test_features_of_random_encoders_never_pass_for_real_ones(tmp_path, capsys):
     source = write_source(tmp_path / "source")
     assert pack.pack(source, tmp_path / "out", workers=1)["source"] == "pack"
-    files.write_json(source / "UnAV/extract.json", {"clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
-    assert pack.pack(source, tmp_path / "out", workers=1, replace=True)["source"] == layout.RANDOM_SOURCE
+    assert layout.recipe_of(layout.read_index(tmp_path / "out")) == ""
+    files.write_json(source / "UnAV/extract.json", {"recipe": "valor", "clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
+    index = pack.pack(source, tmp_path / "out", workers=1, replace=True)
+    assert index["source"] == layout.RANDOM_SOURCE and layout.recipe_of(index) == "valor"
     assert "RANDOM WEIGHTS" in capsys.readouterr().err
     assert "RANDOM WEIGHTS: a dry run. Do not compare" in ablation.tables(*tables_input(), layout.RANDOM_SOURCE)
 
