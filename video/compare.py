@@ -167,8 +167,10 @@ def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> di
     if annotated and found.keys() >= {*TEXTED, *(f"{name} texts" for name in TEXTED)}:
         llp = read_llp(annotated[0], lambda line: None)
         agrees = agreement(sides, llp, teacher)
+    if agrees:
         print("\nThe same hard label, in % of the seconds of videos that have the class:")
-        table({name: {column: f"{x[c]:.1f}" for column, x in agrees.items()} for c, name in enumerate(llp.classes)})
+        table({name: {column: f"{x[c]:.1f}" for column, x in agrees.items()} for c, name in enumerate(llp.classes)
+               if not any(np.isnan(x[c]) for x in agrees.values())})
     draw({"cosine of mine and theirs": {name: x.cosine for name, x in found.items()},
           "the same label, % of seconds": agrees}, picture)
     print(*(f"{name}: {x.verdict}" for name, x in found.items()), f"{picture}: written", sep="\n")
