@@ -196,7 +196,8 @@ def draw(panels: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 5), layout="constrained", squeeze=False)
     for axis, (title, curves) in zip(axes[0], panels.items()):
         for name, x in curves.items():
-            axis.plot(np.linspace(0, 100, len(x)), np.sort(x), label=f"{name} ({len(x)})")
+            x = np.sort(x[np.isfinite(x)])
+            axis.plot(np.linspace(0, 100, len(x)), x, label=f"{name} ({len(x)})")
         axis.set(title=title, xlabel="% of them (how many: in brackets) that lie below")
         axis.legend(frameon=False)
     with atomic(path) as temporary:
