@@ -57,7 +57,7 @@ import uwav
 from common.command import one_sentence_errors, working_in
 from common.files import atomic, file_hash, hash_of, read_json, read_sealed, write_json
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
-from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
+from data.layout import FEATURE_SETS, LLP_FEATURES, read_index, recipe_of
 from data.splits import load_target, load_text, load_truth
 from train.checkpoints import load_file, load_model
 from train.stages import read_labels
@@ -303,8 +303,8 @@ def export_encoders(out: Path, choices: dict[str, str | None], texts: bool, kind
     if not wanted:
         return {}
     weights.need_packages()
-    find = dict(clip=weights.clip_weights, clap=weights.clap_weights)
-    files = {name: find[name](choice) for name, choice in choices.items() if choice}  # a missing one is said at once
+    # One that is missing is said at once.
+    files = {name: weights.find(name, choice) for name, choice in choices.items() if choice}
     weights.warn_of_random(files)
     entries = {}
     for name in wanted:
@@ -416,6 +416,7 @@ class Source:
     data: Path | None = None  # packed folder, on whose test split variants are measured
     open_classes: dict | None = None  # of `open_classes`
     scores: dict[str, list[float]] | None = None  # of the test split, a number a seed
+    recipe: str = ""  # by which its features and texts were made, if that was noted
 
     def describe(self) -> dict:
         """All that a program must know besides the files themselves."""
@@ -431,7 +432,7 @@ class Source:
             format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, dry_run=self.dry_run,
             licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs), segments=self.segments,
             preprocessing=dict(
-                segment_seconds=1,
+                recipe_of_training=self.recipe, segment_seconds=1,
                 picture=dict(shown_at=0.5, short_side=IMAGE_SIZE, resize="bicubic, antialiased, as Pillow does",
                              crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
                 sound=dict(rate=SAMPLE_RATE, channels="averaged", samples=SAMPLE_RATE, values="float32 in [-1, 1]"),
@@ -511,7 +512,7 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
     return Source(han, teacher, index["llp"]["classes"], made_from, read.settings["dry_run"], features,
                   index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data,
                   open_classes(read.logits, data) if teacher and read.settings["teacher"] else None,
-                  scores_of_seeds(run, checkpoint))
+                  scores_of_seeds(run, checkpoint), recipe_of(index))
 
 
 def source_of_released(han: Path | None, teacher: Path | None, heads: int | None, teacher_heads: int | None,

@@ -4,6 +4,7 @@
     python features.py fetch DIR           # the published annotations and features            (data/fetch.py)
     python features.py extract VIDEOS OUT  # videos -> CLIP and CLAP embeddings                (video/)
     python features.py text CLASSES OUT    # class names -> text embeddings                    (video/encoders.py)
+    python features.py compare MINE THEIRS # are these features the same, or what differs      (video/compare.py)
     python features.py template VIDEOS OUT # tables for labels of your own, to be filled in    (data/annotations.py)
     python features.py pack SOURCE OUT     # thousands of small .npy files -> a packed folder  (data/pack.py)
 """
@@ -21,7 +22,9 @@ import numpy as np
 
 from common.command import Parser, one_sentence_errors, working_in
 from data.annotations import LLP_SEGMENTS, check_own, read_llp, read_unav, write_template
+from data.layout import packed_feature_sets
 from data.pack import pack
+from video import RECIPES
 
 
 def _encoders(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict[str, object], str]:
@@ -29,14 +32,15 @@ def _encoders(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict
     from video import weights
 
     weights.need_packages()
-    files = dict(clip=weights.clip_weights(options.clip_weights), clap=weights.clap_weights(options.clap_weights))
+    choices = {x: getattr(options, f"{x}_weights") or w for x, w in RECIPES[options.recipe].weights.items()}
+    files = {x: weights.find(x, choice) for x, choice in choices.items()}
     from common import devices  # with PyTorch, but first a missing file is said
 
     device = devices.choose_device(options.device)
     if devices.RANK == 0:
         weights.warn_of_random(files)
-    return files, dict(clip_weights=weights.identity_of_weights(options.clip_weights, files["clip"]),
-                       clap_weights=weights.identity_of_weights(options.clap_weights, files["clap"])), device
+    made_with = {f"{x}_weights": weights.identity_of_weights(choice, files[x]) for x, choice in choices.items()}
+    return files, dict(recipe=options.recipe, **made_with), device
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -49,7 +53,9 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def run_pack(options: argparse.Namespace) -> None:
     with working_in(options.out):
-        pack(options.source, options.out, options.workers, options.missing, options.replace)
+        index = pack(options.source, options.out, options.workers, options.missing, options.replace)
+    counts = [f"{sum(map(len, index[x]['videos'].values())):,} videos of {x}" for x in ("llp", "unav") if x in index]
+    print(f"{options.out}: whole, {' and '.join(counts)}; feature sets: {', '.join(packed_feature_sets(index))}")
 
 
 def run_extract(options: argparse.Namespace) -> None:
@@ -63,7 +69,7 @@ def run_extract(options: argparse.Namespace) -> None:
     from video import encoders, extract
 
     segments, on_gpu = LLP_SEGMENTS if options.llp else options.segments, device.startswith("cuda")
-    choices = extract.Options(options.llp, segments, options.missing, options.longest)
+    choices = extract.Options(options.llp, segments, options.missing, options.longest, options.recipe)
     made_with |= dict(segments=segments, precision="half" if on_gpu else "single")
     device = devices.connect(device)
     try:
@@ -99,7 +105,20 @@ def run_text(options: argparse.Namespace) -> None:
         check_own(options.out, tuple(classes))  # before hours of extraction
     extract.write_texts(classes, options.out,
                         lambda texts: encoders.ClipEncoder(files["clip"], device).texts(texts),
-                        lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with)
+                        lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with,
+                        RECIPES[options.recipe])
+    for name, file in files.items():
+        if file:
+            print(encoders.told_by_scale(name, file))
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    import uwav
+    from train.checkpoints import load_model
+    from video import compare
+
+    teacher = options.teacher and load_model(options.teacher, kind=uwav.Teacher)
+    compare.compare(options.mine, options.theirs, teacher)
 
 
 def run_fetch(options: argparse.Namespace) -> None:
@@ -125,9 +144,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     def encoded(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("out", type=Path, help="gets feats_CLIP/ and feats_CLAP/ (continued if interrupted)")
-        sub.add_argument("--clip-weights", default="openai", metavar="openai|random|FILE", help="of CLIP ViT-L/14")
-        sub.add_argument("--clap-weights", default="630k-audioset-best", metavar="NAME|random|FILE",
-                         help="a checkpoint of laion_clap (default: %(default)s)")
+        sub.add_argument("--recipe", choices=RECIPES, default="uwav", help="how videos and names are prepared, and the "
+                         "weights unless they are named: video/__init__.py (default: %(default)s)")
+        sub.add_argument("--clip-weights", metavar="openai|random|FILE", help="of CLIP ViT-L/14")
+        sub.add_argument("--clap-weights", metavar="NAME|random|FILE", help="a checkpoint of laion_clap")
         sub.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
 
     sub = command("demo", "an invented LLP and UnAV-100, or the real annotations with invented features", run_demo)
@@ -157,6 +177,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("text", "class names -> CLIP and CLAP text embeddings", run_text)
     sub.add_argument("classes", help="llp, UnAV-100's annotation file, your labels.csv, or a text file, one a line")
     encoded(sub)
+
+    sub = command("compare", "features of the same videos in two folders: the same, or what differs", run_compare)
+    for name in ("mine", "theirs"):
+        sub.add_argument(name, type=Path, help="folder with feats_CLAP/, feats_CLIP/, feats/, as LLP/ of the authors")
+    sub.add_argument("--teacher", type=Path, metavar="FILE", help="also compare the labels of this teacher")
 
     sub = command("template", "labels.csv and events.csv with your videos filled in, for a spreadsheet",
                   lambda options: write_template(options.videos, options.out))

@@ -26,7 +26,7 @@ import uwav
 from common.command import one_sentence_errors
 from common.files import atomic, made_by, read_sealed
 from data.annotations import LLP_CLASSES
-from data.layout import dry_run, read_index
+from data.layout import dry_run, read_index, recipe_of
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import Page, facts, paragraph, table
@@ -142,7 +142,8 @@ def run_table(page: Page) -> str:
         real = source.get("real_annotations")
         source = "demo world: invented features, " + (f"real annotations ({', '.join(real)})" if real else
                                                       "invented annotations")
-    rows = {"data": source, "seed in pictures": page.saved.seed}
+    rows = {"data": source, "recipe of the features": recipe_of(index) or "not noted",
+            "seed in pictures": page.saved.seed}
     if ablation:
         rows |= {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
                  "seeds": ", ".join(map(str, ablation["seeds"]))}

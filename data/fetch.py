@@ -24,16 +24,20 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from common.files import atomic, is_plain_name, no_links, read_sealed, reason, regular, write_sealed
-from data.annotations import LLP_DENSE_FILES, LLP_WEAK_FILES, read_llp, read_unav
-from data.layout import LLP_FEATURES
+from data.annotations import (LLP_COMMIT, LLP_DENSE_FILES, LLP_WEAK_FILES, UNAV_COMMIT, UNAV_OFFICIAL, read_llp,
+                              read_unav)
+from data.layout import ENCODERS, FEATURE_SETS, TEXTED
 
 ANNOTATIONS = {  # folder of the source layout -> where its annotation files are
-    "LLP": ("https://raw.githubusercontent.com/YapengTian/AVVP-ECCV20/master/data",
+    "LLP": (f"https://raw.githubusercontent.com/YapengTian/AVVP-ECCV20/{LLP_COMMIT}/data",
             (*LLP_WEAK_FILES.values(), *LLP_DENSE_FILES.values())),
-    "UnAV": ("https://raw.githubusercontent.com/ttgeng233/UnAV/60144ed/data", ("unav100_annotations.json",)),
+    "UnAV": (f"https://raw.githubusercontent.com/ttgeng233/UnAV/{UNAV_COMMIT}/data", ("unav100_annotations.json",)),
 }
 FEATURES = "https://huggingface.co/datasets/NTUBarista/uwav_features/resolve/main"  # {LLP,UnAV}_{CLIP,CLAP}.zip
-DRIVE = "a Google Drive folder, linked in the README of https://github.com/YapengTian/AVVP-ECCV20"
+DRIVE = "one file on Google Drive, linked in the README of https://github.com/YapengTian/AVVP-ECCV20"
+LICENCES = ("licences: the repository of LLP's annotations says GPLv3, that of UnAV-100's MIT; of the features none is "
+            "stated")
+MEANT = {"segment_feats", "event_feats", "features"}  # folders of feature files in an archive
 ATTEMPTS = 6  # without progress
 OUR_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}  # trying again is vain
 TIMEOUT = 30.0  # s without a byte
@@ -44,6 +48,7 @@ BLOCK = 1 << 20  # bytes
 def download(url: str, path: Path, pause: float = 1.0) -> None:
     """Get `url` into `path`. Continues PATH.part; tries again after a dropped connection, waiting ever longer.
 
+    The hub's own client would do, but it no longer continues a file that a network dropped in the middle.
     Raises ValueError: the server refuses, cannot be reached, or does not deliver what it announced."""
     part, tag_file = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.tag")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,10 +121,12 @@ class BrokenArchive(ValueError):
 def extract_features(archive: Path, folder: Path) -> int:
     """Feature files of a zip -> folder/segment_feats/ID.npy and folder/event_feats/all_event_feats.npy; how many.
 
-    An archive with a name that leads out or a link is refused as a whole. Raises ValueError naming the archive."""
+    Of folders that share names of files, those called as in MEANT are taken: VALOR's `features/` lies beside
+    `segment_pseudo_labels/`. An archive with a name that leads out or a link is refused as a whole. Raises ValueError
+    naming the archive."""
     try:
         with zipfile.ZipFile(regular(archive)) as opened:
-            members: dict[str, zipfile.ZipInfo] = {}  # by the name of the file
+            folders: dict[PurePosixPath, dict[str, zipfile.ZipInfo]] = {}  # by the names of folder and file
             for member in opened.infolist():
                 place = PurePosixPath(member.filename.replace("\\", "/"))
                 if place.is_absolute() or ".." in place.parts or ":" in member.filename:
@@ -128,12 +135,20 @@ def extract_features(archive: Path, folder: Path) -> int:
                     raise ValueError(f"{archive}: holds a link, {member.filename!r}")
                 if member.is_dir() or not place.name.endswith(".npy") or place.name.startswith("._"):  # of macOS
                     continue
-                if not is_plain_name(place.name) or place.name in members:
+                files = folders.setdefault(place.parent, {})
+                if not is_plain_name(place.name) or place.name in files:
                     raise ValueError(f"{archive}: holds the name {member.filename!r}, which cannot be a file's name or "
                                      "is there twice")
                 if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise BrokenArchive(f"{archive}: {member.filename!r} is compressed in an unknown way; fetch again")
-                members[place.name] = member
+                files[place.name] = member
+            members: dict[str, zipfile.ZipInfo] = {}
+            for folder_in_it in sorted(folders, key=lambda place: place.name not in MEANT):
+                if not members.keys() & folders[folder_in_it].keys():
+                    members |= folders[folder_in_it]
+                elif not any(place.name in MEANT for place in folders):
+                    raise ValueError(f"{archive}: has files of the same names in several folders, and none is called "
+                                     f"{' or '.join(sorted(MEANT))}")
             if not members:
                 raise ValueError(f"{archive}: holds no .npy file")
             needed, free = sum(m.file_size for m in members.values()), shutil.disk_usage(archive.parent).free
@@ -169,9 +184,12 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
                 download(f"{mirror or base}/{file}", path)
         try:
             read_llp(folder / "LLP") if dataset == "LLP" else read_unav(folder / "UnAV" / files[0])
+            if dataset == "UnAV":
+                print(f"UnAV-100: that commit is of a pull request that was never merged; the official places are "
+                      f"{UNAV_OFFICIAL}, and a file of theirs that you put to {path} is kept")
         except ValueError as error:
             raise ValueError(f"{error}; delete the file and fetch again") from None
-        for encoder in ("CLIP", "CLAP"):
+        for encoder in (name.upper() for name in TEXTED):
             name = f"{dataset}_{encoder}.zip"
             if name in noted:
                 print(f"{name}: fetched before, {noted[name]['files']} files")
@@ -189,11 +207,12 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
             archive.unlink()
             print(f"{name}: {count} files")
     if "LLP" in datasets:
-        for name in ("vggish", "res152", "r2plus1d_18"):
-            place = folder / LLP_FEATURES[name][0]
+        for name in FEATURE_SETS["base"]:
+            place = folder / "LLP" / ENCODERS[name].folder
             if not place.is_dir():
                 print(f"{name}: not fetched, it is in {DRIVE}; needed for feature set `base` only. "
                       f"Put its <id>.npy files into {place}/")
+    print(LICENCES)
 
 
 def read_notes(path: Path) -> dict[str, dict[str, int]]:

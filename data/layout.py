@@ -18,7 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +29,46 @@ from common.files import (CONTROL, file_hash, json_text, read_json, read_sealed,
                           write_sealed)
 from data.annotations import LLP, UNAV_SPLITS, UnAV, some
 
-# feature name -> (folder inside the source, vectors per second, vector size)
-LLP_FEATURES = {
-    "clap": ("LLP/feats_CLAP/segment_feats", 1, 512),
-    "clip": ("LLP/feats_CLIP/segment_feats", 1, 768),
-    "vggish": ("LLP/feats/vggish", 1, 128),
-    "res152": ("LLP/feats/res152", 8, 2048),
-    "r2plus1d_18": ("LLP/feats/r2plus1d_18", 1, 512),
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen network: each second of a video -> `per_second` vectors of `size`."""
+
+    size: int
+    folder: str  # of <id>.npy, in LLP/ and UnAV/ of the authors and in a folder of your own
+    per_second: int = 1
+    # Of those that embed class names as well: `extract`, `text` and export_onnx.py run them, the teacher reads them.
+    texts: str = ""  # file of the class embeddings, (C, size)
+    module: str = ""
+    package: str = ""  # that has the module
+    model: str = ""  # its name there; empty: the weights tell
+    weights: tuple[str, ...] = ()  # that can be had by name; which is the default, RECIPES in video/ say
+    repository: str = ""  # of the hub
+    files: tuple[str, ...] = ()  # in it, {}: the name
+
+
+ENCODERS = {  # by the names of packed arrays
+    "clap": Encoder(
+        512, "feats_CLAP/segment_feats", texts="feats_CLAP/event_feats/all_event_feats.npy", module="laion_clap",
+        package="laion-clap", repository="lukewys/laion_clap", files=("{}.pt",),
+        weights=("630k-audioset-best", "630k-best", "630k-audioset-fusion-best", "630k-fusion-best",
+                 "music_audioset_epoch_15_esc_90.14", "music_speech_audioset_epoch_15_esc_89.98",
+                 "music_speech_epoch_15_esc_89.25")),
+    "clip": Encoder(
+        768, "feats_CLIP/segment_feats", texts="feats_CLIP/event_feats/all_event_feats.npy", module="open_clip",
+        package="open_clip_torch", weights=("openai",),
+        model="ViT-L-14-quickgelu",  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
+        repository="timm/vit_large_patch14_clip_224.openai",  # where open_clip takes them from
+        files=("open_clip_model.safetensors", "open_clip_pytorch_model.bin")),
+    "vggish": Encoder(128, "feats/vggish"),
+    "res152": Encoder(2048, "feats/res152", 8),
+    "r2plus1d_18": Encoder(512, "feats/r2plus1d_18"),
 }
-UNAV_FEATURES = {
-    "clap": ("UnAV/feats_CLAP/segment_feats", 512),
-    "clip": ("UnAV/feats_CLIP/segment_feats", 768),
-}
-# In a folder of your own, as `extract` writes it, and in LLP/ and UnAV/ of the authors:
-SEGMENT_FILES = {name: Path(LLP_FEATURES[name][0]).relative_to("LLP") for name in ("clap", "clip")}
-TEXT_FILES = {"clap": ("feats_CLAP/event_feats/all_event_feats.npy", 512),
-              "clip": ("feats_CLIP/event_feats/all_event_feats.npy", 768)}
+TEXTED = {name: encoder for name, encoder in ENCODERS.items() if encoder.texts}
+# The same by data set: folder inside the source, vectors per second of LLP, size
+LLP_FEATURES = {name: (f"LLP/{e.folder}", e.per_second, e.size) for name, e in ENCODERS.items()}
+UNAV_FEATURES = {name: (f"UnAV/{e.folder}", e.size) for name, e in TEXTED.items()}
+SEGMENT_FILES = {name: Path(e.folder) for name, e in TEXTED.items()}
+TEXT_FILES = {name: (e.texts, e.size) for name, e in TEXTED.items()}
 FORMAT = 2  # of the packed folder; raised when its layout changes
 RANDOM_SOURCE = "pack, encoders with random weights"
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays.
@@ -53,6 +79,21 @@ def packed_feature_sets(index: dict) -> list[str]:
     """The feature sets all of whose arrays were packed, base first."""
     packed = {*index["llp"]["features"], None}
     return [name for name, arrays in FEATURE_SETS.items() if packed.issuperset(arrays)]
+
+
+def feature_set_of(config: object, path: Path) -> str:
+    """The feature set whose sizes a uwav.HANConfig has, that of the HAN in `path`."""
+    sizes = config.audio_dim, config.visual_2d_dim, config.visual_3d_dim
+    for name, arrays in FEATURE_SETS.items():
+        if sizes == tuple(ENCODERS[x].size if x else 0 for x in arrays):
+            return name
+    raise ValueError(f"{path}: reads vectors of {sizes}, as no feature set of {', '.join(FEATURE_SETS)} has them")
+
+
+def recipe_of(index: dict) -> str:
+    """The recipes (video/) by which features and texts were made; empty if nobody noted it, as of the authors'."""
+    return ", ".join(sorted({name for text in index.get("made_with", {}).values()
+                             for name in re.findall(r'"recipe": "(\w+)"', text)}))
 
 
 def dry_run(index: dict) -> str:

@@ -61,14 +61,16 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         llp, unav = _read_own_folder(source, missing), None
         plan = make_plan(_kind_of_source(source, "own data"), llp, unav, found)
         plan["llp"]["segments"] = llp.segments
-        plan["made_with"] = {x: regular(source / x).read_text(encoding="utf-8", errors="replace")
-                              for x in MADE_WITH if (source / x).exists()}
     elif (source / "LLP").exists():
         roots = {"llp": source / "LLP", "unav": source / "UnAV"}
         llp, unav, found = _read_published(source, missing)
         plan = make_plan(_kind_of_source(source, "pack"), llp, unav, found)
     else:
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
+    notes = [root / name for root in roots.values() for name in MADE_WITH if (root / name).exists()]
+    if notes:
+        plan["made_with"] = {str(x.relative_to(source)): regular(x).read_text(encoding="utf-8", errors="replace")
+                             for x in notes}
     jobs = _jobs(roots, found, llp, unav)
     plan["read"] = _fingerprint([*(job.folder / f"{i}.npy" for job in jobs for i in job.ids),
                                  *(root / file for root in roots.values() for file, _ in TEXT_FILES.values())])

@@ -1,5 +1,7 @@
 """Readers of the annotations, and `pack`: from many small files to a few arrays."""
 
+import functools
+import json
 import os
 import re
 import shutil
@@ -18,8 +20,8 @@ import features
 import uwav
 from common import files
 from data import annotations, layout, pack, splits
-from sources import WEAK, unav_database, write_llp, write_source, write_unav
-from train import ablation
+from sources import WEAK, checklist, unav_database, write_llp, write_source, write_unav
+from train import ablation, presets, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,14 +37,14 @@ def test_llp_by_hand(tmp_path):
     assert llp.val.audio[0, :, cat].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0, 0] and llp.val.audio.sum() == 3
     assert llp.val.visual[0, :, cat].tolist() == [1] + [0] * 9
     assert llp.test.audio[0, :, 0].all() and not llp.test.visual.any()
-    assert reported == []
+    assert len(reported) == 1 and "differ from AVVP-ECCV20 at commit fde5611: do not compare scores" in reported[0]
 
 
 def test_warts_of_llp_are_counted_and_reported_once_each(tmp_path):
     audio = "nobody_0_10\t0\t5\tCat\nval00000001_0_10\t4\t4\tCat\nval00000001_0_10\t0\t2\tDog\n"
     reported = []
     llp = annotations.read_llp(write_llp(tmp_path, AVVP_eval_audio=audio, AVVP_eval_visual=""), reported.append)
-    assert [re.sub(r"[^0-9]*(\d+).*", r"\1", line) for line in reported] == ["1", "1", "2", "1"]
+    assert [re.sub(r"[^0-9]*(\d+).*", r"\1", line) for line in reported[:-1]] == ["1", "1", "2", "1"]
     assert [w in line for w, line in zip(("outside", "empty", "no dense row", "not in the weak label"), reported)] == [True] * 4
     assert llp.val.audio[0, :2, llp.classes.index("Dog")].tolist() == [1, 1]
 
@@ -51,15 +53,76 @@ def test_real_llp_has_the_known_sizes_and_warts(shared):
     reported = []
     llp = annotations.read_llp(shared / "data/llp", reported.append)
     assert [len(s.ids) for s in (llp.train, llp.val, llp.test)] == [10_000, 649, 1_200]
-    assert [[int(n) for n in re.findall(r"\d+", line)][0] for line in reported] == [14, 6, 11, 38, 65]
+    assert [[int(n) for n in re.findall(r"\d+", line)][0] for line in reported[:-1]] == [14, 6, 11, 38, 65]
+    assert reported[-1] == "LLP: the five annotation files are those of AVVP-ECCV20 at commit fde5611 (2024-04-16)"
     assert np.concatenate([llp.val.audio, llp.test.audio]).mean() == pytest.approx(0.049, abs=5e-4)
     assert np.concatenate([llp.val.visual, llp.test.visual]).mean() == pytest.approx(0.039, abs=5e-4)
 
 
+REPAIRED = {"JfZEqeLZqWk_30_40\t0\t4\tSpeech": "Baby_cry_infant_cry\t0\t4\tSpeech",  # today's row -> until 2024-04-16
+            "JfZEqeLZqWk_30_40\t7\t10\tSpeech": "Baby_cry_infant_cry\t7\t10\tSpeech",
+            "KvIjsmANkxI_10_20\t0\t1\tCat": "KvIjsmANkxI_10_20`\t0\t1\tCat"}
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda text: text, "the five annotation files are those of AVVP-ECCV20 at commit fde5611"),
+    (lambda text: text.replace("\n", "\r\n"), "the five annotation files are those of"),  # git on Windows
+    (lambda text: functools.reduce(lambda t, row: t.replace(row, REPAIRED[row]), REPAIRED, text),
+     "AVVP_eval_audio.csv is older than commit fde5611 (2024-04-16) of AVVP-ECCV20, which repaired three rows"),
+    (lambda text: text.replace("\t0\t2\t", "\t0\t3\t", 1), "AVVP_eval_audio.csv differs from AVVP-ECCV20 at commit fde5611: do not"),
+])
+def test_an_outdated_or_unknown_annotation_file_is_said_in_one_sentence_and_read(shared, tmp_path, change, said):
+    for path in (shared / "data/llp").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    audio = tmp_path / "AVVP_eval_audio.csv"
+    audio.write_bytes(change(audio.read_text()).encode())
+    reported = []
+    assert len(annotations.read_llp(tmp_path, reported.append).test.ids) == 1_200
+    assert said in reported[-1] and sum("AVVP" in line for line in reported) == 1
+
+
+def test_annotations_of_unav_are_compared_by_what_they_say_not_by_their_bytes(shared, tmp_path):
+    path, reported = tmp_path / "u.json", []
+    content = json.loads((shared / "data/unav/unav100_annotations.json").read_text())
+    content["database"] = dict(reversed(content["database"].items()))
+    path.write_text(json.dumps(content, indent=1))
+    annotations.read_unav(path, reported.append)
+    next(v for v in content["database"].values() if v["annotations"])["annotations"].pop()
+    path.write_text(json.dumps(content))
+    annotations.read_unav(path, reported.append)
+    assert reported == ["UnAV-100: classes, videos and labels are those of commit 60144ed",
+                        f"UnAV-100: {path} differs from commit 60144ed: do not compare scores with published ones"]
+
+
 def test_real_unav_has_the_known_sizes(shared):
-    unav = annotations.read_unav(shared / "data/unav/unav100_annotations.json")
+    reported = []
+    unav = annotations.read_unav(shared / "data/unav/unav100_annotations.json", reported.append)
+    assert reported == ["UnAV-100: classes, videos and labels are those of commit 60144ed"]
     assert [len(s.ids) for s in (unav.train, unav.validation, unav.test)] == [6_489, 2_134, 2_167]
     assert len(unav.classes) == 100 and {x.shape[1] for x in unav.train.labels} == {100}
+
+
+def test_the_sentences_of_the_checklist_on_data_and_weights_are_those_that_are_printed(shared, tmp_path):
+    """Those on the stages: tests/thorough/test_fetch.py."""
+    from video import encoders
+
+    said = ["VERDICT: the same features"]  # tests/thorough/test_compare.py
+    annotations.read_llp(shared / "data/llp", said.append)
+    annotations.read_unav(shared / "data/unav/unav100_annotations.json", said.append)
+    torch.save(dict(logit_scale=torch.tensor(4.6052), logit_scale_a=torch.tensor(3.2912)), tmp_path / "x.pt")
+    said += [encoders.told_by_scale(name, tmp_path / "x.pt") for name in ("clip", "clap")]
+    promised = checklist()
+    found = [line for line, pattern in promised.items() if any(re.fullmatch(pattern, x) for x in said)]
+    assert len(promised) == 10 and [line.split()[0] for line in found] == ["LLP:", "UnAV-100:", "CLIP:", "CLAP:", "VERDICT:"]
+
+
+def test_the_rows_without_learning_are_those_of_the_checklist(shared):
+    test = annotations.read_llp(shared / "data/llp", lambda line: None).test
+    table = (ROOT / "docs/real_data.md").read_text(encoding="utf-8")
+    scores = stages.trivial_scores(*map(torch.from_numpy, (test.weak, test.audio, test.visual)))
+    for title, row in scores.items():
+        numbers = " | ".join(f"{row[name]:.1f}" for name in uwav.SCORES[:5])
+        assert re.search(rf"\| {title} \| [a-z ]+ \| {re.escape(numbers)} \|", table), (title, numbers)
 
 
 @pytest.mark.parametrize("file, rows, message", [
@@ -289,6 +352,13 @@ def test_unpacked_folder_is_refused_with_a_way_out(tmp_path):
         layout.read_index(tmp_path)
 
 
+def test_the_feature_set_of_a_parser_is_told_by_all_its_sizes():
+    for name, config in presets.PRESETS["paper"].han.items():
+        assert layout.feature_set_of(config, Path("han.pt")) == name
+    with pytest.raises(ValueError, match=r"han.pt: reads vectors of \(128, 768, 512\), as no feature set of base, clip_clap has them"):
+        layout.feature_set_of(uwav.HANConfig(visual_2d_dim=768), Path("han.pt"))
+
+
 # ---- files ----
 
 
@@ -326,8 +396,10 @@ def test_videos_without_features_stop_packing_or_are_left_out_and_counted(tmp_pa
 def test_features_of_random_encoders_never_pass_for_real_ones(tmp_path, capsys):
     source = write_source(tmp_path / "source")
     assert pack.pack(source, tmp_path / "out", workers=1)["source"] == "pack"
-    files.write_json(source / "UnAV/extract.json", {"clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
-    assert pack.pack(source, tmp_path / "out", workers=1, replace=True)["source"] == layout.RANDOM_SOURCE
+    assert layout.recipe_of(layout.read_index(tmp_path / "out")) == ""
+    files.write_json(source / "UnAV/extract.json", {"recipe": "valor", "clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
+    index = pack.pack(source, tmp_path / "out", workers=1, replace=True)
+    assert index["source"] == layout.RANDOM_SOURCE and layout.recipe_of(index) == "valor"
     assert "RANDOM WEIGHTS" in capsys.readouterr().err
     assert "RANDOM WEIGHTS: a dry run. Do not compare" in ablation.tables(*tables_input(), layout.RANDOM_SOURCE)
 

@@ -24,7 +24,7 @@ from common import devices
 from common.command import did_you_mean
 from common.files import file_hash, made_by, read_arrays, read_sealed, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
-from data.layout import LLP_FEATURES, dry_run, packed_feature_sets, read_index
+from data.layout import dry_run, feature_set_of, packed_feature_sets, read_index
 from data.splits import load_source, load_target, load_text
 from train.checkpoints import Run, check_fields, load_file, load_model
 from train.presets import ABLATION, PRESETS
@@ -309,8 +309,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     if model.config.classes != len(index["llp"]["classes"]):
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
                          f"those of {context.data} {len(index['llp']['classes'])}")
-    features = "base" if model.config.audio_dim == LLP_FEATURES["vggish"][2] else "clip_clap"
-    data = context.target(split, features)
+    data = context.target(split, feature_set_of(model.config, checkpoint))
     probabilities = uwav.han_probabilities(model, data)
     predicted = uwav.gated_predictions(*probabilities)
     scores = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)

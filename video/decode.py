@@ -1,7 +1,8 @@
 """One video file -> what is seen and heard in each of its seconds. Needs PyAV and Pillow, no PyTorch.
 
 Segment t of a video is its second [t, t + 1). What is seen in it is the frame that a player shows at t + 0.5 s, as
-CLIP wants it: short side 224, centre crop. What is heard is its waveform, 48 kHz, mono, as CLAP wants it.
+CLIP wants it: short side 224, centre crop. What is heard is its waveform, 48 kHz, mono, as CLAP wants it. (By recipe
+`uwav`; recipe `valor` does it otherwise, see __init__.py.)
 
 Files from the internet are short of a stream, cut off, damaged or no videos at all. Each of these is a ValueError
 with a cause of a few words, so that whoever reads ten thousand of them can count the causes.
@@ -26,15 +27,17 @@ import numpy as np
 from PIL import Image
 
 from common.command import follow_the_parent
-from video import IMAGE_SIZE, SAMPLE_RATE
+from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE, Recipe
 
-SEEN_AT = 0.5  # s after the beginning of a segment
+SEEN_AT = 0.5  # of the time that a kept picture stands for
+PICTURES = {"middle": 1, "linspace": 8}  # kept for each second
+LONGEST_SOUND = 10  # s that CLAP reads
 TAIL = 0.1  # s: a last segment shorter than this is no segment (containers overrun by a frame or two)
 CUT_SHORT = 0.5  # s that may be missing from the length that the container declares
 GAP = 0.1  # s between two pieces of sound that count as silence; less is rounding of timestamps
 BROKEN_SHARE = 0.1  # of the packets may be damaged; a video with more is refused
 MAX_PIXELS = 2**26  # of a frame (8K video has half of that): damaged headers ask for gigabytes
-LONGEST = 600.0  # s: decoded, a second takes 0.35 MB
+LONGEST = 600.0  # s: decoded, a second takes 0.35 MB, or 1.4 MB at 8 pictures a second
 STUCK = 300.0  # s: a process that works longer on one video is stopped
 NO_OTHER_FILE = {"protocol_whitelist": "none"}  # playlists and scripts name others; ours is open already
 
@@ -45,7 +48,7 @@ class Clip:
 
     seconds: float  # length of the video
     images: np.ndarray | None  # (T, 224, 224, 3) uint8, RGB
-    sounds: np.ndarray | None  # (T, 48000) float32, in [-1, 1] unless the file clips
+    sounds: np.ndarray | None  # (T, 48000, or length of a slice) float32, in [-1, 1] unless the file clips
 
     @property
     def segments(self) -> int:
@@ -56,7 +59,8 @@ class Clip:
         return "picture" if self.images is None else "sound" if self.sounds is None else None
 
 
-def read_clip(path: str | Path, segments: int | None = None, longest: float = LONGEST) -> Clip:
+def read_clip(path: str | Path, segments: int | None = None, longest: float = LONGEST,
+              recipe: Recipe = RECIPES["uwav"]) -> Clip:
     """Decode a video file in one pass over its best video and audio stream.
 
     T is `segments`, or ceil(length in s) without it (0.1 s over a whole second do not count). Where the picture ends
@@ -64,7 +68,7 @@ def read_clip(path: str | Path, segments: int | None = None, longest: float = LO
     Raises ValueError("cause: detail")."""
     try:
         with open(path, "rb") as file, av.open(file, metadata_errors="replace", options=NO_OTHER_FILE) as container:
-            streams, declared = _decode(container, longest)
+            streams, declared = _decode(container, longest, recipe)
             decoded = max(s.end for s in streams)
             ends = [(f"its {s.kind}", s.end, s.declared) for s in streams]
             for what, end, whole in (("it", decoded, declared), *ends):
@@ -81,7 +85,8 @@ def read_clip(path: str | Path, segments: int | None = None, longest: float = LO
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
 
 
-def _decode(container: av.container.InputContainer, longest: float) -> tuple[list[_Stream], float]:
+def _decode(container: av.container.InputContainer, longest: float,
+            recipe: Recipe) -> tuple[list[_Stream], float]:
     """All of the file, packet by packet: its streams, and the length that the container declares (0: it does not)."""
     declared = (container.duration or 0) / av.time_base
     if declared > longest:
@@ -94,7 +99,7 @@ def _decode(container: av.container.InputContainer, longest: float) -> tuple[lis
         best = container.streams.best(type)
         # Not there: what no decoder is for, as a flipped bit can bring about, and the cover of a song.
         if best and best.codec_context and not best.disposition & av.stream.Disposition.attached_pic:
-            streams[best.index] = reader(best, origin, longest)
+            streams[best.index] = reader(best, origin, longest, recipe)
     packets, broken = 0, 0
     try:
         for packet in container.demux([s.stream for s in streams.values()]) if streams else ():
@@ -119,8 +124,8 @@ def _decode(container: av.container.InputContainer, longest: float) -> tuple[lis
 class _Stream:
     """Common to pictures and sound: when a frame is shown, how far the stream reached, how far it should."""
 
-    def __init__(self, stream: av.stream.Stream, origin: float, longest: float):
-        self.stream, self.origin, self.longest = stream, origin, longest
+    def __init__(self, stream: av.stream.Stream, origin: float, longest: float, recipe: Recipe):
+        self.stream, self.origin, self.longest, self.recipe = stream, origin, longest, recipe
         stream.codec_context.thread_count = 1  # the cores are busy with other videos
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         self.kept: list[np.ndarray] = []  # pictures of the segments so far, or pieces of sound
@@ -136,11 +141,11 @@ class _Stream:
 
 
 class _Images(_Stream):
-    """Takes frames in the order in which they are shown, keeps one picture a segment."""
+    """Takes frames in the order in which they are shown, keeps one picture a segment, or 8 a second to choose from."""
 
     kind = "picture"
     frame: av.VideoFrame | None = None  # shown now
-    picture: np.ndarray | None = None  # of that frame, once a segment wanted it
+    picture: np.ndarray | None = None  # of that frame, once it is to be kept
     first, frames = 0.0, 0
 
     def add(self, frame: av.VideoFrame) -> None:
@@ -149,29 +154,39 @@ class _Images(_Stream):
             return
         if self.frame is None:
             self.frame, self.first = frame, time  # what comes before the first frame looks like it
-        self._keep_until(math.ceil(time - SEEN_AT))  # the middles of these segments lie before `time`
+        # The middles of what these pictures stand for lie before `time`.
+        self._keep_until(math.ceil(time * PICTURES[self.recipe.frames] - SEEN_AT))
         self.frame, self.picture = frame, None
         self.frames += 1
         usual = (time - self.first) / max(1, self.frames - 1)  # s from frame to frame
         self.end = max(self.end, time + (float(frame.duration * frame.time_base) if frame.duration else usual))
 
-    def _keep_until(self, segments: int) -> None:
-        while len(self.kept) < segments:
+    def _keep_until(self, pictures: int) -> None:
+        while len(self.kept) < pictures:
             if self.picture is None:
-                self.picture = square_image(self.frame.to_ndarray(format="rgb24"), self.frame.rotation)
+                pixels, squash = self.frame.to_ndarray(format="rgb24"), self.recipe.picture == "squash"
+                self.picture = square_image(pixels, self.frame.rotation, squash)
             self.kept.append(self.picture)
 
     def segments(self, T: int) -> np.ndarray:
-        self._keep_until(T)
-        return np.stack(self.kept[:T])  # (T, 224, 224, 3)
+        chosen = np.arange(T)
+        if self.recipe.frames == "linspace":
+            frames = max(1, round(self.end * PICTURES["linspace"]))  # as many as `ffmpeg -r 8` would write
+            chosen = np.linspace(0, frames - 1, T).round().astype(int)
+        self._keep_until(chosen[-1] + 1)
+        return np.stack([self.kept[n] for n in chosen])  # (T, 224, 224, 3)
 
 
-def square_image(pixels: np.ndarray, rotation: int = 0) -> np.ndarray:
+def square_image(pixels: np.ndarray, rotation: int = 0, squash: bool = False) -> np.ndarray:
     """(H, W, 3) uint8 -> (224, 224, 3): turned upright (degrees counterclockwise), short side 224, centre crop.
 
-    Pixel for pixel what CLIP's own preprocessing (resize and centre crop of torchvision, on a PIL image) makes."""
+    Pixel for pixel what CLIP's own preprocessing (resize and centre crop of torchvision, on a PIL image) makes. squash:
+    both sides become 224, bilinearly and without antialiasing, as VALOR's torchvision 0.13 resizes tensors."""
     image = Image.fromarray(np.ascontiguousarray(np.rot90(pixels, round(rotation / 90))))
     w, h = image.size
+    if squash:
+        size, shrink = (IMAGE_SIZE, IMAGE_SIZE), (w / IMAGE_SIZE, 0, 0, 0, h / IMAGE_SIZE, 0)
+        return np.asarray(image.transform(size, Image.Transform.AFFINE, shrink, Image.Resampling.BILINEAR))
     scale = IMAGE_SIZE / min(w, h)
     w, h = (IMAGE_SIZE, int(IMAGE_SIZE * h / w)) if w <= h else (int(IMAGE_SIZE * w / h), IMAGE_SIZE)
     image = image.resize((w, h), Image.Resampling.BICUBIC) if scale != 1 else image
@@ -217,9 +232,14 @@ class _Sounds(_Stream):
 
     def segments(self, T: int) -> np.ndarray:
         self._flush()
-        wave = np.concatenate(self.kept)[: T * SAMPLE_RATE]
-        wave = np.pad(wave, (0, T * SAMPLE_RATE - len(wave))).astype(np.float32)
-        return np.nan_to_num(wave).reshape(T, SAMPLE_RATE)  # (T, 48000)
+        wave = np.nan_to_num(np.concatenate(self.kept).astype(np.float32))
+        if self.recipe.sound == "slices":
+            wave = np.pad(wave, (0, max(0, T - len(wave))))
+            length = min(len(wave) // T, LONGEST_SOUND * SAMPLE_RATE)
+            starts = np.linspace(0, len(wave), T + 1).round().astype(int)[:-1]  # (T,)
+            return np.stack([wave[start : start + length] for start in starts])  # (T, length)
+        wave = wave[: T * SAMPLE_RATE]
+        return np.pad(wave, (0, T * SAMPLE_RATE - len(wave))).reshape(T, SAMPLE_RATE)  # (T, 48000)
 
 
 # ---- Many files: processes that decode -----------------------------------------------------------

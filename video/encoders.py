@@ -26,9 +26,11 @@ from torch import Tensor, nn
 
 from common.devices import LOCAL_WORLD
 from common.files import check_zip, reason
+from data.layout import ENCODERS
+from uwav import TeacherConfig
 from video import SAMPLE_RATE
 
-CLIP_MODEL = "ViT-L-14-quickgelu"  # OpenAI's weights need QuickGELU; "ViT-L-14" would build GELU without a word
+CLIP_MODEL = ENCODERS["clip"].model
 OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archive, beside the weights
 ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenizer's files cannot be had
 
@@ -81,6 +83,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
                 if isinstance(x, Tensor) and name not in OPENAI_SETTINGS}
     except Exception as error:  # pickle, zip, safetensors and torch raise a dozen kinds
         raise ValueError(f"{path}: not a file of weights ({reason(error)})") from None
+
+
+def told_by_scale(name: str, path: Path) -> str:
+    """Whether weights may be the authors': their teacher holds the raw (log) scale of logits of the ones they had."""
+    key, released = dict(clip=("logit_scale", TeacherConfig.visual_scale),
+                         clap=("logit_scale_a", TeacherConfig.audio_scale))[name]
+    state = read_state_dict(path)
+    if key not in state:
+        return f"{name.upper()}: {path.name} holds no {key}, which would tell whether the authors used these weights"
+    scale = float(state[key])
+    return (f"{name.upper()}: {key} of {path.name} is {scale:.4f}, that of the released teacher {released:.4f}: the "
+            f"authors {'may have' if f'{scale:.4f}' == f'{released:.4f}' else 'had not'} used these weights")
 
 
 # ---- CLIP ----------------------------------------------------------------------------------------

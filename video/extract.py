@@ -3,7 +3,7 @@
     OUT/feats_CLIP/segment_feats/<id>.npy    (T, 768) float32, unit length
     OUT/feats_CLAP/segment_feats/<id>.npy    (T, 512) float32, unit length
     OUT/failures.csv                         videos without features, with the cause
-    OUT/extract.json                         what made all this: weights, segments, precision
+    OUT/extract.json                         what made all this: recipe, weights, segments, precision
 
 Processes decode (decode.py), this one encodes (encoders.py). Videos are encoded in groups, always the same ones
 together whatever was finished before, because the last bits of an embedding depend on its batch: an interrupted run
@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import csv
+import functools
 import math
 import os
 import re
@@ -31,8 +32,8 @@ from common import devices
 from common.command import progress
 from common.files import CONTROL, atomic, made_by, read_json, reason, regular, write_array, write_json
 from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav
-from data.layout import SEGMENT_FILES, TEXT_FILES
-from video import PROMPTS, decode
+from data.layout import ENCODERS, SEGMENT_FILES, TEXT_FILES
+from video import RECIPES, Recipe, decode
 
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
 SEGMENTS_AT_ONCE = 64  # through an encoder
@@ -47,6 +48,7 @@ class Options:
     segments: int | None = None  # of every video; None: ceil(its length in s)
     missing: str = "skip"  # a video without sound or without picture: skip | zeros
     longest: float = decode.LONGEST  # s
+    recipe: str = "uwav"
 
 
 # ---- Which videos, and what became of them -------------------------------------------------------
@@ -164,9 +166,10 @@ def _work(groups: list[dict[str, Path]], out: Path, encode_images: Encode, encod
     notes: collections.Counter = collections.Counter()
     running: collections.deque[tuple[int, Future]] = collections.deque()
     paths = [path for g in groups for path in g.values()]
-    pool = ThreadPoolExecutor(threads)
+    pool, read = ThreadPoolExecutor(threads), functools.partial(decode.read_clip, recipe=RECIPES[options.recipe])
     try:
-        with contextlib.closing(decode.read_clips(paths, workers, options.segments, options.longest)) as clips:
+        with contextlib.closing(
+                decode.read_clips(paths, workers, options.segments, options.longest, read=read)) as clips:
             for number, g in enumerate(groups, 1):
                 good = {}
                 for v, path in g.items():
@@ -191,8 +194,9 @@ def _work(groups: list[dict[str, Path]], out: Path, encode_images: Encode, encod
 def embed(clips: dict[str, decode.Clip], encode_images: Encode, encode_sounds: Encode,
           out: Path) -> collections.Counter:
     """Encode some clips together and write their files; returns how many of them have something notable."""
-    for name, encode, size, streams in (("clip", encode_images, 768, [c.images for c in clips.values()]),
-                                        ("clap", encode_sounds, 512, [c.sounds for c in clips.values()])):
+    for name, encode, streams in (("clip", encode_images, [c.images for c in clips.values()]),
+                                  ("clap", encode_sounds, [c.sounds for c in clips.values()])):
+        size = ENCODERS[name].size
         vectors = iter(in_batches(encode, [x for x in streams if x is not None], size))
         for (v, c), x in zip(clips.items(), streams):
             rows = np.zeros((c.segments, size), np.float32) if x is None else next(vectors)  # (T, 768) or (T, 512)
@@ -205,7 +209,9 @@ def embed(clips: dict[str, decode.Clip], encode_images: Encode, encode_sounds: E
 
 
 def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.ndarray]:
-    """(T, ...) of each clip -> (T, size) of each, in even batches that go across clips."""
+    """(T, ...) of each clip -> (T, size) of each, in even batches that go across clips of one shape."""
+    if len({x.shape[1:] for x in clips}) > 1:  # slices of sounds that last differently
+        return [in_batches(encode, [x], size)[0] for x in clips]
     if not clips:
         return []
     inputs = np.concatenate(clips)
@@ -217,7 +223,8 @@ def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.nd
 # ---- text ----------------------------------------------------------------------------------------
 
 def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[str]], np.ndarray],
-                clap_texts: Callable[[list[str]], np.ndarray], made_with: dict) -> None:
+                clap_texts: Callable[[list[str]], np.ndarray], made_with: dict,
+                recipe: Recipe = RECIPES["uwav"]) -> None:
     """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512)."""
     out, made_with = Path(out), made_with | dict(classes=classes)
     with contextlib.suppress(ValueError, OSError):
@@ -225,9 +232,9 @@ def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[
             print(f"{out}: these classes were embedded before, kept")
             return
     for name, embed_texts in (("clip", clip_texts), ("clap", clap_texts)):
-        prompts = [PROMPTS[name].format(readable(c)) for c in classes]
-        path, size = out / TEXT_FILES[name][0], TEXT_FILES[name][1]
-        write_array(path, embed_texts(prompts).astype(np.float32).reshape(len(classes), size))
+        prompts = [recipe.prompts[name].format(readable(c)) for c in classes]
+        path = out / ENCODERS[name].texts
+        write_array(path, embed_texts(prompts).astype(np.float32).reshape(len(classes), ENCODERS[name].size))
         print(f"{path}: {len(classes)} classes, {prompts[0]!r}, ...")
     write_json(out / "text.json", made_with)
 

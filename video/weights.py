@@ -11,39 +11,26 @@ import urllib.request
 from pathlib import Path
 
 from common.files import file_hash, reason
+from data.layout import ENCODERS, TEXTED
 
 HUB = "https://huggingface.co"
 RANDOM = "random"
-CLIP_NAMES = ("openai",)
-CLIP_REPOSITORY = "timm/vit_large_patch14_clip_224.openai"  # where open_clip takes them from
-CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-CLAP_NAMES = ("630k-audioset-best", "630k-best", "630k-audioset-fusion-best", "630k-fusion-best",
-              "music_audioset_epoch_15_esc_90.14", "music_speech_audioset_epoch_15_esc_89.98",
-              "music_speech_epoch_15_esc_89.25")
-CLAP_REPOSITORY = "lukewys/laion_clap"
 NETWORK_WAIT = 2.0  # s
 
 
 def need_packages() -> None:
     """ValueError if what reads videos and builds the encoders is not installed."""
-    packages = dict(open_clip="open_clip_torch", laion_clap="laion-clap", av="av", pebble="pebble")  # by module
+    packages = {e.module: e.package for e in TEXTED.values()} | dict(av="av", pebble="pebble")
     missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")
 
 
-def clip_weights(choice: str) -> Path | None:
-    return _find_weights("clip", choice, CLIP_NAMES, CLIP_REPOSITORY, CLIP_FILES)
-
-
-def clap_weights(choice: str) -> Path | None:
-    return _find_weights("clap", choice, CLAP_NAMES, CLAP_REPOSITORY, (f"{choice}.pt",))
-
-
-def _find_weights(encoder: str, choice: str, names: tuple[str, ...], repository: str,
-                  files: tuple[str, ...]) -> Path | None:
+def find(encoder: str, choice: str) -> Path | None:
     """The file behind --clip-weights or --clap-weights: one that is named, or from the hub or its cache; None for
     `random`. FileNotFoundError tells the way out."""
+    names, repository = ENCODERS[encoder].weights, ENCODERS[encoder].repository
+    files = [file.format(choice) for file in ENCODERS[encoder].files]
     if choice == RANDOM:
         return None
     if choice not in names:

@@ -1,6 +1,7 @@
 """Small sources in the layout of the authors' download, for tests."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,11 @@ def write_own(folder: Path, labels: str, events: str | None = None, classes: tup
     if events is not None:
         (folder / "events.csv").write_text(events, encoding="utf-8")
     return folder
+
+
+def checklist(out: str = "runs/paper") -> dict[str, str]:
+    """The sentences that docs/real_data.md promises -> as regular expressions: `...` is anything, numbers are any."""
+    text = (Path(__file__).resolve().parents[2] / "docs/real_data.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```text\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    masked = {line: re.escape(re.sub(r"(?<![\w.])\d[\d,]*(?![\w.])", "#", line).replace("...", "~")) for line in lines}
+    return {line: x.replace(r"\#", r"[\d,]+").replace(r"\~", ".+").replace("~", ".+").replace("runs/paper", re.escape(out)) for line, x in masked.items()}

@@ -18,6 +18,7 @@ need("av", "open_clip", "laion_clap")
 
 import hub
 import tiny_extract
+from data.layout import ENCODERS
 from video import decode, encoders, weights
 
 
@@ -96,9 +97,9 @@ def test_the_published_clip_is_the_one_with_quickgelu_and_the_file_that_open_cli
     config = open_clip.get_model_config(encoders.CLIP_MODEL)
     assert config["quick_gelu"] and config["embed_dim"] == 768 and config["vision_cfg"]["patch_size"] == 14
     pretrained = open_clip.get_pretrained_cfg(encoders.CLIP_MODEL, "openai")
-    assert pretrained["hf_hub"].rstrip("/") == weights.CLIP_REPOSITORY
+    assert pretrained["hf_hub"].rstrip("/") == ENCODERS["clip"].repository
     assert (pretrained["mean"], pretrained["std"]) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
-    assert set(weights.CLIP_FILES) == {"open_clip_model.safetensors", open_clip.constants.HF_WEIGHTS_NAME}
+    assert set(ENCODERS["clip"].files) == {"open_clip_model.safetensors", open_clip.constants.HF_WEIGHTS_NAME}
 
 
 # ---- CLAP ----
@@ -199,6 +200,18 @@ def test_sound_of_a_second_is_repeated_to_ten(clap):
     np.testing.assert_allclose(ours.sounds(x), ours.sounds(np.tile(x, 10)), atol=1e-6)
 
 
+def test_scale_of_logits_tells_whether_the_authors_may_have_used_these_weights(tmp_path):
+    for name, key, released in (("clip", "logit_scale", 4.6052), ("clap", "logit_scale_a", 3.2912)):
+        torch.save({key: torch.tensor(released + 2e-5), "x": torch.ones(2)}, tmp_path / "their.pt")
+        torch.save({key: torch.tensor(released + 2e-4)}, tmp_path / "other.pt")
+        torch.save({"x": torch.ones(2)}, tmp_path / "none.pt")
+        said = [encoders.told_by_scale(name, tmp_path / f"{x}.pt") for x in ("their", "other", "none")]
+        assert said[0] == (f"{name.upper()}: {key} of their.pt is {released}, that of the released teacher {released}: "
+                           "the authors may have used these weights")
+        assert f"{released + 2e-4:.4f}" in said[1] and said[1].endswith("the authors had not used these weights")
+        assert said[2].startswith(f"{name.upper()}: none.pt holds no {key}")
+
+
 # ---- files ----
 
 
@@ -261,16 +274,16 @@ def test_weights_in_the_hubs_cache_are_found_offline(tmp_path, monkeypatch):
 
     def cached(repository: str, file: str) -> str | None:
         asked.append((repository, file))
-        return str(tmp_path / file) if file == weights.CLIP_FILES[1] else None
+        return str(tmp_path / file) if file == ENCODERS["clip"].files[1] else None
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
-    assert weights.clip_weights("openai") == tmp_path / weights.CLIP_FILES[1]
-    assert asked == [(weights.CLIP_REPOSITORY, f) for f in weights.CLIP_FILES]
+    assert weights.find("clip", "openai") == tmp_path / ENCODERS["clip"].files[1]
+    assert asked == [(ENCODERS["clip"].repository, f) for f in ENCODERS["clip"].files]
 
 
 def test_a_weights_option_that_is_neither_name_nor_file_is_refused():
     with pytest.raises(FileNotFoundError, match="--clip-weights nowhere.pt: no such file, and not one of openai, random"):
-        weights.clip_weights("nowhere.pt")
+        weights.find("clip", "nowhere.pt")
 
 
 def test_without_the_packages_the_sentence_says_what_to_install(tmp_path):
@@ -282,7 +295,7 @@ def test_without_the_packages_the_sentence_says_what_to_install(tmp_path):
         result = subprocess.run([sys.executable, "-c", hide, *map(str, arguments)], capture_output=True, text=True, timeout=300)
         assert result.returncode == 1
         assert result.stderr == ("error: this command needs packages that are not installed: "
-                                 "pip install open_clip_torch laion-clap av pebble\n")
+                                 "pip install laion-clap open_clip_torch av pebble\n")
 
 
 def test_the_method_and_the_annotations_import_none_of_the_encoders_packages():

@@ -61,6 +61,16 @@ def test_bundle_is_complete_and_describes_itself(bundle, finished):
     np.testing.assert_allclose(texts["clip"], np.load(finished / "data/llp/text_clip.npy"))
 
 
+def test_the_recipe_that_features_were_extracted_by_reaches_the_bundle(finished, monkeypatch):
+    def recipe_in_bundle() -> str:
+        return export_onnx.source_of_run(finished, 0, None, None, None).describe()["preprocessing"]["recipe_of_training"]
+
+    assert recipe_in_bundle() == ""  # the demo world's has none
+    index = export_onnx.read_index(finished / "data") | dict(made_with={"LLP/extract.json": '{"recipe": "valor"}'})
+    monkeypatch.setattr(export_onnx, "read_index", lambda folder: index)
+    assert recipe_in_bundle() == "valor"
+
+
 def test_every_file_carries_its_description_and_no_trace_of_the_machine(bundle):
     import onnx
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -19,8 +20,8 @@ need("av", "open_clip", "laion_clap")
 
 import clips
 import features
-from data import annotations, layout
-from video import decode, encoders, extract, weights
+from data import annotations, layout, pack
+from video import RECIPES, decode, encoders, extract, weights
 
 TINY = ROOT / "tests/helpers/tiny_extract.py"
 
@@ -40,7 +41,7 @@ class Encoder:
 
 
 def run(folder: Path, out: Path, made_with: dict | None = None, **options) -> dict[str, int]:
-    parts = {k: options.pop(k) for k in ("llp", "segments", "missing") if k in options}
+    parts = {k: options.pop(k) for k in ("llp", "segments", "missing", "recipe") if k in options}
     return extract.extract(folder, out, Encoder(768), Encoder(512), made_with or {"weights": "test"}, extract.Options(**parts),
                            workers=2, **options)
 
@@ -253,7 +254,7 @@ def test_finished_videos_and_known_failures_are_not_decoded_again_unless_asked(v
     run(videos, tmp_path)
     before, decoded = content(tmp_path), []
     original = decode.read_clips
-    monkeypatch.setattr(decode, "read_clips", lambda paths, *a: decoded.extend(paths) or original(paths, *a))
+    monkeypatch.setattr(decode, "read_clips", lambda paths, *a, **k: decoded.extend(paths) or original(paths, *a, **k))
     result = run(videos, tmp_path)
     assert decoded == [] and result["new"] == 0 and result["finished"] == 12 and result["failed"] == 4
     run(videos, tmp_path, retry=True, group=1)
@@ -349,6 +350,28 @@ def test_text_command_embeds_both_prompts_in_the_layout_of_the_authors(tmp_path,
     extract.write_texts(["Door_bell"], tmp_path / "two", lambda t: prompts.setdefault("clip", t) and np.ones((1, 768)),
                         lambda t: prompts.setdefault("clap", t) and np.ones((1, 512)), {})
     assert prompts == {"clip": ["A photo of door bell"], "clap": ["This is the sound of door bell"]}
+
+
+def test_features_by_the_recipe_of_valor_are_those_of_its_clips_and_the_recipe_is_remembered(videos, tmp_path, capsys):
+    """Sounds of different lengths are encoded together with none but their own."""
+    run(videos, tmp_path / "valor", recipe="valor", group=5)
+    for name, kind, size in (("CLIP", "images", 768), ("CLAP", "sounds", 512)):
+        for id, x in vectors(tmp_path / "valor", name).items():
+            expected = Encoder(size)(getattr(decode.read_clip(videos / f"{id}.mp4", recipe=RECIPES["valor"]), kind))
+            np.testing.assert_allclose(x, expected, atol=1e-5)
+    one = tmp_path / "one"
+    one.mkdir()
+    clips.make(one / "a.mp4", 2, sound=clips.tone(2)[None])
+    (tmp_path / "own.txt").write_text("kettle\n")
+    for command in (["extract", one], ["text", tmp_path / "own.txt"]):
+        result = subprocess.run([sys.executable, TINY, *command, tmp_path / "out", "--recipe", "valor"], capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+    assert "'A photo of kettle'" in result.stdout and "'This is a sound of kettle'" in result.stdout
+    assert {json.loads((tmp_path / "out" / x).read_text())["recipe"] for x in pack.MADE_WITH} == {"valor"}
+    (tmp_path / "out/labels.csv").write_text("video,labels\na,kettle\n")
+    assert layout.recipe_of(pack.pack(tmp_path / "out", tmp_path / "packed", workers=1)) == "valor"
+    result = subprocess.run([sys.executable, TINY, "extract", one, tmp_path / "out"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 1 and "made with other recipe; choose another folder" in result.stderr
 
 
 def test_identity_of_weights_is_the_content_not_the_place(tmp_path):

@@ -3,6 +3,8 @@
 import http.server
 import io
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,8 +15,8 @@ import numpy as np
 import pytest
 
 from conftest import ROOT
-from data import fetch, pack
-from sources import write_llp, write_unav
+from data import annotations, fetch, pack
+from sources import checklist, write_llp, write_unav
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -175,6 +177,24 @@ def test_archive_is_extracted_into_the_source_layout_whatever_folders_it_has(tmp
     assert files == {"segment_feats/a-_x.npy": npy(10, 768), "event_feats/all_event_feats.npy": npy(25, 768)}
 
 
+def test_of_two_folders_with_the_same_names_the_one_with_features_is_taken(tmp_path):
+    members = {"CLIP/segment_pseudo_labels/a.npy": npy(10, 25), "CLIP/segment_pseudo_labels/b.npy": npy(10, 25),
+               "CLIP/features/a.npy": npy(10, 768), "CLIP/texts/all_event_feats.npy": npy(25, 768)}
+    for order in (members, dict(reversed(members.items()))):
+        (tmp_path / "x.zip").write_bytes(zip_of(order))
+        assert fetch.extract_features(tmp_path / "x.zip", tmp_path / "out") == 2
+        files = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+        assert files == {"segment_feats/a.npy": npy(10, 768), "event_feats/all_event_feats.npy": npy(25, 768)}
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_of_two_folders_that_both_may_be_meant_none_is_guessed(tmp_path):
+    (tmp_path / "x.zip").write_bytes(zip_of({"one/a.npy": npy(10, 768), "two/a.npy": npy(10, 768)}))
+    with pytest.raises(ValueError, match="x.zip: has files of the same names in several folders, and none is called"):
+        fetch.extract_features(tmp_path / "x.zip", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["../evil.npy", "a/../../evil.npy", "/evil.npy", "..\\evil.npy", "C:\\evil.npy", "C:evil.npy", "a/C:\\evil.npy",
                                   "\\\\host\\share\\evil.npy", "a\\..\\..\\evil.npy", "//host/evil.npy", "../README.txt"])
 def test_archive_with_a_name_that_leads_out_is_refused_as_a_whole(tmp_path, name):
@@ -238,7 +258,7 @@ def test_fetched_files_are_what_pack_reads(mirror, tmp_path, capsys):
         mirror.faults[name] = ["drops", "503"]
     fetch.fetch(tmp_path / "data", mirror=mirror.url)
     printed = capsys.readouterr().out
-    assert "vggish: not fetched, it is in a Google Drive folder" in printed and str(tmp_path / "data/LLP/feats/vggish") in printed
+    assert "vggish: not fetched, it is in one file on Google Drive" in printed and "licences: " in printed and str(tmp_path / "data/LLP/feats/vggish") in printed
     assert not list((tmp_path / "data").glob("*.zip*")) and not list((tmp_path / "data").rglob("*.part*"))
     index = pack.pack(tmp_path / "data", tmp_path / "packed", workers=1)
     assert index["llp"]["features"] == ["clap", "clip"] and np.load(tmp_path / "packed/llp/train/clip.npy").shape == (1, 10, 768)
@@ -252,21 +272,34 @@ def test_fetch_again_asks_for_nothing_and_one_dataset_can_be_chosen(mirror, tmp_
     assert mirror.requests == [] and "fetched before, 4 files" in capsys.readouterr().out
 
 
+def test_published_annotations_are_fetched_from_pinned_commits_and_the_users_own_are_kept(mirror, tmp_path, monkeypatch):
+    assert all(f"/{commit}/data" in base for (base, _), commit in zip(fetch.ANNOTATIONS.values(), ("fde5611", annotations.UNAV_COMMIT)))
+    monkeypatch.setattr(fetch, "ANNOTATIONS", {d: (f"{mirror.url}/{base.split('githubusercontent.com/')[1]}", files)
+                                               for d, (base, files) in fetch.ANNOTATIONS.items()})
+    monkeypatch.setattr(fetch, "FEATURES", mirror.url)
+    mirror.files |= {f"YapengTian/AVVP-ECCV20/fde5611/data/{name}": x for name, x in mirror.files.items() if name.endswith(".csv")}
+    own = write_unav(tmp_path / "data/UnAV/unav100_annotations.json").read_bytes()
+    fetch.fetch(tmp_path / "data")
+    asked = [name for name, _ in mirror.requests if not name.endswith(".zip")]
+    assert len(asked) == 5 and all("fde5611" in name for name in asked)
+    assert (tmp_path / "data/UnAV/unav100_annotations.json").read_bytes() == own
+
+
 def command(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(ROOT / "features.py"), "fetch", *map(str, arguments)], capture_output=True,
                           text=True, timeout=300)
 
 
 @pytest.mark.parametrize("content, message", [
-    (b"this is no zip file", "LLP_CLIP.zip: not a whole zip file"),
+    (b"this is no zip file", "LLP_CLAP.zip: not a whole zip file"),
     (zip_of({"../../evil.npy": npy(1, 1)}), "which leads out of its folder"),
     (zip_of({"readme.txt": b"x"}), "holds no .npy file"),
 ])
 def test_a_bad_archive_ends_the_command_with_one_sentence(mirror, tmp_path, content, message):
-    mirror.files["LLP_CLIP.zip"] = content
+    mirror.files["LLP_CLAP.zip"] = content
     result = command(tmp_path / "data", "--llp", "--mirror", mirror.url)
     assert result.returncode == 1 and result.stderr.startswith("error: ") and message in result.stderr
-    assert result.stderr.count("\n") == 1 and not (tmp_path / "data/LLP/feats_CLIP").exists() and not (tmp_path / "evil.npy").exists()
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "data/LLP/feats_CLAP").exists() and not (tmp_path / "evil.npy").exists()
 
 
 def test_a_broken_archive_is_fetched_anew_by_the_next_run(mirror, tmp_path):
@@ -290,8 +323,10 @@ def test_run_all_fetches_packs_trains_and_scores_in_one_command(mirror, tmp_path
         ["bash", ROOT / "run_all.sh", "--data", tmp_path / "data", "--fetch", "--features", "clip_clap", "--out", tmp_path / "run",
          "--device", "cpu", "--", *tiny], env=environment, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "== 1. Fetch" in result.stdout and "LLP_CLIP.zip: 4 files" in result.stdout
-    assert "Paper's rows: LLP, the published numbers." in result.stdout and "features clip_clap" in result.stdout
+    assert "== 1. Fetch" in result.stdout and "LLP_CLIP.zip: 4 files" in result.stdout and "features clip_clap" in result.stdout
+    promised = checklist(str(tmp_path / "run"))
+    found = [line.split()[0] for line, pattern in promised.items() if re.search(f"^{pattern}$", result.stdout, re.MULTILINE)]
+    assert found == ["LLP_CLAP.zip:", "runs/paper/data:", "runs/paper/seed0/teacher.pt:", "Everything", "Paper's"]
 
 
 def test_an_annotation_file_that_is_an_error_page_is_refused(mirror, tmp_path):

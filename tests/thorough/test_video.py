@@ -17,7 +17,7 @@ from conftest import ROOT, need, unavailable
 need("av")
 
 import clips
-from video import decode
+from video import RECIPES, decode
 
 
 def shown(times: list[float], T: int) -> list[int]:
@@ -98,6 +98,51 @@ def test_square_image_is_pixel_for_pixel_the_preprocessing_of_clip():
     for h, w in [(240, 320), (320, 240), (224, 224), (101, 373), (480, 641), (225, 224), (1080, 1920), (30, 40)]:
         pixels = rng.integers(0, 256, (h, w, 3), np.uint8)
         assert np.array_equal(decode.square_image(pixels), np.asarray(theirs(Image.fromarray(pixels))))
+
+
+# ---- the recipe of VALOR ----
+
+VALOR = RECIPES["valor"]
+
+
+@pytest.mark.parametrize("fps", [10, 25, 30, Fraction(30000, 1001)])
+@pytest.mark.parametrize("seconds", [10, 9.3])
+def test_pictures_of_valor_are_ten_of_the_jpgs_that_ffmpeg_writes_at_8_a_second(tmp_path, fps, seconds):
+    """A jpg stands for an eighth of a second, and ffmpeg gives it the frame whose time is the last to round to it."""
+    clip = decode.read_clip(clips.make(tmp_path / "a.mp4", seconds, fps), 10, recipe=VALOR)
+    times = [n / fps for n in range(round(seconds * fps))]
+    jpgs = [max(n for n, t in enumerate(times) if t <= (k + 0.5) / 8) for k in range(round(len(times) / fps * 8))]
+    expected = [jpgs[round(k)] for k in np.linspace(0, len(jpgs) - 1, 10)]
+    found = [clips.number(squeezed(image)) for image in clip.images]
+    assert clip.images.shape == (10, 224, 224, 3) and found == expected != shown(times, 10)
+
+
+def squeezed(image: np.ndarray) -> np.ndarray:
+    """A squashed picture of 4 : 3 as the crop of it would look like, for `clips.number`."""
+    columns = ((np.arange(224) + 0.5 - 112) * clips.H / clips.W + 112).astype(int)
+    return image[:, columns]
+
+
+def test_squashed_pictures_are_those_of_valors_torchvision():
+    """Bilinear, not antialiased, of a float tensor, to both sides; 8-bit rounding is ours."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    for h, w in [(240, 320), (320, 240), (480, 641), (1080, 1920), (30, 40)]:
+        pixels = rng.integers(0, 256, (h, w, 3), np.uint8)
+        x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+        theirs = torch.nn.functional.interpolate(x, (224, 224), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+        assert np.abs(decode.square_image(pixels, squash=True) - theirs.numpy()).max() < 1.5
+
+
+def test_sound_of_valor_is_ten_slices_of_the_whole(tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 470_007)).astype(np.float32)  # 9.8 s
+    path = clips.make(tmp_path / "a.mkv", 9.8, sound=noise, audio_codec="pcm_s16le")
+    sounds = decode.read_clip(path, 10, recipe=VALOR).sounds
+    assert sounds.shape == (10, 47_000)
+    for t in range(10):
+        np.testing.assert_allclose(sounds[t], noise[0, round(47_000.7 * t) :][:47_000], atol=1 / 32768)
+    assert decode.read_clip(path, 10).sounds.shape == (10, 48_000)
 
 
 # ---- sound ----
