@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT))
 
-from docs import annotate, picture
+import annotate
+import picture
 
 PAGE = (DOCS / "annotated.html").read_text(encoding="utf-8")
 SOURCE = (ROOT / "uwav.py").read_text(encoding="utf-8")
@@ -25,7 +26,7 @@ def piece(name: str) -> str:
 
 
 def test_page_and_picture_are_those_of_the_code():
-    say = "the code and docs/annotated.html have parted: run `python docs/annotate.py` and commit what it writes"
+    say = "the code and docs/annotated.html have parted: run `python tests/helpers/annotate.py` and commit what it writes"
     assert annotate.build() == PAGE, say
     assert picture.picture() == (DOCS / "pictures/method.svg").read_text(encoding="utf-8"), say
 

@@ -10,7 +10,7 @@ import uwav
 from common.files import read_sealed
 from data.splits import load_target, load_weak
 from train.ablation import cell
-from train.checkpoints import load_model, read_history
+from train.checkpoints import load_file, load_model
 from train.stages import read_labels
 
 VIDEO, SPEECH = 1056, 0  # of the test split: a voice is heard all the time and seen in the last three seconds
@@ -26,7 +26,7 @@ def numbers_of(run: Path) -> dict[str, str | list[float]]:
         numbers[f"{points['first']} to {points['second']}"] = f"{x['mean']:+.1f} {interval}"
     seed, test = run / f"seed{saved['seeds'][0]}", load_target(run / "data", "test", "clip_clap", "cpu")
     for name, path in (("teacher", seed / "teacher.pt"), ("parser", seed / "clip_clap/full/han.pt")):
-        model, history = load_model(path), [x | x.pop("val") for x in read_history(path)]
+        model, history = load_model(path), [x | x.pop("val") for x in load_file(path)["history"]]
         numbers[f"{name} parameters"] = f"{sum(x.numel() for x in model.parameters()):,}"
         numbers |= {f"{name}: {k}, by epoch": [float(f"{x[k]:.2g}") for x in history] for k in history[0]}
 

@@ -1,7 +1,7 @@
 """docs/annotated.html: uwav.py with notes beside it, in one file that loads nothing.
 
-    python docs/annotate.py                        # after a change of uwav.py, of the notes or of method.md
-    python docs/annotate.py --numbers runs/demo    # first takes the live numbers from a run of the demo world
+    python tests/helpers/annotate.py                        # after a change of uwav.py, of the notes or of method.md
+    python tests/helpers/annotate.py --numbers runs/demo    # first takes the live numbers from a run of the demo world
 
 The prose is annotated/notes.html: `== NAME`, then the note of that piece of code. In it, [[line: CODE]] is a link to
 the line that holds CODE, [[departure N: CODE | CODE]] row N of the table in method.md, [[row: NAME | NAME]] strips of
@@ -16,12 +16,13 @@ import sys
 from html import escape, unescape
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parent
-sys.path.insert(0, str(DOCS.parent))
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT))
 
 from common.command import one_sentence_errors
 from common.files import atomic, read_json, write_json
-from docs.picture import picture
+from picture import picture
 
 NUMBERS = DOCS / "annotated/numbers.json"
 TOKEN = re.compile(r'(?P<string>f?""".*?"""|f?"[^"\n]*")|(?P<comment>#[^\n]*)'
@@ -80,7 +81,7 @@ class Page:
             return (f'<p class="departure" id="departure{number}"><b>Departure {number}</b> ({links}): {what}. Paper: '
                     f"{paper}. Released code, and default here: {here}. The paper’s way: {way}.</p>")
         if missing := [name for name in names if name not in self.numbers]:
-            raise ValueError(f"docs/annotated/numbers.json: no {missing[0]!r}; python docs/annotate.py --numbers RUN")
+            raise ValueError(f"docs/annotated/numbers.json: no {missing[0]!r}; python tests/helpers/annotate.py --numbers RUN")
         strips = "".join(map(self.strip, names)) if kind else ""
         return f'<table class="strip">{strips}</table>' if kind else f"<b>{self.numbers[names[0]]}</b>"
 
@@ -136,7 +137,7 @@ if __name__ == "__main__":
     parser.add_argument("--numbers", type=Path, metavar="RUN", help="first take the live numbers from this run")
     with one_sentence_errors("begins again"):
         if run := parser.parse_args().numbers:
-            from docs.live import numbers_of  # needs PyTorch, the page does not
+            from live import numbers_of  # needs PyTorch, the page does not
 
             write_json(NUMBERS, numbers_of(run))
         for path, text in ((DOCS / "pictures/method.svg", picture()), (DOCS / "annotated.html", build())):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 WIDTH, STEP, ROW, HEAD = 520, 126, 64, 52  # of the picture, of a column, of a row, of a band's title
 BOX_WIDTH, BOX_HEIGHT = 110, 40
-FOLDER = Path(__file__).with_name("annotated")
+FOLDER = Path(__file__).resolve().parents[2] / "docs/annotated"
 
 
 def picture() -> str:
