@@ -374,7 +374,7 @@ class Bench:
 
         torch.manual_seed(0)
         torch.set_num_threads(1)
-        export, files, rows = export_onnx.exports_of(uwav.HAN().eval(), None)["han"], {}, []
+        export, files, rows = export_onnx.exports_of(uwav.HAN().eval(), None)["parser"], {}, []
         for kind in ("fp32", "fp16", "int8"):
             files[kind] = self.folder / f"han_{kind}.onnx"
             if kind == "fp32":

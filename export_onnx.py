@@ -1,19 +1,21 @@
 """A trained parser leaves Python: ONNX files that any runtime reads, each checked against PyTorch before it is kept.
 
     python export_onnx.py RUN OUT                                          # a run of run_all.sh
-    python export_onnx.py --released-han FILE --released-teacher FILE OUT  # checkpoints of the authors' code
+    python export_onnx.py --released-han FILE --released-teacher FILE OUT  # checkpoints of the authors' code, or of one
 
 OUT, the *bundle*, holds (B videos, T segments, C classes; B, T and C are free, of the teacher's inputs too):
 
-    parser.onnx      features -> gated events, audible, visible, both (bool), and their probabilities
-    han.onnx         features -> segment and video probabilities
-    teacher.onnx     CLAP, CLIP, mask and the texts of *any* classes -> logits
-    labels.onnx      logits, weak labels, thresholds -> hard and soft labels (Eq. 4)
-    clip_image.onnx  (N, 224, 224, 3) uint8 -> (N, 768)       with --clip-weights
-    clap_audio.onnx  (N, 48000) float32     -> (N, 512)       with --clap-weights
-    texts.json       the classes' text embeddings, for teacher.onnx
-    sample.npz       features of a video of the run, to try it with
-    bundle.json      everything a program must know to use them
+    onnx/parser.onnx      features -> gated events, audible, visible, both (bool), and their probabilities
+    onnx/teacher.onnx     CLAP, CLIP, mask and the texts of *any* classes -> logits
+    onnx/labels.onnx      logits, weak labels, thresholds -> hard and soft labels (Eq. 4)
+    onnx/clip_image.onnx  (N, 224, 224, 3) uint8 -> (N, 768)       with --clip-weights
+    onnx/clap_audio.onnx  (N, 48000) float32     -> (N, 512)       with --clap-weights
+    onnx/clip_text.onnx, onnx/clap_text.onnx  (N, 77) tokens -> (N, 768), (N, 512)      with --texts
+    *_tokenizer.json      how a text becomes tokens: files of the library tokenizers
+    texts.json            the classes' text embeddings, for teacher.onnx
+    sample.npz            features of a video of the run, to try it with
+    bundle.json           everything a program must know to use them
+    README.md, config.json, preprocessor_config.json    what hubs of models show
 
 The files are written to OUT/.part and moved to OUT only when the ONNX checker has passed all of them and onnxruntime
 agrees with PyTorch, at sizes other than the one that was traced. Until then OUT keeps what it had.
@@ -28,8 +30,10 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import shutil
 import statistics
+import string
 import time
 import timeit
 from collections.abc import Callable
@@ -51,21 +55,25 @@ except ModuleNotFoundError as error:
 
 import uwav
 from common.command import one_sentence_errors, working_in
-from common.files import atomic, file_hash, hash_of, read_json, write_json
+from common.files import atomic, file_hash, hash_of, read_json, read_sealed, write_json
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS, LLP_FEATURES, read_index
-from data.splits import load_target, load_text
+from data.splits import load_target, load_text, load_truth
 from train.checkpoints import load_file, load_model
 from train.stages import read_labels
 from video import IMAGE_SIZE, PROMPTS, SAMPLE_RATE
 from video.encoders import quiet
 
 OPSET = 20
-FORMAT = 1  # of the bundle
+FORMAT = 2  # of the bundle
 TOLERANCE = 1e-4  # largest difference to PyTorch that is accepted
 SIZES = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
 FOLDED = 1 << 40  # elements of a constant that may be folded: any
-TIMED_RUNS = 50  # of a variant
+LARGE = 1024  # numbers of an array that is worth storing in half precision
+TIMED_RUNS, TIMED_SECONDS = 50, 3.0  # of a variant, at most
+ENCODED = 16  # random inputs of an encoder that its variants are compared on
+COSINE = 0.995  # of embeddings to those in single precision: a variant of an encoder that is further off is not kept
+SAMPLE_TOKENS = 36  # of the smallest vocabulary: random texts are made of these
 EXAMPLE = dict(B=3, T=5, C=4)  # what is traced: none of the sizes above
 VALUES = {  # of inputs that are not normal random numbers, by shape
     "mask": lambda shape: torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1)),  # some are shorter
@@ -73,12 +81,25 @@ VALUES = {  # of inputs that are not normal random numbers, by shape
     "weak": lambda shape: (torch.rand(shape) < 0.5).float(),
     "audio_threshold": lambda shape: torch.randn(shape).index_fill(0, torch.tensor([0]), -math.inf),  # "always"
     "pixels": lambda shape: torch.randint(0, 256, shape, dtype=torch.uint8),
+    "tokens": lambda shape: torch.randint(2, SAMPLE_TOKENS, shape),
     "wave": lambda shape: 0.3 * torch.randn(shape),
+}
+MEANINGS = {  # doc strings of inputs and outputs
+    "audio": "sound, a vector a second: (B videos, T seconds, D)", "visual": "pictures, a CLIP embedding a second",
+    "visual_2d": "pictures, a vector a second: (B, T, D)", "visual_3d": "motion, a vector a second: (B, T, D)",
+    "mask": "(B, T), true where a second is part of the video", "audio_text": "(C classes, D) CLAP, unit length",
+    "visual_text": "(C classes, D) CLIP, unit length", "weak": "(B, C), 1 where the class occurs in the video",
+    "pixels": "(B, 224, 224, 3) RGB, 0 to 255; normalisation is inside", "wave": "(B, 48000): a second, in [-1, 1]",
+    "tokens": "(B, 77) of the tokenizer beside", "embedding": "(B, D), unit length",
+    "video_prob": "(B, C), of the whole video; can exceed 1 (Eq. 1)", "audio_prob": "(B, T, C), audible",
+    "visual_prob": "(B, T, C), visible", "audio_event": "(B, T, C), audible, gated: second and video above 0.5",
+    "visual_event": "(B, T, C), visible, gated", "av_event": "(B, T, C), audible and visible",
 }
 LICENCE = "MIT (code and export); the weights follow the terms of the data and encoders they were trained with"
 
 # ---- What is exported: functions of named inputs -------------------------------------------------
 
+GRAPHS = "parser", "teacher", "labels"
 PROBABILITIES, EVENTS = ("audio_prob", "visual_prob", "video_prob"), ("audio_event", "visual_event", "av_event")
 
 
@@ -101,13 +122,13 @@ def labels(audio_logit: Tensor, visual_logit: Tensor, weak: Tensor, *thresholds:
 
 class Export(nn.Module):
     """One file: a function, the axes of its inputs in order (B, T and C are free), the names of its outputs, and the
-    model whose weights it uses, if any. What `part_of` names computes the same outputs, and more."""
+    model whose weights it uses and the tokenizer that it needs, if any."""
 
     def __init__(self, name: str, function: Callable, axes: dict[str, tuple[str | int, ...]], outputs: tuple[str, ...],
-                 model: nn.Module | None = None, part_of: str | None = None):
+                 model: nn.Module | None = None, tokenizer: object = None):
         super().__init__()
         self.name, self.function, self.axes, self.outputs = name, function, axes, outputs
-        self.model, self.part_of = model, part_of
+        self.model, self.tokenizer = model, tokenizer
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...] | Tensor:
         return self.function(*inputs)
@@ -123,15 +144,15 @@ class Export(nn.Module):
         return list(dict.fromkeys((B, T if timed else 1) for B, T in SIZES))
 
 
-def exports_of(han: uwav.HAN, teacher: uwav.Teacher | None) -> dict[str, Export]:
+def exports_of(han: uwav.HAN | None, teacher: uwav.Teacher | None) -> dict[str, Export]:
     """Every file but the encoders, by name."""
-    features = {name: ("B", "T", D) for name, D in _feature_sizes(han).items()}
-    logit, C = ("B", "T", "C"), ("C",)
-    found = [
-        Export("parser", lambda *x: gated(*probabilities(han(*x))), features, EVENTS + PROBABILITIES, han),
-        Export("han", lambda *x: probabilities(han(*x)), features, PROBABILITIES, han, part_of="parser"),
-        Export("labels", labels, dict(audio_logit=logit, visual_logit=logit, weak=("B", "C"), audio_threshold=C,
-                                      visual_threshold=C), ("audio_hard", "visual_hard", "audio_soft", "visual_soft"))]
+    found, logit, C = [], ("B", "T", "C"), ("C",)
+    if han is not None:
+        features = {name: ("B", "T", D) for name, D in _feature_sizes(han).items()}
+        found.append(Export("parser", lambda *x: gated(*probabilities(han(*x))), features, EVENTS + PROBABILITIES, han))
+    found.append(Export("labels", labels, dict(audio_logit=logit, visual_logit=logit, weak=("B", "C"),
+                                               audio_threshold=C, visual_threshold=C),
+                        ("audio_hard", "visual_hard", "audio_soft", "visual_soft")))
     if teacher is not None:
         audio, visual = teacher.config.audio_dim, teacher.config.visual_dim
         found.append(Export(
@@ -141,20 +162,31 @@ def exports_of(han: uwav.HAN, teacher: uwav.Teacher | None) -> dict[str, Export]
     return {export.name: export for export in found}
 
 
+ENCODERS = {"clip_image": "clip", "clap_audio": "clap", "clip_text": "clip", "clap_text": "clap"}  # whose weights
+
+
 def export_of_encoder(name: str, weights: Path | None) -> Export:
-    """`clip` or `clap`: what video/encoders.py computes, but resizing and cropping pictures."""
+    """What video/encoders.py computes, but resizing and cropping pictures, and tokens."""
     from video import encoders
 
-    if name == "clip":
-        clip = encoders.ClipEncoder(weights)
-        pixels = ("B", IMAGE_SIZE, IMAGE_SIZE, 3)
-        return Export("clip_image", clip.embed, dict(pixels=pixels), ("embedding",), clip.model)
-    clap = encoders.ClapEncoder(weights)
-    return Export("clap_audio", clap, dict(wave=("B", SAMPLE_RATE)), ("embedding",), clap)
+    if name == "clap_audio":
+        clap = encoders.ClapEncoder(weights)
+        return Export(name, clap, dict(wave=("B", SAMPLE_RATE)), ("embedding",), clap)
+    tokens = dict(tokens=("B", encoders.TOKENS))
+    if name == "clap_text":
+        texts = encoders.ClapTextEncoder(weights)
+        return Export(name, texts, tokens, ("embedding",), texts, tokenizer=texts)
+    clip = encoders.ClipEncoder(weights)
+    if name == "clip_text":
+        return Export(name, clip.embed_tokens, tokens, ("embedding",), clip.model, tokenizer=clip)
+    pixels = ("B", IMAGE_SIZE, IMAGE_SIZE, 3)
+    return Export(name, clip.embed, dict(pixels=pixels), ("embedding",), clip.model)
 
 
-def _feature_sizes(han: uwav.HAN) -> dict[str, int]:
+def _feature_sizes(han: uwav.HAN | None) -> dict[str, int]:
     """Of the inputs that it takes."""
+    if han is None:
+        return {}
     sizes = {name: getattr(han.config, f"{name}_dim") for name in ("audio", "visual_2d", "visual_3d")}
     return {name: size for name, size in sizes.items() if size}
 
@@ -181,6 +213,8 @@ def trace(export: Export) -> onnx.ModelProto:
     for part in (model, *graph.input, *graph.output, *inside):  # the exporter notes source files and stack traces
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+    for value in (*graph.input, *graph.output):
+        value.doc_string = MEANINGS.get(value.name, "")
     return model
 
 
@@ -212,14 +246,14 @@ def largest_difference(export: Export, run: onnxruntime.InferenceSession) -> flo
     return float(torch.stack(differences).max())
 
 
+def file_of(out: Path, name: str) -> Path:
+    return out / "onnx" / f"{name}.onnx"
+
+
 def keep(export: Export, out: Path, properties: dict[str, str]) -> dict:
-    """Export, check, and only then write OUT/NAME.onnx; returns what bundle.json says of it. Raises ValueError."""
-    started, path = time.monotonic(), out / f"{export.name}.onnx"
-    if export.part_of is None:
-        model = trace(export)
-    else:  # the same network is not traced twice
-        whole = onnx.utils.Extractor(onnx.load(out / f"{export.part_of}.onnx"))
-        model = whole.extract_model(list(export.axes), list(export.outputs))
+    """Export, check, and only then write NAME.onnx; returns what bundle.json says of it. Raises ValueError."""
+    started, path = time.monotonic(), file_of(out, export.name)
+    model = trace(export)
     model.producer_name, model.producer_version = "uwav", str(FORMAT)
     onnx.helper.set_model_props(model, properties)
     with atomic(path) as temporary:
@@ -240,8 +274,8 @@ def describe(path: Path, run: onnxruntime.InferenceSession) -> dict:
     def values(items: list) -> dict:
         return {v.name: dict(type=v.type.removeprefix("tensor(").removesuffix(")"), shape=v.shape) for v in items}
 
-    return dict(file=path.name, bytes=path.stat().st_size, sha256=file_hash(path), inputs=values(run.get_inputs()),
-                outputs=values(run.get_outputs()))
+    return dict(file=f"onnx/{path.name}", bytes=path.stat().st_size, sha256=file_hash(path),
+                inputs=values(run.get_inputs()), outputs=values(run.get_outputs()))
 
 
 def free_batch_size_of_htsat() -> contextlib.AbstractContextManager:
@@ -260,79 +294,108 @@ def free_batch_size_of_htsat() -> contextlib.AbstractContextManager:
     return mock.patch.object(htsat, "window_reverse", window_reverse)
 
 
-def export_encoders(out: Path, clip: str | None, clap: str | None, properties: dict[str, str]) -> dict:
-    """clip_image.onnx and clap_audio.onnx of the weights named, if any; what bundle.json says of them."""
-    if not (clip or clap):
-        return {}
+def export_encoders(out: Path, choices: dict[str, str | None], texts: bool, kinds: list[str],
+                    properties: dict[str, str]) -> dict:
+    """The encoders of the weights named (clip, clap), if any, and variants; what bundle.json says of them."""
     from video import weights
 
+    wanted = [name for name, whose in ENCODERS.items() if choices[whose] and (texts or not name.endswith("text"))]
+    if not wanted:
+        return {}
     weights.need_packages()
-    choices, find = dict(clip=clip, clap=clap), dict(clip=weights.clip_weights, clap=weights.clap_weights)
+    find = dict(clip=weights.clip_weights, clap=weights.clap_weights)
     files = {name: find[name](choice) for name, choice in choices.items() if choice}  # a missing one is said at once
     weights.warn_of_random(files)
     entries = {}
-    for name, file in files.items():
+    for name in wanted:
+        whose = ENCODERS[name]
         print(f"{name}: building, tracing and checking it takes minutes, CLIP up to 10 GB of memory", flush=True)
-        export = export_of_encoder(name, file)
+        export = export_of_encoder(name, files[whose])
         with free_batch_size_of_htsat():
             entry = keep(export, out, properties)
-        entries[export.name] = entry | dict(weights=weights.identity_of_weights(choices[name], file))
+        entries[name] = entry | dict(weights=weights.identity_of_weights(choices[whose], files[whose]))
+        if export.tokenizer:
+            export.tokenizer.write_tokenizer(out / f"{whose}_tokenizer.json")
+            entries[name]["tokenizer"] = file_hash(out / f"{whose}_tokenizer.json")
+        if kinds:
+            inputs = {k: x.numpy() for k, x in export.inputs(ENCODED, 1, 1).items()}
+            entries |= keep_variants(name, kinds, out, entries[name], inputs, None, f"{ENCODED} random inputs")
     return entries
 
 
 def make_variant(kind: str, source: Path, target: Path) -> None:
-    """parser.onnx in half precision, or with 8-bit weights."""
+    """A graph with 8-bit weights, or with weights that are stored in half precision and computed with in single:
+    half the size at the same speed, in every runtime."""
+    model = onnx.load(source)
+    graph = model.graph
+    graph.ClearField("value_info")  # shapes, which the quantiser would compare under names that it uses again
     if kind == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         with quiet():  # it would like the model to be preprocessed; `trace` did what matters
-            quantize_dynamic(str(source), str(target), weight_type=QuantType.QInt8)
-        return
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
+            return quantize_dynamic(model, str(target), weight_type=QuantType.QInt8)
+    weights = [x for x in graph.initializer if x.data_type == onnx.TensorProto.FLOAT and math.prod(x.dims) >= LARGE]
+    for n, x in enumerate(weights):
+        name, half = x.name, onnx.numpy_helper.to_array(x).astype(np.float16)
+        x.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+        graph.node.insert(n, onnx.helper.make_node("Cast", [x.name], [name], to=onnx.TensorProto.FLOAT))
+    onnx.save(model, target)
 
-    model = OnnxModel(convert_float_to_float16(onnx.load(source), keep_io_types=True))
-    model.topological_sort()  # the conversion leaves its casts at the end
-    onnx.save(model.model, target)
 
-
-def measure(run: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray],
-            truth: tuple[Tensor, Tensor] | None) -> tuple[dict[str, Tensor], dict]:
-    """(outputs on all of `inputs`, {ms_batch_1, and the ten scores if there is truth})."""
-    starts = range(0, len(inputs["audio"]), 64)
+def outputs_of(path: Path, inputs: dict[str, np.ndarray]) -> tuple[dict[str, Tensor], float]:
+    """A graph's outputs on all of `inputs`, 64 at a time, and its milliseconds for one."""
+    run, one = session(path), {k: x[:1] for k, x in inputs.items()}
+    starts = range(0, len(next(iter(inputs.values()))), 64)
     chunks = [run.run(None, {k: x[i : i + 64] for k, x in inputs.items()}) for i in starts]
-    outputs = dict(zip(EVENTS + PROBABILITIES, (torch.from_numpy(np.concatenate(x)) for x in zip(*chunks))))
-    one = {k: x[:1] for k, x in inputs.items()}
-    times = timeit.repeat(lambda: run.run(None, one), number=1, repeat=TIMED_RUNS)
-    figures = dict(ms_batch_1=1e3 * statistics.median(times))
+    names = [o.name for o in run.get_outputs()]
+    runs = min(TIMED_RUNS, 1 + int(TIMED_SECONDS / timeit.timeit(lambda: run.run(None, one), number=1)))
+    times = timeit.repeat(lambda: run.run(None, one), number=1, repeat=runs)
+    return {n: torch.from_numpy(np.concatenate(x)) for n, x in zip(names, zip(*chunks))}, 1e3 * statistics.median(times)
+
+
+def compare(got: dict[str, Tensor], reference: dict[str, Tensor], truth: tuple[Tensor, Tensor] | None) -> dict:
+    """Of a variant against single precision; of a parser, also events that flip, and the ten scores if truth is
+    known."""
+    apart = [float((got[k] - x).abs().max()) for k, x in reference.items() if x.is_floating_point()]
+    found = dict(largest_difference=max(apart))
+    if "embedding" in got:
+        cosine = nn.functional.cosine_similarity(got["embedding"], reference["embedding"])  # (N,)
+        found["smallest_cosine"] = float(cosine.min())
+    else:
+        events = EVENTS[:2]
+        found |= dict(flips=int(sum((got[k] != reference[k]).sum() for k in events)),
+                      predictions=sum(reference[k].numel() for k in events),
+                      events=int(sum(reference[k].sum() for k in events)))
     if truth is not None:
-        figures["scores"] = uwav.parsing_scores(outputs["audio_event"], outputs["visual_event"], *truth)
-    return outputs, figures
+        found["scores"] = uwav.parsing_scores(got["audio_event"], got["visual_event"], *truth)
+    return found
 
 
-def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], truth: tuple[Tensor, Tensor] | None,
-                  measured_on: str) -> dict:
-    """parser_KIND.onnx beside parser.onnx; size, speed, and how far and how often it disagrees with fp32."""
-    source, events, rows = out / "parser.onnx", EVENTS[:2], {}
-    reference, figures = measure(session(source), inputs, truth)
-    rows["fp32"] = dict(file=source.name, bytes=source.stat().st_size) | figures
+def keep_variants(name: str, kinds: list[str], out: Path, entry: dict, inputs: dict[str, np.ndarray],
+                  truth: tuple[Tensor, Tensor] | None, measured_on: str) -> dict:
+    """NAME_KIND.onnx beside NAME.onnx; size, speed, and how far and how often it disagrees. bundle.json's entries."""
+    source, entries = file_of(out, name), {}
+    reference, ms = outputs_of(source, inputs)
+    entry["measured"] = dict(on=measured_on, ms_batch_1=ms) | compare(reference, reference, truth)
     for kind in kinds:
-        path = out / f"parser_{kind}.onnx"
+        path = file_of(out, f"{name}_{kind}")
         with atomic(path) as temporary:
             make_variant(kind, source, temporary)
             onnx.checker.check_model(str(temporary))
-        run = session(path)
-        outputs, figures = measure(run, inputs, truth)
-        rows[kind] = describe(path, run) | figures | dict(
-            largest_difference=max(float((outputs[k] - reference[k]).abs().max()) for k in PROBABILITIES),
-            flips=int(sum((outputs[k] != reference[k]).sum() for k in events)),
-            predictions=sum(reference[k].numel() for k in events), events=int(sum(reference[k].sum() for k in events)))
-    print(f"parser, measured on {measured_on}:")
-    for kind, row in rows.items():
-        numbers = {k: x for k, x in row.items() if isinstance(x, int | float)}
-        print(f"  {kind}: " + ", ".join(f"{k} {x:{',' if isinstance(x, int) else '.3g'}}" for k, x in numbers.items()))
-        print("      " + "  ".join(f"{k} {x:.2f}" for k, x in row.get("scores", {}).items()))
-    return dict(measured_on=measured_on, rows=rows)
+        got, ms = outputs_of(path, inputs)
+        measured = dict(on=measured_on, ms_batch_1=ms) | compare(got, reference, truth)
+        if measured.get("smallest_cosine", 1.0) < COSINE:
+            print(f"{path.name}: not kept, cosine {measured['smallest_cosine']:.4f} to single precision")
+            path.unlink()
+            continue
+        entries[path.stem] = describe(path, session(path)) | dict(measured=measured)
+    print(f"{name}, measured on {measured_on}:")
+    for file, x in {name: entry, **entries}.items():
+        numbers = dict(bytes=x["bytes"]) | {k: n for k, n in x["measured"].items() if isinstance(n, int | float)}
+        print(f"  {file}: " + ", ".join(f"{k} {n:{',' if isinstance(n, int) else '.3g'}}" for k, n in numbers.items()))
+        if scores := x["measured"].get("scores"):
+            print("      " + "  ".join(f"{k} {score:.2f}" for k, score in scores.items()))
+    return entries
 
 
 # ---- The bundle ----------------------------------------------------------------------------------
@@ -341,7 +404,7 @@ def keep_variants(kinds: list[str], out: Path, inputs: dict[str, np.ndarray], tr
 class Source:
     """What is exported and what is known of it."""
 
-    han: uwav.HAN
+    han: uwav.HAN | None  # None: a teacher alone
     teacher: uwav.Teacher | None
     classes: list[str]
     made_from: str
@@ -351,6 +414,8 @@ class Source:
     thresholds: tuple[Tensor, Tensor] | None = None  # (C,) audio and visual, of the pseudo-labels
     texts: tuple[Tensor, Tensor] | None = None  # (C, 512), (C, 768)
     data: Path | None = None  # packed folder, on whose test split variants are measured
+    open_classes: dict | None = None  # of `open_classes`
+    scores: dict[str, list[float]] | None = None  # of the test split, a number a seed
 
     def describe(self) -> dict:
         """All that a program must know besides the files themselves."""
@@ -372,6 +437,7 @@ class Source:
                 sound=dict(rate=SAMPLE_RATE, channels="averaged", samples=SAMPLE_RATE, values="float32 in [-1, 1]"),
                 prompts=PROMPTS),
             label_thresholds=thresholds, label_temperature=uwav.TrainConfig().temperature,
+            open_classes=self.open_classes,
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")})
 
     def measuring_data(self) -> tuple[dict[str, np.ndarray], tuple[Tensor, Tensor] | None, str]:
@@ -386,6 +452,36 @@ class Source:
         named = zip(("audio", "visual_2d", "visual_3d"), data.inputs(slice(None)))
         truth = None if data.audio_truth is None else (data.audio_truth, data.visual_truth)
         return {k: x.numpy() for k, x in named if x is not None}, truth, f"the {split} split of {self.made_from}"
+
+
+def scores_of_seeds(run: Path, checkpoint: Path) -> dict[str, list[float]] | None:
+    """The ten scores on test of the same row in every seed of the run; None if nothing was scored."""
+    files = sorted(run.glob(f"seed*/{checkpoint.parent.relative_to(checkpoint.parents[2])}/scores_test.json"))
+    found = [read_sealed(file, "python uwav.py evaluate") for file in files]
+    return {name: [scores[name] for scores in found] for name in uwav.SCORES} if found else None
+
+
+def one_threshold(logit: Tensor, truth: Tensor) -> float:
+    """Of the best F1 over all videos, seconds and classes, no weak label given; both (N, T, C)."""
+    logit, truth = (x.transpose(1, 2).flatten(0, 1)[..., None] for x in (logit, truth))  # (N * C, T, 1)
+    return uwav.fit_thresholds(logit, truth, torch.ones(len(logit), 1))[0].item()
+
+
+def open_classes(logits: dict[str, tuple[Tensor, Tensor]], data: Path) -> dict | None:
+    """For `parse.py --classes`: a threshold for classes that nobody has annotated, from all annotated ones, and how
+    good it is: the scores of each class with the threshold of the others. None without an annotated val split."""
+    try:
+        truth = {split: load_truth(data, split) for split in ("val", "test")}
+    except FileNotFoundError:
+        return None
+    C, left_out = logits["val"][0].shape[-1], []
+    for m in (0, 1):
+        z, y = logits["val"][m], truth["val"][m]
+        others = [torch.arange(C) != c for c in range(C)]
+        theta = torch.tensor([one_threshold(z[..., keep], y[..., keep]) for keep in others])
+        left_out.append(logits["test"][m] > theta)  # (N, T, C)
+    thresholds = {m: one_threshold(z, y) for m, z, y in zip(("audio", "visual"), logits["val"], truth["val"])}
+    return dict(thresholds=thresholds, left_out=uwav.parsing_scores(*left_out, *truth["test"]))
 
 
 def source_of_run(run: Path, seed: int, features: str | None, row: str | None, data: Path | None) -> Source:
@@ -413,21 +509,48 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
     if teacher and read.settings["teacher"] not in (None, file_hash(folder / "teacher.pt")):
         raise ValueError(f"{labels}: made by another teacher than {folder / 'teacher.pt'}")
     return Source(han, teacher, index["llp"]["classes"], made_from, read.settings["dry_run"], features,
-                  index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data)
+                  index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data,
+                  open_classes(read.logits, data) if teacher and read.settings["teacher"] else None,
+                  scores_of_seeds(run, checkpoint))
 
 
-def source_of_released(han: Path, teacher: Path | None, heads: int, visual_3d_dim: int | None) -> Source:
-    """Checkpoints of the authors' code."""
-    model = load_model(han, "cpu", heads, visual_3d_dim, uwav.HAN)
-    C = model.config.classes
+def source_of_released(han: Path | None, teacher: Path | None, heads: int | None, teacher_heads: int | None,
+                       visual_3d_dim: int | None) -> Source:
+    """Checkpoints of the authors' code: of a HAN, a teacher, or both."""
+    model = han and load_model(han, "cpu", heads, visual_3d_dim, uwav.HAN)
+    writer = teacher and load_model(teacher, "cpu", teacher_heads or heads, kind=uwav.Teacher)
+    C = model.config.classes if model else 0
     classes = list(LLP_CLASSES) if C == len(LLP_CLASSES) else [f"class {c}" for c in range(C)]
-    features = "base" if model.config.visual_3d_dim else "clip_clap"  # only one of them has 3D features
-    return Source(model, teacher and load_model(teacher, "cpu", heads, kind=uwav.Teacher), classes,
-                  "checkpoints of the authors' code", features=features)
+    features = "base" if model and model.config.visual_3d_dim else "clip_clap"  # only one of them has 3D features
+    return Source(model, writer, classes, "checkpoints of the authors' code", features=features)
+
+
+def write_card(out: Path, source: Source, info: dict) -> None:
+    """What hubs show: README.md with its block of metadata, config.json, preprocessor_config.json."""
+    card = string.Template((Path(__file__).parent / "docs/model_card.md").read_text(encoding="utf-8"))
+    dataset, scores = info["made_from"].split(",")[0], source.scores or {}
+    found = [(name, statistics.mean(x), f"±{statistics.stdev(x):.1f}" if x[1:] else "") for name, x in scores.items()]
+    results = dict(task=dict(type="audio-visual-video-parsing"), dataset=dict(type=dataset, name=dataset),
+                   metrics=[dict(type="f1", name=name, value=round(mean, 2)) for name, mean, _ in found])
+    inputs = (f"{name} ({x['feature']}, {x['size']})" for name, x in info["features"]["inputs"].items())
+    (out / "README.md").write_text(card.substitute(
+        info, dataset=json.dumps(dataset), results=json.dumps([dict(name="uwav", results=[results] * bool(scores))]),
+        count=len(source.classes), classes=", ".join(source.classes), inputs=", ".join(inputs),
+        dry_run=f", A DRY RUN ({source.dry_run}): its events mean nothing" if source.dry_run else "",
+        scores=", ".join(f"{name} {mean:.1f}{spread}" for name, mean, spread in found) or "not scored",
+        files="\n".join(f"* `{x['file']}`, {x['bytes'] / 1e6:.1f} MB" for x in info["files"].values())),
+        encoding="utf-8")
+    numbered = dict(enumerate(source.classes))
+    write_json(out / "config.json", dict(
+        model_type="uwav", id2label=numbered, label2id={name: n for n, name in numbered.items()}))
+    write_json(out / "preprocessor_config.json", dict(
+        note="for people: no library loads this; normalisation is inside the graphs", do_normalize=False,
+        do_rescale=False, do_resize=True, size=dict(shortest_edge=IMAGE_SIZE), resample=3, do_center_crop=True,
+        crop_size=dict(height=IMAGE_SIZE, width=IMAGE_SIZE), sampling_rate=SAMPLE_RATE))
 
 
 def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
-                  variants: tuple[str, ...] = ()) -> dict:
+                  texts: bool = False, variants: tuple[str, ...] = ()) -> dict:
     """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch.
 
     A complete bundle of the same models and options is kept as it is."""
@@ -435,20 +558,23 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
     weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]
     info["made_with"] = dict(models=hash_of(b"".join(x.numpy().tobytes() for x in weights)), clip_weights=clip_weights,
-                             clap_weights=clap_weights, variants=list(variants))
+                             clap_weights=clap_weights, texts=texts, variants=list(variants))
     if _is_finished(out, info):
         print(f"{out}: exported before, kept")
         return read_json(out / "bundle.json")
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    (part / "onnx").mkdir(parents=True)
     try:
         _fill_bundle(part, source, info, properties)
         (out / "bundle.json").unlink(missing_ok=True)  # no bundle while its files change
-        for name in ("parser", "han", "teacher", "labels", "clip_image", "clap_audio", "parser_fp16", "parser_int8"):
-            (out / f"{name}.onnx").unlink(missing_ok=True)  # of an earlier export with other options
-        for path in sorted(part.iterdir(), key=lambda p: p.name == "bundle.json"):  # that one last
-            os.replace(path, out / path.name)
+        (out / "onnx").mkdir(exist_ok=True)
+        for path in (out / "onnx").iterdir():
+            if re.fullmatch(rf"({'|'.join((*GRAPHS, *ENCODERS))})(_fp16|_int8)?\.onnx", path.name):
+                path.unlink()  # of an earlier export with other options
+        made = sorted(filter(Path.is_file, part.rglob("*")), key=lambda p: p.name == "bundle.json")  # that one last
+        for path in made:
+            os.replace(path, out / path.relative_to(part))
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return info
@@ -457,8 +583,11 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
 def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, str]) -> None:
     """All files into an empty folder; `info` gets what bundle.json says of them."""
     made_with, exports = info["made_with"], exports_of(source.han, source.teacher)
-    info["files"] = {name: keep(export, out, properties) for name, export in exports.items()}
-    info["files"] |= export_encoders(out, made_with["clip_weights"], made_with["clap_weights"], properties)
+    info["files"] = files = {name: keep(export, out, properties) for name, export in exports.items()}
+    if made_with["variants"]:
+        files |= keep_variants("parser", made_with["variants"], out, files["parser"], *source.measuring_data())
+    choices = {name: made_with[f"{name}_weights"] for name in ("clip", "clap")}
+    files |= export_encoders(out, choices, made_with["texts"], made_with["variants"], properties)
     if source.texts is not None:
         clap, clip = (x.tolist() for x in source.texts)
         write_json(out / "texts.json", dict(classes=source.classes, clap=clap, clip=clip))
@@ -466,8 +595,7 @@ def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, st
         inputs, truth, _ = source.measuring_data()
         n = int(sum(x.any(1).sum(-1) for x in truth).argmax()) if truth else 0  # the one with most events
         np.savez(out / "sample.npz", **{name: x[n] for name, x in inputs.items()})
-    if made_with["variants"]:
-        info["variants"] = keep_variants(made_with["variants"], out, *source.measuring_data())
+    write_card(out, source, info)
     write_json(out / "bundle.json", info)
 
 
@@ -475,8 +603,7 @@ def _is_finished(out: Path, info: dict) -> bool:
     """Whether `out` holds a complete bundle of the same models and options."""
     try:
         before = read_json(out / "bundle.json")
-        files = [*before["files"].values(), *before.get("variants", {}).get("rows", {}).values()]
-        return (all((out / f["file"]).stat().st_size == f["bytes"] for f in files)
+        return (all((out / f["file"]).stat().st_size == f["bytes"] for f in before["files"].values())
                 and {k: before[k] for k in info} == json.loads(json.dumps(info)))
     except Exception:  # it is missing or damaged: made again
         return False
@@ -492,28 +619,35 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="packed folder of the run (default: RUN/data)")
     parser.add_argument("--released-han", type=Path, metavar="FILE", help="a HAN of the authors' code, instead of RUN")
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")
-    parser.add_argument("--heads", type=int, default=16, help="of released checkpoints, which do not say (default: 16)")
+    parser.add_argument("--heads", type=int, help="of released checkpoints, which do not say (default: 16)")
+    parser.add_argument("--teacher-heads", type=int, help="of the teacher, if others than the HAN's")
     parser.add_argument("--visual-3d-dim", type=int,
                         help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
+    parser.add_argument("--texts", action="store_true", help="export the text encoders of these weights, too: for "
+                        "`parse.py --classes`")
     for kind, what in dict(fp16="in half precision", int8="with 8-bit weights").items():
         parser.add_argument(f"--{kind}", dest="variants", action="append_const", const=kind, default=[],
-                            help=f"also parser_{kind}.onnx, {what}, measured")
+                            help=f"also parser and encoders {what}, measured")
     options = parser.parse_args(arguments)
     with one_sentence_errors("begins again"):
-        if len(options.paths) != (1 if options.released_han else 2):
+        released = options.released_han, options.released_teacher
+        if len(options.paths) != (1 if any(released) else 2):
             raise ValueError("name RUN and OUT, or --released-han FILE and OUT")
-        if options.released_han:
-            source = source_of_released(options.released_han, options.released_teacher, options.heads,
-                                        options.visual_3d_dim)
+        if any(released):
+            source = source_of_released(*released, options.heads, options.teacher_heads, options.visual_3d_dim)
         else:
             source = source_of_run(options.paths[0], options.seed, options.features, options.row, options.data)
         out = options.paths[-1]
         with working_in(out):
-            export_bundle(source, out, options.clip_weights, options.clap_weights, tuple(sorted(set(options.variants))))
-        print(f"{out}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {out}`")
-        if not (options.clip_weights and options.clap_weights):
+            export_bundle(source, out, options.clip_weights, options.clap_weights, options.texts,
+                          tuple(sorted(set(options.variants))))
+        if source.han is None:
+            print(f"{out}: complete; a teacher alone, which parse.py does not run")
+        else:
+            print(f"{out}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {out}`")
+        if source.han and not (options.clip_weights and options.clap_weights):
             print("(without the encoders, which --clip-weights and --clap-weights add: it parses features, not videos)")
 
 

@@ -4,7 +4,7 @@
     python parse.py FEATURES.npz --bundle OUT            # features: audio (T, Da), visual_2d (T, D2), visual_3d (T, D3)
     python parse.py OUT/sample.npz --bundle OUT          # to try it: a video that the bundle brings
     python parse.py ... --json events.json --csv events.csv --plot timeline.png
-    python parse.py --serve OUT                          # the same as a page in a browser of this machine
+    python parse.py VIDEO --bundle OUT --classes "kettle,dog,rain"      # your own, by the teacher; needs tokenizers
 
 Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot. OUT was made by export_onnx.py.
 """
@@ -15,12 +15,13 @@ import argparse
 import contextlib
 import csv
 import hashlib
+import html
 import json
 import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,8 @@ import numpy as np
 WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
 AT_ONCE = 16  # pictures, sounds or windows through a graph
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
-FORMAT = 1  # of the bundle, and of the JSON that is written (docs/deploy.md)
+BUNDLE_FORMAT = 2
+JSON_FORMAT = 1  # of what --json writes (docs/deploy.md)
 # Characters that no class name has: a terminal may obey them, or they are invisible, or turn what follows around.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 LONGEST = 3600.0  # s of a video: decoded, an hour takes 1.3 GB
@@ -45,7 +47,7 @@ class Bundle:
     """A folder written by export_onnx.py. Raises FileNotFoundError or ValueError naming the file."""
 
     def __init__(self, folder: str | Path, provider: str | None = None, variant: str | None = None):
-        self.folder, self.parser = Path(folder), f"parser_{variant}" if variant else "parser"
+        self.folder, self.variant = Path(folder), variant
         path = _file(self.folder / "bundle.json")
         try:
             self.info = json.loads(path.read_text(encoding="utf-8"))
@@ -54,7 +56,7 @@ class Bundle:
             self.window = self.info.get("segments", WINDOW)  # longer videos are parsed piece by piece
             self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
             numbers, checksums = [self.window, *self.sizes.values()], [f["sha256"] for f in self.files.values()]
-            whole = version != FORMAT or (
+            whole = version != BUNDLE_FORMAT or (
                 isinstance(self.classes, list) and all(isinstance(c, str) for c in checksums)
                 and all(type(n) is int and n > 0 for n in numbers)
                 and 0 < self.gate < 1 and {"audio", "visual_2d"} <= self.sizes.keys()
@@ -65,34 +67,48 @@ class Bundle:
             whole = False
         if not whole:
             raise ValueError(f"{path}: not the description of a bundle")
-        if version != FORMAT:
-            raise ValueError(f"{path}: a bundle of format {version!r:.20}, this program reads {FORMAT}")
-        if variant:
-            try:
-                self.files |= {self.parser: dict(sha256=str(self.info["variants"]["rows"][variant]["sha256"]))}
-            except (KeyError, TypeError):
-                raise ValueError(f"{path}: the bundle has no {variant} parser; export it with --{variant}") from None
+        if version != BUNDLE_FORMAT:
+            raise ValueError(f"{path}: a bundle of format {version!r:.20}, this program reads {BUNDLE_FORMAT}")
+        self.parser = self.chosen("parser")
+        if variant and self.parser == "parser":
+            raise ValueError(f"{path}: the bundle has no {variant} parser; export it with --{variant}")
         self.inputs = {"audio": ["audio"], "visual": [name for name in self.sizes if name != "audio"]}  # by modality
         self.wanted, self.providers, self.sessions = provider, {}, {}
 
+    def chosen(self, name: str) -> str:
+        """NAME, or its smaller variant, if one is wanted and there."""
+        smaller = f"{name}_{self.variant}"
+        return smaller if smaller in self.files else name
+
     def run(self, name: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs of NAME.onnx, by name."""
-        if name not in self.sessions:
-            self.sessions[name] = self._open(name)
-        session = self.sessions[name]
+        """The outputs of a graph, by name."""
+        session = self.session(name)
         try:
             outputs = session.run(None, inputs)
         except Exception as error:  # onnxruntime's own kinds have no common parent
-            raise ValueError(f"{self.folder / name}.onnx: cannot be run ({_first_line(error)})") from None
+            raise ValueError(f"{self.path(name)}: cannot be run ({_first_line(error)})") from None
         return dict(zip((o.name for o in session.get_outputs()), outputs))
+
+    def run_parser(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self.run("parser", inputs)
+
+    def session(self, name: str):
+        """Of a graph, opened once."""
+        name = self.chosen(name)
+        self.sessions[name] = self.sessions.get(name) or self._open(name)
+        return self.sessions[name]
+
+    def path(self, name: str) -> Path:
+        return self.folder / "onnx" / f"{self.chosen(name)}.onnx"
 
     def _open(self, name: str):
         import onnxruntime
 
         if name not in self.files:
-            raise FileNotFoundError(f"{self.folder}: the bundle has no {name}.onnx; export it with "
-                                    f"--{name.split('_')[0]}-weights, or parse features instead of a video")
-        path = self.folder / f"{name}.onnx"
+            encoder, kind = name.split("_")
+            raise FileNotFoundError(f"{self.folder}: the bundle has no {name}.onnx; export it with --{encoder}-weights"
+                                    + (" and --texts" if kind == "text" else ", or parse features instead of a video"))
+        path = self.path(name)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file, though bundle.json names it")
         content = path.read_bytes()
@@ -181,7 +197,7 @@ def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> d
                          "here; give it an .npz file of features")
     _file(path)
     for name in ("clap_audio", "clip_image"):  # a missing one is said before minutes of decoding
-        bundle.sessions[name] = bundle.sessions.get(name) or bundle._open(name)
+        bundle.session(name)
     try:
         from video import decode
 
@@ -200,11 +216,59 @@ def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> d
     return found
 
 
-def warnings(bundle: Bundle) -> list[str]:
-    """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real."""
+def warnings(bundle: Bundle, own_classes: bool = False) -> list[str]:
+    """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real. And how
+    good classes of one's own are."""
     why = [f"RANDOM WEIGHTS in {n}.onnx" for n, f in bundle.files.items() if f.get("weights") == dict(weights="random")]
     why += [str(bundle.info.get("dry_run") or "")]
-    return [f"a dry run ({'; '.join(filter(None, why))}): the events mean nothing for real videos"] * any(why)
+    found = [f"a dry run ({'; '.join(filter(None, why))}): the events mean nothing for real videos"] * any(why)
+    if own_classes:
+        left_out = {name: f"{x:.1f}" for name, x in bundle.info["open_classes"]["left_out"].items()}
+        found += ["classes of your own, told by the teacher alone, are found less well than the parser's; with classes "
+                  f"left out in turn it scores (segments): A {left_out['seg_a']} V {left_out['seg_v']} Type "
+                  f"{left_out['seg_type']}"]
+    return found
+
+
+# ---- Classes of one's own: the teacher, which knows them by their names --------------------------
+
+def texts_of(classes: list[str], bundle: Bundle) -> dict[str, np.ndarray]:
+    """The text embeddings of any classes, (C, 512) for sound and (C, 768) for pictures, by the bundle's encoders."""
+    from tokenizers import Tokenizer
+
+    found, prompts = {}, bundle.info["preprocessing"]["prompts"]
+    for modality, name in (("audio", "clap"), ("visual", "clip")):
+        bundle.session(f"{name}_text")  # a missing one is said first
+        file = _file(bundle.folder / f"{name}_tokenizer.json")
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != bundle.files[f"{name}_text"].get("tokenizer"):
+            raise ValueError(f"{file}: not the file that bundle.json describes (its checksum differs)")
+        texts = [html.unescape(html.unescape(prompts[name].format(c.replace("_", " ")))) for c in classes]
+        tokens = [encoding.ids for encoding in Tokenizer.from_buffer(content).encode_batch(texts)]
+        found[modality] = bundle.run(f"{name}_text", dict(tokens=np.array(tokens, np.int64)))["embedding"]
+    return found
+
+
+def teacher_of(classes: list[str], bundle: Bundle) -> Callable[[dict], dict]:
+    """What takes the parser's place for `classes`: its inputs -> soft labels of the teacher (Eq. 4, without a weak
+    label) as probabilities. The threshold is one for all classes, which other classes were annotated for."""
+    rule = bundle.info.get("open_classes")
+    if bundle.feature_set != "clip_clap" or not rule:
+        raise ValueError(f"{bundle.folder}: takes no other classes than its own; that needs a run with CLIP and CLAP "
+                         "features, a teacher, and an annotated val split")
+    texts, temperature = texts_of(classes, bundle), bundle.info["label_temperature"]
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        audio, visual = inputs["audio"], inputs["visual_2d"]  # (B, T, D) each
+        logits = bundle.run("teacher", dict(
+            audio=audio, visual=visual, mask=np.ones(audio.shape[:2], bool), audio_text=texts["audio"],
+            visual_text=texts["visual"]))
+        found = {}
+        for m, threshold in rule["thresholds"].items():
+            found[f"{m}_prob"] = 1 / (1 + np.exp((threshold - logits[f"{m}_logit"]) / temperature))  # (B, T, C)
+        return found | dict(video_prob=np.maximum(*(p.max(1) for p in found.values())))  # (B, C)
+
+    return run
 
 
 # ---- Parsing -------------------------------------------------------------------------------------
@@ -247,12 +311,14 @@ class Parse:
         return sorted(found, key=lambda e: self.classes.index(e["label"]))  # then as found: modality, onset
 
 
-def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
+def parse(features: dict[str, np.ndarray], bundle: Bundle, classes: list[str] | None = None) -> Parse:
     """Parse T segments, in windows as long as the clips of the training, one from every second on: nothing depends on
     where a file begins. Probabilities are averaged, a segment weighing the more the farther it lies from the ends of a
     window; an event needs one window that admits it (docs/deploy.md). The parser is given zeros for inputs that are not
-    there, and what it says of their modality is left out."""
-    T, C = len(next(iter(features.values()))), len(bundle.classes)
+    there, and what it says of their modality is left out. classes: others than the bundle's, by the teacher."""
+    run, graph = (teacher_of(classes, bundle), "teacher") if classes else (bundle.run_parser, "parser")
+    classes = classes or bundle.classes
+    T, C = len(next(iter(features.values()))), len(classes)
     absent = [m for m, names in bundle.inputs.items() if not features.keys() & set(names)]
     features = {name: features.get(name, np.zeros((T, size), np.float32)) for name, size in bundle.sizes.items()}
     place = np.arange(min(T, bundle.window))  # (length,)
@@ -262,11 +328,11 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
     for start in range(0, T - len(place) + 1, AT_ONCE):
         rows = np.add.outer(np.arange(start, min(start + AT_ONCE, T - len(place) + 1)), place)  # (windows, length)
         inputs = {name: np.ascontiguousarray(x[rows], np.float32) for name, x in features.items()}
-        out = bundle.run(bundle.parser, inputs)
+        out = run(inputs)
         shapes = {f"{m}_prob": (*rows.shape, C) for m in prob} | {"video_prob": (len(rows), C)}
         if any(n not in out or out[n].shape != x or not np.isfinite(out[n]).all() for n, x in shapes.items()):
-            raise ValueError(f"{bundle.folder / bundle.parser}.onnx: its outputs are not those of a parser of {C} "
-                             "classes, or not finite")
+            raise ValueError(f"{bundle.path(graph)}: its outputs are not those of a {graph} of {C} classes, or not "
+                             "finite")
         np.add.at(windows, rows, weight)
         np.logical_or.at(admitted, rows, out["video_prob"][:, None] > bundle.gate)
         video = np.maximum(video, out["video_prob"].max(0))
@@ -275,7 +341,7 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle) -> Parse:
     prob = {m: (total / windows).astype(np.float32) for m, total in prob.items()}  # (T, C) each
     event = {m: (p > bundle.gate) & admitted & (m not in absent) for m, p in prob.items()}
     prob = {m: None if m in absent else p for m, p in prob.items()}
-    return Parse(bundle.classes, prob["audio"], prob["visual"], video, event["audio"], event["visual"],
+    return Parse(classes, prob["audio"], prob["visual"], video, event["audio"], event["visual"],
                  event["audio"] & event["visual"])
 
 
@@ -346,8 +412,10 @@ def _written(path: Path) -> Iterator[Path]:
 
 def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
     """Everything, in the format that web/parser.js writes too: docs/deploy.md."""
-    identity = dict(made_from=bundle.info.get("made_from"), parser=bundle.files[bundle.parser]["sha256"])
-    content = dict(format=FORMAT, source=source.name, bundle=identity, warnings=warnings(bundle),
+    own = result.classes is not bundle.classes
+    identity = dict(made_from=bundle.info.get("made_from"),
+                    parser=bundle.files[bundle.chosen("teacher") if own else bundle.parser]["sha256"])
+    content = dict(format=JSON_FORMAT, source=source.name, bundle=identity, warnings=warnings(bundle, own),
                    seconds=len(result.av_event), classes=result.classes, events=result.events(),
                    providers=bundle.providers)
     for name in ("video_prob", "audio_prob", "visual_prob"):
@@ -364,6 +432,14 @@ def write_csv(result: Parse, path: Path) -> None:
         writer.writerows(result.events())
 
 
+def own_classes(names: str | None) -> list[str] | None:
+    """The names of --classes, which commas separate."""
+    classes = names and [name.strip() for name in names.split(",")]
+    if classes is not None and (not all(classes) or len(set(classes)) < len(classes) or CONTROL.search(names)):
+        raise ValueError(f"--classes {names!r}: names of classes, each once, separated by commas")
+    return classes
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Which events are audible, visible or both in every second of a video.",
@@ -377,7 +453,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="events: label, modality, onset, offset, probability")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
     parser.add_argument("--save-features", type=Path, metavar="FILE.npz", help="the video's features, to parse again")
-    parser.add_argument("--variant", choices=("fp16", "int8"), help="a smaller parser, if the bundle has it")
+    parser.add_argument("--classes", metavar="A,B,...", help="other classes than the bundle's: found by the teacher")
+    parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller files, if the bundle has them")
     parser.add_argument("--longest", type=float, default=LONGEST, metavar="S",
                         help="refuse longer videos (default: %(default)s s, which takes 1.3 GB)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
@@ -393,6 +470,7 @@ def main(arguments: list[str] | None = None) -> None:
 
             return serve(Bundle(options.serve).folder, options.port)
         bundle = Bundle(options.bundle, options.device, options.variant)
+        classes = own_classes(options.classes)
         if options.source.suffix.lower() == ".npz":
             features = features_of_file(options.source, bundle)
         else:
@@ -400,9 +478,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.save_features:
             with _written(options.save_features) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **features)
-        result = parse(features, bundle)
+        result = parse(features, bundle, classes)
         print(timeline(result), flush=True)
-        for warning in warnings(bundle):
+        for warning in warnings(bundle, bool(classes)):
             print(f"WARNING: {warning}", file=sys.stderr, flush=True)
         used = ", ".join(f"{name} {provider}" for name, provider in bundle.providers.items())
         print(f"(ran on: {used})")

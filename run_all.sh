@@ -140,7 +140,7 @@ if [ -n "$fresh" ] && [ -d "$out" ]; then # only what a run writes, and nothing 
     ours="stages\.tsv|tables\.txt|ablation\.json|report\.html|\.started|labels_segment\.(npz|json)|pictures/[a-z_]+(-[0-9]+)?\.(svg|png)"
     ours+="|data/(\.packing/)?((index|plan|replaced)\.json|(llp|unav)/text_(clap|clip)\.npy)"
     ours+="|data/(\.packing/)?(llp|unav)/(train|val|validation|test)/(weak|audio|visual|label|length|$encoders)\.npy"
-    ours+="|bundle/[a-z0-9_]+\.(onnx|json|npz)|seed[0-9]+/(teacher|labels_teacher)\.(pt|state\.pt|jsonl|json|npz)"
+    ours+="|bundle/(onnx/)?[a-z0-9_]+\.(onnx|json|npz)|bundle/README\.md|seed[0-9]+/(teacher|labels_teacher)\.(pt|state\.pt|jsonl|json|npz)"
     ours+="|seed[0-9]+/(base|clip_clap)/[a-zA-Z_0-9.]+/(han\.(pt|state\.pt|jsonl)|(scores|predictions)_(val|test)\.(json|npz))"
     foreign=$(cd "$out" && find . ! -type d | cut -c3- | grep -Evx "$ours" | head -n 3 || true)
     [ -z "$foreign" ] || die "--fresh: $out holds files that no run writes (${foreign//$'\n'/, }); choose another folder"

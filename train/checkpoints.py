@@ -162,11 +162,14 @@ def read_history(path: Path) -> list[dict]:
         return load_file(path)["history"]
 
 
-def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int = 16,
+RELEASED_HEADS = uwav.TeacherConfig.heads  # of published checkpoints, HAN and teacher
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int | None = None,
                visual_3d_dim: int | None = None, kind: type = nn.Module) -> uwav.Teacher | uwav.HAN:
     """A trained model, of `kind`, from its checkpoint alone: one of ours, or a state dict of the authors' released
-    code, of which `heads` and `visual_3d_dim` tell what it does not. Raises FileNotFoundError or ValueError naming it.
-    """
+    code, of which `heads` and `visual_3d_dim` tell what it does not; heads not told are guessed, which is said. Raises
+    FileNotFoundError or ValueError naming it."""
     content = load_file(path, device)
     kinds = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.HANConfig)}
     try:
@@ -180,13 +183,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
                 raise ValueError(f"layers = {config.layers}")
             model = with_weights(lambda: model_class(config), weights)
         elif "fc_prob.weight" in content:
-            model = uwav.load_released_han(content, heads, visual_3d_dim)
+            model = uwav.load_released_han(content, heads or RELEASED_HEADS, visual_3d_dim)
         else:
-            model = uwav.load_released_teacher(content, heads)
+            model = uwav.load_released_teacher(content, heads or RELEASED_HEADS)
     except Exception as error:  # a damaged or hostile file raises a dozen kinds
         raise ValueError(f"{path}: not a checkpoint of a teacher or a HAN ({reason(error)})") from None
     if not isinstance(model, kind):
         raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {kind.__name__}")
+    if "kind" not in content and heads is None:
+        print(f"{path}: does not say how many attention heads it has; {RELEASED_HEADS} are assumed, as published")
     return model.to(device).eval()
 
 

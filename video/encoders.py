@@ -145,7 +145,34 @@ class ClipEncoder:
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> np.ndarray:
         """C texts -> (C, 768); single precision also on a GPU."""
-        return _unit(self.model.encode_text(self.tokenizer(texts).to(self.device)))
+        return self.embed_tokens(self.tokenizer(texts).to(self.device)).cpu().numpy()
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """(N, 77) -> (N, 768); what export_onnx.py traces."""
+        return F.normalize(self.model.encode_text(tokens).float(), dim=-1)
+
+    def write_tokenizer(self, path: Path) -> None:
+        """Its tokenizer as a file that the library tokenizers reads, in whatever language."""
+        from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+        vocabulary, ranks = self.tokenizer.encoder, self.tokenizer.bpe_ranks
+        words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # as open_clip splits
+        begin, end = list(vocabulary)[-2:]
+        file = Tokenizer(models.BPE(vocabulary, sorted(ranks, key=ranks.get), end_of_word_suffix="</w>"))
+        plain = {"[\u2018\u2019]": "'", "[\u201c\u201d]": '"', "\ufb01": "fi", "\ufb02": "fl"}
+        file.normalizer = normalizers.Sequence([
+            normalizers.NFC(), *(normalizers.Replace(Regex(x), y) for x, y in plain.items()), normalizers.Lowercase()])
+        file.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(words), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        file.post_processor = processors.TemplateProcessing(
+            f"{begin} $A {end}", special_tokens=[(x, vocabulary[x]) for x in (begin, end)])
+        file.enable_truncation(TOKENS)
+        file.enable_padding(length=TOKENS, pad_id=0, pad_token=list(vocabulary)[0])
+        file.save(str(path))
+
+
+TOKENS = 77  # of a text, for CLIP and CLAP
 
 
 def cpu_threads() -> int:
@@ -156,10 +183,6 @@ def cpu_threads() -> int:
 
 def half_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
-
-
-def _unit(x: Tensor) -> np.ndarray:
-    return F.normalize(x.float(), dim=-1).cpu().numpy()
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> None:
@@ -265,29 +288,62 @@ class FusionMel(nn.Module):
         return 10 * mel.clamp(min=QUIETEST).log10().transpose(1, 2)  # (N, frames, 64), in dB
 
 
-@quiet()
+class ClapTextEncoder(nn.Module):
+    """The text half of CLAP, as laion_clap builds it: texts -> (N, 512), unit length.
+
+    Needs roberta-base (configuration and tokenizer) from the hub or its cache."""
+
+    @quiet()
+    def __init__(self, weights: Path | None, device: str | torch.device = "cpu"):
+        super().__init__()
+        state = None if weights is None else read_state_dict(weights)
+        fusion, size, _ = clap_architecture(state, weights)
+        import_torchvision()
+        try:
+            import laion_clap
+
+            torch.manual_seed(0)  # random weights are the same each time
+            whole = laion_clap.CLAP_Module(enable_fusion=fusion, amodel=f"HTSAT-{size}", device=str(device))
+            tokens = len(whole.tokenize)
+            cause = f"its tokenizer has {tokens} tokens instead of {ROBERTA_VOCABULARY}"
+        except OSError as error:  # also of a torchaudio that does not fit this PyTorch
+            tokens, cause = 0, reason(error)
+        if tokens != ROBERTA_VOCABULARY:
+            raise FileNotFoundError(
+                f"CLAP's text encoder needs roberta-base, which is not in the hub's cache and cannot be downloaded "
+                f"({cause}): run this command on a machine with a network, or bring its folder ~/.cache/huggingface")
+        if state is not None:
+            state.pop("text_branch.embeddings.position_ids", None)  # newer transformers make it themselves
+            _load(whole.model, state, weights, f"CLAP with HTSAT-{size}")
+        self.branch, self.projection, self.tokenizer = (
+            whole.model.text_branch, whole.model.text_projection, whole.tokenize)
+        self.to(device).eval()
+
+    @torch.inference_mode()
+    def texts(self, texts: list[str]) -> np.ndarray:
+        """C texts -> (C, 512)."""
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+        return self(tokens["input_ids"].to(self.projection[0].weight.device)).cpu().numpy()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, 77) -> (N, 512)."""
+        known = (tokens != self.tokenizer.pad_token_id).long()  # (N, 77)
+        return F.normalize(self.projection(self.branch(tokens, known)["pooler_output"]).float(), dim=-1)
+
+    def write_tokenizer(self, path: Path) -> None:
+        """As ClipEncoder.write_tokenizer."""
+        from tokenizers import Tokenizer
+        from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+        inner = getattr(self.tokenizer, "backend_tokenizer", None) or convert_slow_tokenizer(self.tokenizer)
+        file = Tokenizer.from_str(inner.to_str())
+        file.enable_truncation(TOKENS)
+        file.enable_padding(length=TOKENS, pad_id=self.tokenizer.pad_token_id, pad_token=self.tokenizer.pad_token)
+        file.save(str(path))
+
+
 def clap_texts(texts: list[str], weights: Path | None, device: str | torch.device = "cpu") -> np.ndarray:
-    """C texts -> (C, 512), unit length, through laion_clap as it documents itself.
-
-    Needs roberta-base (configuration and tokenizer) from the hub or its cache. Without weights: random vectors."""
+    """C texts -> (C, 512), unit length; without weights random vectors, for which nothing need be downloaded."""
     if weights is None:
-        return _unit(torch.randn(len(texts), 512, generator=torch.Generator().manual_seed(0)))
-    state = read_state_dict(weights)
-    fusion, size, _ = clap_architecture(state, weights)
-    import_torchvision()
-    try:
-        import laion_clap
-
-        model = laion_clap.CLAP_Module(enable_fusion=fusion, amodel=f"HTSAT-{size}", device=str(device))
-        tokens = len(model.tokenize)
-        cause = f"its tokenizer has {tokens} tokens instead of {ROBERTA_VOCABULARY}"
-    except OSError as error:  # also of a torchaudio that does not fit this PyTorch
-        tokens, cause = 0, reason(error)
-    if tokens != ROBERTA_VOCABULARY:
-        raise FileNotFoundError(
-            f"CLAP's text encoder needs roberta-base, which is not in the hub's cache and cannot be downloaded "
-            f"({cause}): run this command on a machine with a network, or bring its folder ~/.cache/huggingface")
-    state.pop("text_branch.embeddings.position_ids", None)  # newer transformers make it themselves
-    _load(model.model, state, weights, f"CLAP with HTSAT-{size}")
-    with torch.inference_mode():
-        return _unit(torch.from_numpy(model.get_text_embedding(texts)))
+        return F.normalize(torch.randn(len(texts), 512, generator=torch.Generator().manual_seed(0)), dim=-1).numpy()
+    return ClapTextEncoder(weights, device).texts(texts)

@@ -337,8 +337,7 @@ def serve() -> None:
 
             source = export_onnx.source_of_run(Path(request["trace"]), 0, None, "full", None)
             for export in export_onnx.exports_of(source.han, source.teacher).values():
-                if export.part_of is None:
-                    export_onnx.trace(export)
+                export_onnx.trace(export)
             answer = {}
         else:
             answer = wait(request["wait"], *running.pop(request["wait"]))

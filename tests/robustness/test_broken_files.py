@@ -472,11 +472,11 @@ def toy_parser(external: str | None = None) -> bytes:
 def write_bundle(folder: Path, model: bytes) -> Path:
     import hashlib
 
-    folder.mkdir(exist_ok=True)
-    (folder / "parser.onnx").write_bytes(model)
+    (folder / "onnx").mkdir(parents=True, exist_ok=True)
+    (folder / "onnx/parser.onnx").write_bytes(model)
     inputs = dict(audio=dict(shape=["B", "T", 4]), visual_2d=dict(shape=["B", "T", 3]))
-    info = dict(format=1, classes=["dog", "bell"], gate=0.5, features=dict(set="clip_clap"), segments=3,
-                files=dict(parser=dict(file="parser.onnx", bytes=len(model), sha256=hashlib.sha256(model).hexdigest(), inputs=inputs)))
+    info = dict(format=2, classes=["dog", "bell"], gate=0.5, features=dict(set="clip_clap"), segments=3,
+                files=dict(parser=dict(file="onnx/parser.onnx", bytes=len(model), sha256=hashlib.sha256(model).hexdigest(), inputs=inputs)))
     (folder / "bundle.json").write_text(json.dumps(info))
     np.savez(folder / "x.npz", audio=np.eye(5, 4, dtype=np.float32), visual_2d=np.ones((5, 3), np.float32))
     return folder

@@ -85,7 +85,7 @@ def test_code_in_checkpoints_and_states_is_not_executed(tmp_path, zipped):
         torch.save(content, tmp_path / "teacher.state.pt", _use_new_zipfile_serialization=zipped)
         run = checkpoints.Run(tmp_path / "teacher.pt", "teacher", {})
         assert "teacher.state.pt" in refused(run.begin, model, uwav.PretrainConfig(), 1)
-        assert f"{n}.pt" in refused(export_onnx.source_of_released, Path(f"{n}.pt"), None, 2, None)
+        assert f"{n}.pt" in refused(export_onnx.source_of_released, Path(f"{n}.pt"), None, 2, 2, None)
 
 
 class WritesWhenRead(torch.nn.Module):
@@ -230,9 +230,11 @@ def test_onnx_that_takes_numbers_from_another_file_is_refused(tmp_path, location
     (tmp_path / "outside.bin").write_bytes(np.ones(2, np.float32).tobytes())
     location = str(tmp_path / "outside.bin") if location == "ABSOLUTE" else location
     folder = write_bundle(tmp_path / "bundle", toy_parser(location))
+    folder = folder / "onnx"
     (folder / "numbers.bin").write_bytes(np.ones(2, np.float32).tobytes())
     (folder / "link.bin").symlink_to(tmp_path / "outside.bin")
     (folder / "sub").mkdir()
+    folder = folder.parent
     bundle = parse.Bundle(folder, "cpu")
     message = refused(parse.parse, parse.features_of_file(folder / "x.npz", bundle), bundle)
     assert "parser.onnx: keeps weights in other files" in message and not bundle.sessions
@@ -265,4 +267,4 @@ def test_the_page_reads_only_files_it_knows_whatever_bundle_json_names(tmp_path,
         console.log(JSON.stringify(asked));""")
     result = subprocess.run(["node", "ask.mjs"], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
-    assert json.loads(result.stdout) == ["bundle.json", "parser.onnx"]
+    assert json.loads(result.stdout) == ["bundle.json", "onnx/parser.onnx"]

@@ -70,7 +70,7 @@ CASES = {  # what is wrong -> file, change (None: it is gone), what is said; "":
     "bundle.json cut": ("bundle.json", lambda whole: whole[: len(whole) // 2], NO_BUNDLE),
     "bundle.json a list": ("bundle.json", lambda whole: b"[]", NO_BUNDLE),
     "bundle.json null": ("bundle.json", lambda whole: b"null", NO_BUNDLE),
-    "another format": ("bundle.json", described(format=2), "bundle.json: a bundle of format 2, this program reads 1"),
+    "another format": ("bundle.json", described(format=1), "bundle.json: a bundle of format 1, this program reads 2"),
     "no format": ("bundle.json", described(format=None), NO_BUNDLE),
     "classes a dict": ("bundle.json", described(classes={"dog": 1, "bell": 2}), NO_BUNDLE),
     "classes a text": ("bundle.json", described(classes="ab"), NO_BUNDLE),
@@ -92,10 +92,10 @@ CASES = {  # what is wrong -> file, change (None: it is gone), what is said; "":
     "another checksum": ("bundle.json", parser_described(sha256="0" * 64), CHECKSUM),
     "an input gone": ("bundle.json", parser_described(inputs=dict(audio=dict(shape=["B", "T", 4]))), NO_BUNDLE),
     "an input without a size": ("bundle.json", parser_described(inputs=dict(audio=dict(shape=["B", "T", "D"]), visual_2d=dict(shape=["B", "T", 3]))), NO_BUNDLE),
-    "no parser.onnx": ("parser.onnx", None, "parser.onnx: no such file"),
-    "one bit of parser.onnx": ("parser.onnx", flipped(0.6), CHECKSUM),
-    "parser.onnx cut": ("parser.onnx", lambda whole: whole[:-9], CHECKSUM),
-    "weights in another file": ("parser.onnx", lambda whole: toy_parser("weights.bin"), "parser.onnx: keeps weights in other files, which are not read"),
+    "no parser.onnx": ("onnx/parser.onnx", None, "parser.onnx: no such file"),
+    "one bit of parser.onnx": ("onnx/parser.onnx", flipped(0.6), CHECKSUM),
+    "parser.onnx cut": ("onnx/parser.onnx", lambda whole: whole[:-9], CHECKSUM),
+    "weights in another file": ("onnx/parser.onnx", lambda whole: toy_parser("weights.bin"), "parser.onnx: keeps weights in other files, which are not read"),
     "no features file": ("x.npz", None, "x.npz: no such file"),
     "an empty file": ("x.npz", lambda whole: b"", NO_NPZ),
     "text": ("x.npz", lambda whole: b"hello", NO_NPZ),
@@ -164,7 +164,7 @@ def test_node_refuses_the_same_in_the_same_words(case):
             (e["label"], e["modality"], e["onset"], e["offset"]) for e in theirs["events"]] != []
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x.mp4", "bundle.json", "parser.onnx"])
+@pytest.mark.parametrize("name", ["x.npz", "x.mp4", "bundle.json", "onnx/parser.onnx"])
 @pytest.mark.parametrize("thing", ["pipe", "device", "folder"])
 def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, name, thing):
     folder = write_bundle(tmp_path / "bundle", toy_parser())
@@ -226,5 +226,5 @@ def test_the_page_refuses_the_same_in_the_same_words(page, case):
         } catch (error) {
             return error.message;
         }
-    }""", {path.name: base64.b64encode(path.read_bytes()).decode() for path in folder.iterdir()})
+    }""", {str(path.relative_to(folder)): base64.b64encode(path.read_bytes()).decode() for path in folder.rglob("*.*")})
     assert_said(said, words, "the page")

@@ -468,12 +468,12 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, annotated, t
     weights = ["--int8"] if annotated else ["--clip-weights", "random", "--clap-weights", "random"]
     monkeypatch.setattr(encoders, "CLIP_MODEL", tiny_extract.register())
     export_onnx.main([str(run), str(run / "bundle"), *weights])
-    assert annotated or "clip: building, tracing and checking it takes minutes" in capsys.readouterr().out
+    assert annotated or "clip_image: building, tracing and checking it takes minutes" in capsys.readouterr().out
     info = json.loads((run / "bundle/bundle.json").read_text())
     assert info["classes"] == list(TONES) and info["segments"] == 3 and "teacher" not in info["files"]
     assert info["dry_run"] == "a teacher of invented features; encoders with random weights"
     if annotated:
-        assert info["variants"]["measured_on"].startswith("the val split of own data, encoders with random weights")
+        assert info["files"]["parser_int8"]["measured"]["on"].startswith("the val split of own data, encoders with random weights")
         new, T = tmp_path / "new.npz", 3
         clap, clip = (np.load(own / f"OWN/feats_{name}/segment_feats/clip00.npy") for name in ("CLAP", "CLIP"))
         np.savez(new, audio=clap, visual_2d=clip)

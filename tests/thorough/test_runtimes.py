@@ -86,7 +86,7 @@ def by_torch(bundle, finished, inputs, server, request) -> list[dict]:
 
 
 def by_onnxruntime(bundle, finished, inputs, server, request) -> list[dict]:
-    session = export_onnx.session(bundle / "parser.onnx")
+    session = export_onnx.session(bundle / "onnx/parser.onnx")
     names = [o.name for o in session.get_outputs()]
     return [dict(zip(names, session.run(None, dict(np.load(path))))) for path in inputs]
 
@@ -98,7 +98,7 @@ def by_node(bundle, finished, inputs, server, request) -> list[dict]:
     try:
         script = (WEB / ".parity.mjs").read_text().replace("../../web/parser.js", "./parser.js")
         (WEB / ".parity.mjs").write_text(script)
-        result = subprocess.run(["node", ".parity.mjs", bundle / "parser.onnx", *inputs], cwd=WEB, capture_output=True, text=True, timeout=300)
+        result = subprocess.run(["node", ".parity.mjs", bundle / "onnx/parser.onnx", *inputs], cwd=WEB, capture_output=True, text=True, timeout=300)
     finally:
         (WEB / ".parity.mjs").unlink()
     assert result.returncode == 0, result.stderr
@@ -112,7 +112,7 @@ def by_browser(bundle, finished, inputs, server, request) -> list[dict]:
         const ort = await import("onnxruntime-web"), {readNpz} = await import("./parser.js"), results = [];
         ort.env.wasm.numThreads = 1;
         const read = async (url) => new Uint8Array(await (await fetch(url)).arrayBuffer());
-        const session = await ort.InferenceSession.create(await read("/bundle/parser.onnx"));
+        const session = await ort.InferenceSession.create(await read("/bundle/onnx/parser.onnx"));
         for (let n = 0; n < count; n++) {
             const arrays = await readNpz(await read(`/inputs/${n}.npz`));
             const feeds = Object.fromEntries(Object.entries(arrays).map(([k, x]) => [k, new ort.Tensor("float32", x.data, x.shape)]));
@@ -128,7 +128,7 @@ def by_openvino(bundle, finished, inputs, server, request) -> list[dict]:
         unavailable("OpenVINO: pip install openvino")
     import openvino
 
-    compiled = openvino.Core().compile_model(bundle / "parser.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # bf16 by default
+    compiled = openvino.Core().compile_model(bundle / "onnx/parser.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})  # bf16 by default
     results = []
     for path in inputs:
         outputs = compiled(dict(np.load(path)))
@@ -141,7 +141,7 @@ def by_tract(bundle, finished, inputs, server, request) -> list[dict]:
         unavailable("tract: pip install tract")
     import tract
 
-    model = tract.onnx().load(bundle / "parser.onnx").into_model().into_runnable()
+    model = tract.onnx().load(bundle / "onnx/parser.onnx").into_model().into_runnable()
     return [dict(zip(export_onnx.EVENTS + export_onnx.PROBABILITIES, (x.to_numpy() for x in model.run(list(dict(np.load(path)).values()))))) for path in inputs]
 
 
@@ -174,7 +174,7 @@ def test_node_script_parses_a_features_file_like_parse_py(bundle, tmp_path, segm
     arrays = dict(audio=rng.standard_normal((23, 512)).astype(np.float32), visual_2d=rng.standard_normal((23, 768)).astype(np.float32))
     np.savez(tmp_path / "x.npz", **arrays)
     (tmp_path / "bundle").mkdir()
-    (tmp_path / "bundle/parser.onnx").symlink_to(bundle / "parser.onnx")
+    (tmp_path / "bundle/parser.onnx").symlink_to(bundle / "onnx/parser.onnx")
     (tmp_path / "bundle/bundle.json").write_text(json.dumps(json.loads((bundle / "bundle.json").read_text()) | dict(segments=segments)))
     result = subprocess.run(["node", WEB / "parse.mjs", tmp_path / "bundle", tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
