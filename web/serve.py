@@ -22,7 +22,6 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     extensions_map = {".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript",
                       ".wasm": "application/wasm", ".json": "application/json", "": "application/octet-stream"}
-    bundle: Path
 
     def send_head(self):
         port = self.server.server_address[1]
@@ -54,16 +53,13 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 def serve(bundle: Path, port: int) -> None:
     """Until Ctrl-C. Port 0: any that is free. Raises OSError."""
-    if not any(all((place / name).is_file() for name in LIBRARY) for place in PLACES):
-        if not shutil.which("npm"):
-            raise OSError(f"the page needs onnxruntime-web: install npm, or bring {PLACES[0]} from where it is")
-        if subprocess.run(["bash", WEB / "vendor.sh"]).returncode:
-            raise OSError("npm could not fetch onnxruntime-web")
+    there = any(all((place / name).is_file() for name in LIBRARY) for place in PLACES)
+    if not there and (not shutil.which("npm") or subprocess.run(["bash", WEB / "vendor.sh"]).returncode):
+        raise OSError(f"the page needs onnxruntime-web: npm would fetch it, or bring {PLACES[0]} from another machine")
     Handler.bundle = bundle.resolve()
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
         raise OSError(f"port {port}: {error.strerror}; --port N takes another") from None
-    with server:
-        print(f"http://localhost:{server.server_address[1]}/?bundle=bundle   (Ctrl-C ends it)", flush=True)
-        server.serve_forever()
+    print(f"http://localhost:{server.server_address[1]}/?bundle=bundle   (Ctrl-C ends it)", flush=True)
+    server.serve_forever()
