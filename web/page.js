@@ -28,25 +28,26 @@ function guarded(action) {
 
 // ---- choosing ----
 
-// from: {path in the bundle: File}, or the address of a folder.
+// from: {path in the bundle: File}, or the address of a folder. Whether it is still wanted when it is open.
 async function openBundle(from = source) {
-  const mine = ++latest;
+  latest++;
   source = from;
   bundle?.stop();
   bundle = null;
   $("result").hidden = $("progress").hidden = true;
-  opening = Remote.start(source, $("variant").value, $("device").value);
-  const opened = await opening;
-  if (mine !== latest && bundle) return opened.stop(); // another was chosen meanwhile
+  const mine = opening = Remote.start(source, $("variant").value, $("device").value);
+  const opened = await mine.catch((error) => { if (mine === opening) throw error; });
+  if (mine !== opening) return opened?.stop();
   bundle = opened;
   const variants = Object.keys(bundle.info.files).filter((name) => name.startsWith("parser_")).map((name) => name.slice("parser_".length));
   $("variant").replaceChildren($("variant").options[0], ...variants.map((name) => new Option(name, name)));
   $("variant").value = bundle.variant;
   $("options").hidden = $("sample").hidden = false;
+  return true;
 }
 
 async function openAndRun(from) {
-  await openBundle(from);
+  if (!await openBundle(from)) return;
   const videos = bundle.info.files.clip_image && bundle.info.files.clap_audio;
   say(`Bundle of ${bundle.classes.length} classes (${bundle.info.made_from}). ` +
       (videos ? "Choose a video or a features file." : "It has no encoders: choose a features file."));
@@ -66,7 +67,7 @@ $("source").addEventListener("change", guarded(async () => {
 
 for (const name of ["variant", "device"]) $(name).addEventListener("change", guarded(() => openAndRun()));
 
-$("sample").addEventListener("click", guarded(async () => run(await bundle.file("sample.npz"))));
+$("sample").addEventListener("click", guarded(async () => run(new File([await (await opening).ask("file", {path: "sample.npz"})], "sample.npz"))));
 
 $("stop").addEventListener("click", guarded(async () => {
   file = null;
@@ -106,8 +107,8 @@ async function parseFile(file, bundle, wanted) {
   say(`Opening ${file.name}`);
   if (address) URL.revokeObjectURL(address);
   address = isVideo ? URL.createObjectURL(file) : null;
-  await bundle.begin();
-  const features = isVideo ? await featuresOfVideo(await openVideo(file), file, bundle, tell("Looking at and listening to")) : await bundle.readNpz(file);
+  await bundle.ask("begin"); // what ran before belongs to another file
+  const features = isVideo ? await featuresOfVideo(await openVideo(file), file, bundle, tell("Looking at and listening to")) : await bundle.ask("features", {file});
   if (wanted()) $("video").hidden = !isVideo;
   return parse(features, bundle, tell("Parsing"));
 }

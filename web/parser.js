@@ -23,7 +23,8 @@ const TAIL = 0.1; // s: a last segment shorter than this is none
 export class Bundle {
   // variant: "fp16" or "int8", for smaller graphs: the parser, which must have it, and the encoders that do.
   constructor(info, variant = "") {
-    Object.assign(this, {info, variant, sessions: {}, providers: {}, refused: {}}); // the last three by graph
+    Object.assign(this, {info, variant, classes: info.classes, window: info.segments ?? WINDOW});
+    Object.assign(this, {sessions: {}, providers: {}, refused: {}}); // by graph
     this.parser = this.chosen("parser");
     if (variant && this.parser === "parser") throw new Error(`the bundle has no ${variant} parser; export it with --${variant}`);
   }
@@ -53,20 +54,12 @@ export class Bundle {
     return {audio: ["audio"], visual: names.filter((name) => name !== "audio")};
   }
 
-  get window() {
-    return this.info.segments ?? WINDOW;
-  }
-
   // Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real.
   get warnings() {
     const random = Object.entries(this.info.files).filter(([, file]) => file.weights?.weights === "random");
     const reasons = [...random.map(([name]) => `RANDOM WEIGHTS in ${name}.onnx`), String(this.info.dry_run || "")];
     const why = reasons.filter(Boolean).join("; ");
     return why ? [`a dry run (${why}): the events mean nothing for real videos`] : [];
-  }
-
-  get classes() {
-    return this.info.classes;
   }
 
   // The outputs of a graph by name; inputs are {name: array}. A device that cannot run it is left for the next one.

@@ -5,30 +5,30 @@ export class Remote extends Bundle {
   // source: {path in the bundle: File}, or the address of a folder; device: "webgpu", "wasm", or "" for the best.
   static async start(source, variant, device) {
     const worker = new Worker(new URL("./worker.js", import.meta.url), {type: "module"}), waiting = new Map();
-    let count = 0, ended = "";
-    const fail = (reason) => {
-      ended = reason;
-      worker.terminate();
-      for (const {reject} of waiting.values()) reject(new Error(reason));
-      waiting.clear();
-    };
-    const remote = {ask: (task, options, transfer = []) => new Promise((resolve, reject) => {
+    let bundle = null, count = 0, ended = "";
+    const ask = (task, options = {}, transfer = []) => new Promise((resolve, reject) => {
       if (ended) throw new Error(ended);
       waiting.set(++count, {resolve, reject});
       worker.postMessage({id: count, task, ...options}, transfer);
-    })};
-    worker.onmessage = ({data: {id, value, error, ran}}) => {
-      const {resolve, reject} = waiting.get(id);
-      waiting.delete(id);
-      Object.assign(remote.bundle ?? {}, ran);
-      error === undefined ? resolve(value) : reject(new Error(error));
-    };
-    worker.onerror = (event) => fail(event.message || "the worker of this page cannot be started");
-    const {info, threads, why} = await remote.ask("open", {source, variant, device}).catch((error) => {
-      worker.terminate();
-      throw error;
     });
-    return remote.bundle = Object.assign(new Remote(info, variant), {ask: remote.ask, stop: () => fail("stopped"), threads, why});
+    const stop = (reason = "stopped") => {
+      ended = reason;
+      worker.terminate();
+      for (const {reject} of waiting.values()) reject(new Error(reason));
+    };
+    worker.onmessage = ({data: {id, value, error, ran}}) => {
+      Object.assign(bundle ?? {}, ran);
+      error === undefined ? waiting.get(id).resolve(value) : waiting.get(id).reject(new Error(error));
+      waiting.delete(id);
+    };
+    worker.onerror = (event) => stop(event.message || "the worker of this page cannot be started");
+    try {
+      const {info, threads, why} = await ask("open", {source, variant, device});
+      return bundle = Object.assign(new Remote(info, variant), {ask, stop, threads, why});
+    } catch (error) {
+      stop();
+      throw error;
+    }
   }
 
   run(name, inputs) {
@@ -37,20 +37,6 @@ export class Remote extends Bundle {
 
   picture({data, width, height}) {
     return this.ask("picture", {pixels: {data, width, height}}, [data.buffer]);
-  }
-
-  // The arrays of an .npz file.
-  readNpz(file) {
-    return this.ask("features", {file});
-  }
-
-  // Forget what ran before: what comes is another file.
-  begin() {
-    return this.ask("begin", {});
-  }
-
-  async file(path) {
-    return new File([await this.ask("file", {path})], path);
   }
 
   // "WebGPU", or "WASM, 4 threads", or which graph on which; with the reason if WebGPU was not taken.
