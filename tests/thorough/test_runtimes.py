@@ -415,6 +415,7 @@ def test_page_stops_on_demand_and_zooms_into_a_long_file(browser, server, bundle
     page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
     page.set_input_files("#source", shared / "data/media/BjCEufrlXm4.mp4")
     page.wait_for_function("document.getElementById('status').textContent.includes('1 of 10 s')")
+    picture(page, "computing")
     page.click("#stop")
     page.wait_for_timeout(2000)
     assert page.locator("#status").text_content().startswith("Stopped") and page.locator("#result").is_hidden()
@@ -425,6 +426,7 @@ def test_page_stops_on_demand_and_zooms_into_a_long_file(browser, server, bundle
     shown = page.locator(".marks").text_content()
     assert "0:00" in shown and "1:15" in shown and "2:30" not in shown
     page.locator("#pan").fill("75")
+    picture(page, "long")
     assert "2:30" in page.locator(".marks").text_content() and "0:00" not in page.locator(".marks").text_content()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
     page.close()
