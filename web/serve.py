@@ -61,5 +61,6 @@ def serve(bundle: Path, port: int) -> None:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
     except OSError as error:
         raise OSError(f"port {port}: {error.strerror}; --port N takes another") from None
+    server.handle_error = lambda *arguments: None  # a browser that stopped loading is no news
     print(f"http://localhost:{server.server_address[1]}/?bundle=bundle   (Ctrl-C ends it)", flush=True)
     server.serve_forever()
