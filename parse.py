@@ -446,8 +446,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Which events are audible, visible or both in every second of a video.",
         epilog="For example: python parse.py runs/demo/bundle/sample.npz --bundle runs/demo/bundle --csv events.csv")
-    parser.add_argument("source", type=Path, metavar="VIDEO|FEATURES.npz")
-    parser.add_argument("--bundle", type=Path, required=True, metavar="OUT", help="folder written by export_onnx.py")
+    parser.add_argument("source", type=Path, nargs="?", metavar="VIDEO|FEATURES.npz")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--bundle", type=Path, metavar="OUT", help="folder written by export_onnx.py")
+    where.add_argument("--serve", type=Path, metavar="OUT", help="show the page with this bundle, to this machine only")
+    parser.add_argument("--port", type=int, default=8000, help="of --serve (default: 8000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="events and all probabilities")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="events: label, modality, onset, offset, probability")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
@@ -458,10 +461,16 @@ def main(arguments: list[str] | None = None) -> None:
                         help="refuse longer videos (default: %(default)s s, which takes 1.3 GB)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
     options = parser.parse_args(arguments)
+    if options.bundle and not options.source:
+        parser.error("name a video or a features file")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone shows the number of an ü
     try:
+        if options.serve:
+            from web.serve import serve
+
+            return serve(Bundle(options.serve).folder, options.port)
         bundle = Bundle(options.bundle, options.device, options.variant)
         classes = own_classes(options.classes)
         if options.source.suffix.lower() == ".npz":

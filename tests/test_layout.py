@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {"common": 0, "uwav": 1, "data": 2, "video": 3, "train": 3, "reporting": 4}  # the commands at the root: 5
+FLOORS = {"common": 0, "uwav": 1, "data": 2, "video": 3, "train": 3, "reporting": 4, "web": 4}  # the commands at the root: 5
 TEXTS = {path.relative_to(ROOT).with_suffix(""): path.read_text(encoding="utf-8")
          for path in (*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")) if path.parent.name != "tests"}
 MODULES = {".".join(path.parts).removesuffix(".__init__"): text for path, text in TEXTS.items()}

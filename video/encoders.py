@@ -256,7 +256,7 @@ class ClapEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, samples) -> (N, 512), as the library goes about it: 16-bit samples, repeated to 10 s, the rest silent."""
-        x = (x.clamp(-1, 1) * 32767).to(torch.int16).float() / 32767  # (N, samples)
+        x = (x.clamp(-1, 1) * 32767).trunc() / 32767  # (N, samples); WebGPU has no 16-bit numbers
         x = x.repeat(1, CLAP_SAMPLES // x.shape[1])
         x = F.pad(x, (0, CLAP_SAMPLES - x.shape[1]))  # (N, 480000)
         with half_precision(x.device):

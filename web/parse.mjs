@@ -20,9 +20,9 @@ async function read(path) {
 }
 
 try {
-  const bundle = await Bundle.open(ort, (name) => read(`${folder}/${name}`), variant);
+  const bundle = await Bundle.open({cpu: () => ort}, (name) => read(`${folder}/${name}`), variant);
   const result = await parse(await readNpz(await read(file)), bundle);
-  console.log(JSON.stringify(describe(result, bundle, basename(file), "CPU")));
+  console.log(JSON.stringify(describe(result, bundle, basename(file))));
 } catch (error) {
   console.error(`error: ${error.message}`);
   process.exit(1);

@@ -1,6 +1,6 @@
 // The parser in JavaScript: the same steps as parse.py, in a browser (onnxruntime-web) or in Node (onnxruntime-node).
 //
-//   const bundle = await Bundle.open(ort, read);              // read(name) -> Promise<Uint8Array> of a file of the bundle
+//   const bundle = await Bundle.open({cpu: () => ort}, read); // read(path) -> Promise<Uint8Array> of a file of the bundle
 //   const result = await parse(await readNpz(bytes), bundle); // or: await featuresOfVideo(file, bundle)
 //   result.events                                             // [{label, modality, onset, offset, probability}, ...]
 //
@@ -8,7 +8,8 @@
 
 export const WINDOW = 10; // segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
 export const MODALITIES = {audible: "audio", visible: "visual", both: "av"};
-const FORMAT = 1; // of the bundle
+const BUNDLE_FORMAT = 2;
+const JSON_FORMAT = 1; // of what `describe` returns (docs/deploy.md)
 const SIZE = 224; // pixels of a picture's side
 const RATE = 48000; // Hz
 const HALF = 65504; // the largest number in half precision, in which parsers are trained
@@ -20,39 +21,37 @@ const TAIL = 0.1; // s: a last segment shorter than this is none
 // ---- the bundle ----
 
 export class Bundle {
-  constructor(ort, info, read) {
-    Object.assign(this, {ort, info, read, sessions: {}, parser: "parser"});
+  // variant: "fp16" or "int8", for smaller graphs: the parser, which must have it, and the encoders that do.
+  constructor(info, variant = "") {
+    Object.assign(this, {info, variant, classes: info.classes, window: info.segments ?? WINDOW});
+    Object.assign(this, {sessions: {}, providers: {}, refused: {}}); // by graph
+    this.parser = this.chosen("parser");
+    if (variant && this.parser === "parser") throw new Error(`the bundle has no ${variant} parser; export it with --${variant}`);
   }
 
-  // variant: "fp16" or "int8", for a smaller parser, if the bundle has it.
-  static async open(ort, read, variant = "") {
+  // runtimes: {device: () => onnxruntime}, the best device first. read(path): the bytes of a file of the bundle.
+  static async open(runtimes, read, variant = "") {
     const bytes = await read("bundle.json");
     let info = null;
     try {
       info = JSON.parse(new TextDecoder().decode(bytes));
     } catch {} // said below
-    if (info?.format !== undefined && info.format !== FORMAT) {
-      throw new Error(`bundle.json: a bundle of format ${info.format}, this program reads ${FORMAT}`);
+    if (info?.format !== undefined && info.format !== BUNDLE_FORMAT) {
+      throw new Error(`bundle.json: a bundle of format ${info.format}, this program reads ${BUNDLE_FORMAT}`);
     }
     if (!isWhole(info)) throw new Error("bundle.json: not the description of a bundle");
-    const bundle = new Bundle(ort, info, read);
-    if (variant) {
-      const rows = info.variants?.rows ?? {}, row = Object.hasOwn(rows, variant) && rows[variant];
-      if (typeof row?.sha256 !== "string") throw new Error(`the bundle has no ${variant} parser; export it with --${variant}`);
-      bundle.parser = `parser_${variant}`;
-      info.files[bundle.parser] = {sha256: row.sha256};
-    }
-    return bundle;
+    return Object.assign(new Bundle(info, variant), {runtimes, read});
+  }
+
+  chosen(name) {
+    const smaller = `${name}_${this.variant}`;
+    return Object.hasOwn(this.info.files, smaller) ? smaller : name;
   }
 
   // The parser's inputs by modality.
   get inputs() {
     const names = Object.keys(this.info.files.parser.inputs);
     return {audio: ["audio"], visual: names.filter((name) => name !== "audio")};
-  }
-
-  get window() {
-    return this.info.segments ?? WINDOW;
   }
 
   // Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real.
@@ -63,32 +62,56 @@ export class Bundle {
     return why ? [`a dry run (${why}): the events mean nothing for real videos`] : [];
   }
 
-  get classes() {
-    return this.info.classes;
+  // The outputs of a graph by name; inputs are {name: array}. A device that cannot run it is left for the next one.
+  async run(graph, inputs) {
+    const name = this.chosen(graph), file = Object.hasOwn(this.info.files, name) && this.info.files[name];
+    if (!file) throw new Error(`the bundle has no ${name}.onnx: it parses features, not videos`);
+    const devices = Object.keys(this.runtimes).filter((device) => !(device === "webgpu" && name.endsWith("_int8"))); // it has no 8-bit kernels
+    for (let n = devices.indexOf(this.sessions[name]?.device ?? devices[0]); ; n++) {
+      try {
+        const outputs = await this.runOn(devices[n], name, file, inputs);
+        this.providers[name] = DEVICES[devices[n]];
+        return outputs;
+      } catch (error) {
+        if (error.ofFile || n + 1 === devices.length) throw error;
+        this.refused[name] = `${DEVICES[devices[n]]}: ${error.message.split("\n")[0].slice(0, 200)}`;
+        delete this.sessions[name];
+      }
+    }
   }
 
-  // The outputs of NAME.onnx by name; inputs are {name: array}.
-  async run(name, inputs) {
-    const file = Object.hasOwn(this.info.files, name) && this.info.files[name];
-    if (!file) throw new Error(`the bundle has no ${name}.onnx: it parses features, not videos`);
+  async runOn(device, name, file, inputs) {
+    const ort = await this.runtimes[device](), feeds = {};
     if (!this.sessions[name]) {
-      const bytes = await this.read(`${name}.onnx`); // not file.file: what a bundle says must not choose what is read
-      if (namesOtherFiles(bytes)) throw new Error(`${name}.onnx: keeps weights in other files, which are not read`);
-      if (await sha256(bytes) !== file.sha256) throw new Error(`${name}.onnx: not the file that bundle.json describes (its checksum differs)`);
-      this.sessions[name] = await this.ort.InferenceSession.create(bytes);
+      const bytes = await this.checked(`onnx/${name}.onnx`, file), options = {executionProviders: [device], logSeverityLevel: 3};
+      this.sessions[name] = {device, session: await ort.InferenceSession.create(bytes, options)};
     }
-    const feeds = {};
     for (const [key, x] of Object.entries(inputs)) {
-      feeds[key] = new this.ort.Tensor(x.data instanceof Uint8Array ? "uint8" : "float32", x.data, x.shape);
+      feeds[key] = new ort.Tensor(x.data instanceof Uint8Array ? "uint8" : "float32", x.data, x.shape);
     }
-    const outputs = await this.sessions[name].run(feeds);
+    const outputs = await this.sessions[name].session.run(feeds);
     return Object.fromEntries(Object.entries(outputs).map(([key, x]) => [key, {data: x.data, shape: [...x.dims].map(Number)}]));
+  }
+
+  // The CLIP embedding of a picture, {data: RGBA, width, height}.
+  picture(pixels) {
+    return this.run("clip_image", {pixels: {data: squareImage(pixels), shape: [1, SIZE, SIZE, 3]}});
+  }
+
+  async checked(path, file) {
+    const bytes = await this.read(path); // not file.file: what a bundle says must not choose what is read
+    const problem = namesOtherFiles(bytes) ? "keeps weights in other files, which are not read"
+      : await sha256(bytes) !== file.sha256 ? "not the file that bundle.json describes (its checksum differs)" : "";
+    if (problem) throw Object.assign(new Error(`${path}: ${problem}`), {ofFile: true});
+    return bytes;
   }
 }
 
+const DEVICES = {cpu: "CPU", wasm: "WASM", webgpu: "WebGPU"};
+
 function isWhole(info) {
   const {format, classes, files, gate, segments = WINDOW} = info ?? {}, inputs = files?.parser?.inputs;
-  if (format !== FORMAT || !Array.isArray(classes) || !inputs?.audio || !inputs.visual_2d) return false;
+  if (format !== BUNDLE_FORMAT || !Array.isArray(classes) || !inputs?.audio || !inputs.visual_2d) return false;
   const numbers = [segments, ...Object.values(inputs).map((x) => x?.shape?.at?.(-1))];
   return classes.length > 0 && new Set(classes).size === classes.length && gate > 0 && gate < 1 && typeof gate === "number"
     && classes.every((name) => typeof name === "string" && !CONTROL.test(name)) && numbers.every((n) => Number.isInteger(n) && n > 0)
@@ -115,8 +138,8 @@ function namesOtherFiles(bytes) {
 // features: {audio: (T, Da), visual_2d: (T, D2), ...}; those of one modality may be absent. As in parse.py: a window from
 // every second on; probabilities are averaged, a segment weighing the more the farther it lies from the ends of a window;
 // an event needs one window that admits it. For inputs that are not there the parser is given zeros, and what it says of
-// their modality is left out: null, and no event.
-export async function parse(features, bundle) {
+// their modality is left out: null, and no event. tell(done, of) is called after every batch.
+export async function parse(features, bundle, tell = () => {}) {
   const inputs = bundle.info.files.parser.inputs, given = Object.keys(features), groups = Object.values(bundle.inputs);
   const there = groups.filter((names) => names.some((name) => given.includes(name)));
   const known = given.every((name) => Object.hasOwn(inputs, name)) && there.length; // absent, not misnamed
@@ -140,10 +163,10 @@ export async function parse(features, bundle) {
       for (let w = 0; x && w < B; w++) data.set(x.subarray((first + w) * D, (first + w + length) * D), w * length * D);
       batch[name] = {data, shape: [B, length, D]};
     }
-    const out = await bundle.run(bundle.parser, batch);
+    const out = await bundle.run("parser", batch);
     for (const [name, count] of Object.entries({audio_prob: length * C, visual_prob: length * C, video_prob: C})) {
       if (out[name]?.data.length !== B * count || !out[name].data.every(Number.isFinite)) {
-        throw new Error(`${bundle.parser}.onnx: its outputs are not those of a parser of ${C} classes, or not finite`);
+        throw new Error(`onnx/${bundle.parser}.onnx: its outputs are not those of a parser of ${C} classes, or not finite`);
       }
     }
     for (let w = 0; w < B; w++) {
@@ -157,6 +180,7 @@ export async function parse(features, bundle) {
         }
       }
     }
+    tell(first + B, windows);
   }
   for (const m of ["audio", "visual"]) {
     const there = bundle.inputs[m].some((name) => given.includes(name));
@@ -171,14 +195,14 @@ export async function parse(features, bundle) {
   return result;
 }
 
-// Everything as JSON, in the format that parse.py writes too: docs/deploy.md. provider: what the parser ran on.
-export function describe(result, bundle, source, provider) {
+// Everything as JSON, in the format that parse.py writes too: docs/deploy.md.
+export function describe(result, bundle, source) {
   const {T, C, classes, events, probability, videoProbability} = result, round = (x) => Number(x.toFixed(6));
   const table = (p) => p && Array.from({length: T}, (_, t) => Array.from(p.subarray(t * C, (t + 1) * C), round));
   return {
-    format: FORMAT, source, bundle: {made_from: bundle.info.made_from ?? null, parser: bundle.info.files[bundle.parser].sha256},
+    format: JSON_FORMAT, source, bundle: {made_from: bundle.info.made_from ?? null, parser: bundle.info.files[bundle.parser].sha256},
     warnings: bundle.warnings, seconds: T, classes, events: events.map((e) => ({...e, probability: round(e.probability)})),
-    providers: {[bundle.parser]: provider}, video_prob: videoProbability.map(round),
+    providers: bundle.providers, video_prob: videoProbability.map(round),
     audio_prob: table(probability.audio), visual_prob: table(probability.visual),
   };
 }
@@ -282,10 +306,7 @@ export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
   if (!(T >= 1)) throw new Error("the video has no length");
   const empty = (name) => ({data: new Float32Array(T * inputs[name].shape[2]), shape: [T, inputs[name].shape[2]]});
   const features = {};
-  const put = async (name, t, encoder, feed) => {
-    const {embedding} = await bundle.run(encoder, feed);
-    features[name].data.set(embedding.data, t * features[name].shape[1]);
-  };
+  const put = (name, t, {embedding}) => features[name].data.set(embedding.data, t * features[name].shape[1]);
   const wave = await waveOf(file);
   if (wave) features.audio = empty("audio");
   if (video.videoWidth) features.visual_2d = empty("visual_2d");
@@ -293,18 +314,17 @@ export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   const context = canvas.getContext("2d", {willReadFrequently: true});
   for (let t = 0; t < T; t++) {
+    if (video.videoWidth) await seek(video, Math.min(t + 0.5, video.duration - 0.001));
+    tell(t + 1, T);
     if (video.videoWidth) {
-      await seek(video, Math.min(t + 0.5, video.duration - 0.001));
       context.drawImage(video, 0, 0);
-      const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-      await put("visual_2d", t, "clip_image", {pixels: {data: squareImage(pixels), shape: [1, SIZE, SIZE, 3]}});
+      put("visual_2d", t, await bundle.picture(context.getImageData(0, 0, canvas.width, canvas.height)));
     }
     if (wave) {
       const second = new Float32Array(RATE);
       second.set(wave.subarray(t * RATE, (t + 1) * RATE));
-      await put("audio", t, "clap_audio", {wave: {data: second, shape: [1, RATE]}});
+      put("audio", t, await bundle.run("clap_audio", {wave: {data: second, shape: [1, RATE]}}));
     }
-    tell(t + 1, T);
   }
   return features;
 }
@@ -317,13 +337,20 @@ function seek(video, time) {
   });
 }
 
-// The sound of a file, all channels averaged, 48 kHz; null without sound.
-async function waveOf(file) {
+// The sound of a file, 48 kHz: two channels are averaged, more are first mixed down to two, as ITU-R BS.775 has it; null
+// without sound.
+export async function waveOf(file) {
   let sound;
   try {
     sound = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
   } catch {
     return null;
+  }
+  if (sound.numberOfChannels > 2) {
+    const context = new OfflineAudioContext(2, sound.length, RATE), source = new AudioBufferSourceNode(context, {buffer: sound});
+    source.connect(context.destination);
+    source.start();
+    sound = await context.startRendering();
   }
   const wave = new Float32Array(sound.length);
   for (let c = 0; c < sound.numberOfChannels; c++) {

@@ -214,14 +214,14 @@ def page(browser):
 def test_the_page_refuses_the_same_in_the_same_words(page, case):
     folder, words = case
     said = page.evaluate("""async (files) => {
-        const ort = await import("onnxruntime-web"), {Bundle, parse, readNpz} = await import("./parser.js");
-        ort.env.wasm.numThreads = 1;
+        const {Bundle, parse, readNpz} = await import("./parser.js"), {findRuntimes} = await import("./runtime.js");
+        const {runtimes} = await findRuntimes("wasm");
         const read = async (name) => {
             if (!(name in files)) throw new Error(`${name}: no such file`);
             return Uint8Array.from(atob(files[name]), (c) => c.charCodeAt(0));
         };
         try {
-            await parse(await readNpz(await read("x.npz")), await Bundle.open(ort, read));
+            await parse(await readNpz(await read("x.npz")), await Bundle.open(runtimes, read));
             return null;
         } catch (error) {
             return error.message;
