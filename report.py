@@ -136,22 +136,22 @@ def data_notice(page: Page) -> str:
 
 
 def run_table(page: Page) -> str:
-    index, ablation = page.saved.index, {} if page.saved.is_own else page.saved.ablation
-    source = index["source"]
-    if isinstance(source, dict):
-        real = source.get("real_annotations")
-        source = "demo world: invented features, " + (f"real annotations ({', '.join(real)})" if real else
-                                                      "invented annotations")
-    rows = {"data": source, "recipe of the features": recipe_of(index) or "not noted",
+    index = page.saved.index
+    rows = {"data": index["source"], "recipe of the features": recipe_of(index) or "not noted",
             "seed in pictures": page.saved.seed}
-    if ablation:
+    if isinstance(index["source"], dict):
+        real = ", ".join(index["source"].get("real_annotations") or ())
+        kind = f"real annotations ({real})" if real else "invented annotations"
+        rows["data"] = f"demo world: invented features, {kind}"
+    if not page.saved.is_own:
+        ablation = page.saved.ablation
         rows |= {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
                  "seeds": ", ".join(map(str, ablation["seeds"]))}
     for key, name in (("llp", "target set"), ("unav", "pre-training set")):
         if key in index:
             videos = ", ".join(f"{split} {len(ids):,}" for split, ids in index[key]["videos"].items())
             rows[name] = f"{len(index[key]['classes'])} classes; videos: {videos}"
-    return facts("What was run", {name: escape(str(value)) for name, value in rows.items()})
+    return facts("What was run", rows)
 
 
 def stage_table(page: Page) -> str:
@@ -167,7 +167,7 @@ def stage_table(page: Page) -> str:
         goes = f" in {len(runs)} goes" if len(runs) > 1 else ""
         rows.append([escape(title), f"{sum(int(r[1]) for r in runs):,} s{goes}", escape(runs[-1][0])])
     rows.append(["together", f"{sum(int(r[1]) for r in made):,} s", ""])
-    where = {name: "<br>".join(dict.fromkeys(escape(r[k]) for r in made))
+    where = {name: "; ".join(dict.fromkeys(r[k] for r in made))
              for name, k in (("commit", 4), ("machine", 5), ("command", 6))}
     return facts("Where and how", where) + table(["stage", "time it took", "date"], rows) + paragraph(
         "On one CPU the same commit, command, seed and number of threads give the same numbers to the last bit; on a "
@@ -178,6 +178,15 @@ def stage_table(page: Page) -> str:
 
 KINDS = ["A", "V", "AV", "Type", "Event"]
 LEVELS = [("", 1), ("segment level", 5), ("event level", 5)]
+
+
+def scored(title: str, *values: dict[str, float], scores: tuple[str, ...] = SCORES) -> list[str]:
+    """A row of a table: mean and spread of each score over the values, one a seed."""
+    return [title] + [mean_and_spread([v[s] for v in values]) for s in scores]
+
+
+def paper_row(cells: Iterable[str]) -> list[str]:
+    return [f"<em>{cell}</em>" for cell in ("the paper's", *cells)]
 
 
 def result(page: Page) -> str:
@@ -223,8 +232,7 @@ def own_result(page: Page) -> str:
         + ("; thresholds and the epoch were chosen by these very clips, so they flatter" * (saved.split == "val"))
         + ". A parser is worth something if it is above both other lines; the last one knows the weak labels."
         + " This parser predicts no event at all." * (not any(x.any() for x in saved.predictions)))
-    cells = [[title] + [f"{x[s]:.1f}" for s in SCORES] for title, x in rows.items()]
-    return paragraph(" ".join(sentences)) + table([""] + 2 * KINDS, cells, LEVELS)
+    return paragraph(" ".join(sentences)) + table([""] + 2 * KINDS, [scored(*x) for x in rows.items()], LEVELS)
 
 
 def score_tables(page: Page) -> str:
@@ -234,14 +242,13 @@ def score_tables(page: Page) -> str:
         shown = []
         for name, values in rows.items():
             row = (ROWS | SWEEP)[name]
-            title = f"{escape(row.title)} <small>{escape(row.short)}</small>"
-            shown.append([title] + [mean_and_spread([v[s] for v in values]) for s in SCORES])
+            shown.append(scored(f"{escape(row.title)} <small>{escape(row.short)}</small>", *values))
             if llp and name == "full":
                 shown.append(paper_row(map("{:.1f}".format, PAPER_FULL[features])))
             elif llp and row.paper_type and paper_column(features, "pack"):
                 shown.append(paper_row(str(row.paper_type) if s == "seg_type" else "" for s in SCORES))
         nothing, scores = next(iter(ablation["trivial"].items()))
-        shown.append([f"<em>{nothing}</em>"] + [f"{scores[s]:.1f}" for s in SCORES])
+        shown.append(scored(f"<em>{nothing}</em>", scores))
         parts.append(table([f"features {escape(features)}"] + 2 * KINDS, shown, LEVELS))
     return "".join(parts) + paragraph(
         "F-scores on the test split in percent. A: what is audible; V: what is visible; AV: what is both at once; "
@@ -251,19 +258,14 @@ def score_tables(page: Page) -> str:
         + ("" if llp else " The paper's rows stand here only when the data are LLP with its features."))
 
 
-def paper_row(cells: Iterable[str]) -> list[str]:
-    return [f"<em>{cell}</em>" for cell in ("the paper's", *cells)]
-
-
 def label_table(page: Page) -> str:
-    rows = []
+    rows, scores = [], SCORES[:5]
     for name, title in (("segment", "per segment, no teacher (as VALOR does)"), ("teacher", "teacher")):
-        values = page.saved.ablation["labels"][name]
-        rows.append([title] + [mean_and_spread([v[s] for v in values]) for s in SCORES[:5]])
+        rows.append(scored(title, *page.saved.ablation["labels"][name], scores=scores))
         if page.saved.is_llp:
-            rows.append(paper_row(str(PAPER_LABELS[name][s]) for s in SCORES[:5]))
-    everything, scores = list(page.saved.ablation["trivial"].items())[1]
-    rows.append([f"<em>{everything}</em>"] + [f"{scores[s]:.1f}" for s in SCORES[:5]])
+            rows.append(paper_row(str(PAPER_LABELS[name][s]) for s in scores))
+    everything, values = list(page.saved.ablation["trivial"].items())[1]
+    rows.append(scored(f"<em>{everything}</em>", values, scores=scores))
     return paragraph(
         "Segment-level F-scores of the hard labels on the test split. The labeller knows the weak label, the parser "
         "above does not.") + table(["labels"] + KINDS, rows)
@@ -451,26 +453,33 @@ def threshold_figure(page: Page) -> str:
         "Without a mark, the threshold is -inf: every second of a video with the class is labelled."))
 
 
-def confusion_figure(page: Page) -> str:
+def confusion_table(page: Page) -> str:
     counts = evidence.modality_confusion(*page.saved.predictions, *load_truth(page.saved.data, page.saved.split))
-    return page.figure("confusion", [figures.confusion(counts)], "Audible, visible or both", (
-        f"Each second of each class in the {page.saved.split} split: share of its row, and count. The last row holds "
-        "false alarms; what is neither in truth nor in prediction is left out."))
+    counts[3, 3] = 0  # most seconds of most classes
+    rows = [[f"truly {name}"] + [f"{n / max(1, row.sum()):.0%} <small>{n}</small>" for n in row]
+            for name, row in zip(evidence.EXPERIENCES, counts)]
+    rows[3][4] = "–"
+    return table(["predicted:", *evidence.EXPERIENCES], rows) + paragraph(
+        f"Audible, visible or both: each second of each class in the {page.saved.split} split, as a share of its row, "
+        "and counted. The last row holds false alarms; what is neither in truth nor in prediction is left out.")
 
 
-def balance_table(page: Page) -> str:
-    saved, rows = page.saved, []
+def method_picture(page: Page) -> str:
+    drawn = (Path(__file__).parent / "docs/pictures/method.svg").read_text(encoding="utf-8")
+    return page.picture([drawn], "The method", "What is trained on which data, and what is handed on.", "method")
+
+
+def balance(page: Page) -> str:
+    saved, said = page.saved, []
     weak, config = load_weak(saved.data, "train"), saved.training
     for modality, logit, threshold in zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds):
         hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
         w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
-        ratio = f"{w_pos / w_neg:.1f}" if w_neg else "–"
-        rows.append([modality, f"{100 * hard.mean():.2f} %", f"{w_pos:.2f}", f"{w_neg:.2f}", ratio])
+        said.append(f"{100 * hard.mean():.2f} % of what may be {modality}, w_pos {w_pos:.2f}, w_neg {w_neg:.2f}")
     return paragraph(
         "Few entries (video, second, class) are positive, so Eq. 7-8 let the classes of the weak label weigh w_pos in "
-        f"the loss and all others w_neg. From the hard labels of the training set, with W = {config.W:g}"
-        + ", and, as in the released code, times the number of classes" * config.balance_sum + ".") + table(
-        ["modality", "positive entries", "w_pos", "w_neg", "w_pos / w_neg"], rows)
+        f"the loss and all others w_neg. By the hard labels of the training set: {'; '.join(said)} (W = {config.W:g}"
+        + "; as in the released code, times the number of classes" * config.balance_sum + ").")
 
 
 # ---- The whole page ------------------------------------------------------------------------------
@@ -487,11 +496,11 @@ def build(saved: Saved, pictures: Path) -> str:
         page.section("What each step adds", difference_figure)
         page.section("Labels", label_table)
     page.section("Timelines", timeline_figure)
-    page.section("Classes and modalities", class_figure, confusion_figure, threshold_figure)
+    page.section("Classes and modalities", class_figure, confusion_table, threshold_figure)
     page.section("Uncertainty", reliability_figure, distance_figure)
     if not own or saved.parser.name == "full":
-        page.section("Class balance", balance_table)
-    page.section("Training", parser_figure, *[] if own else [teacher_figure])
+        page.section("Class balance", balance)
+    page.section("Training", method_picture, parser_figure, *[] if own else [teacher_figure])
     page.section("What ran", run_table, stage_table)
     return page.html(notice)
 

@@ -105,12 +105,7 @@ def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) 
     shared = a.any(1) & v.any(1)  # (N, C)
     overlap = ((a & v).sum(1) * shared).sum(-1) / ((a | v).sum(1) * shared).sum(-1)  # (N,); NaN: no shared class
     overlap = overlap.nan_to_num(1.0).numpy()
-    middle = np.abs(score - np.median(score))
-
-    def first(*keys: np.ndarray) -> int:
-        return int(np.lexsort(keys[::-1])[0])
-
-    chosen = {"best": first(-score, -events), "median": first(middle, -events), "worst": first(score, -events)}
+    ranks = {"best": -score, "median": np.abs(score - np.median(score)), "worst": score}
     if (overlap < 1).any():
-        chosen["most unaligned"] = first(overlap, -events)
-    return chosen
+        ranks["most unaligned"] = overlap
+    return {kind: int(np.lexsort((-events, rank))[0]) for kind, rank in ranks.items()}

@@ -2,7 +2,7 @@
 
 A picture is a list of panels of one width, narrow enough for a phone; a page or a PNG sets them side by side. Colours
 are those of Okabe and Ito, told apart by colour-blind readers too, and never the only difference: lines have markers,
-bars have positions, cells have numbers.
+bars have positions.
 
 Shapes: T segments, C classes. What is drawn was computed in evidence.py or read from a run's files.
 """
@@ -24,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
 
 from common.files import atomic
-from reporting.evidence import EXPERIENCES, Reliability
+from reporting.evidence import Reliability
 
 # light -> dark: drawn in light colours; in SVG each becomes a variable that follows the reader's colour scheme
 INK, PAPER, LINE, FAINT = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"
@@ -157,7 +157,7 @@ def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
     """How often labels of a given probability are true, by what the legend says; honest ones lie on the diagonal."""
 
     def draw(axis: Axes) -> None:
-        axis.plot([0, 1], [0, 1], color=FAINT, linestyle=":")
+        axis.axline((0, 0), slope=1, color=FAINT, linestyle=":")
         for style, colour, (name, r) in zip(("o-", "s--"), (BLUE, VERMILION), curves.items()):
             seen = r.count > 0  # (bins,)
             axis.plot(r.probability[seen], r.frequency[seen], style, color=colour, label=name, markersize=4.5)
@@ -171,7 +171,7 @@ def distance(title: str, mean: np.ndarray, accuracy: np.ndarray) -> Panel:
     """(bins,) each, of evidence.accuracy_by_distance."""
 
     def draw(axis: Axes) -> None:
-        axis.plot(mean, 100 * accuracy, marker="o", markersize=4.5, color=BLUE)
+        axis.plot(mean, 100 * accuracy, "o-", markersize=4.5, color=BLUE)
         axis.axhline(50, color=FAINT, linestyle=":")
         axis.set(title=title, xlabel="distance from the threshold, |logit - threshold|", ylabel="hard labels right, %",
                  xlim=(0, None), ylim=(min(40, 100 * accuracy.min() - 5), 101))
@@ -244,25 +244,3 @@ def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarr
             legend_below(axis, columns=1 if spans else 2)
 
     return Panel(draw, 1.2 + 0.2 * C + (0.4 if spans else 0))
-
-
-def confusion(counts: np.ndarray) -> Panel:
-    """counts (4, 4), truth by prediction: each row in percent of what is truly so; neither / neither is left out."""
-    counts = counts * (np.arange(16) < 15).reshape(4, 4)  # (4, 4)
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (4, 4)
-
-    def draw(axis: Axes) -> None:
-        for r, c in np.ndindex(4, 4):
-            axis.broken_barh([(c - 0.47, 0.94)], (r - 0.46, 0.92), color=BLUE, alpha=0.75 * share[r, c], linewidth=0)
-            text = "–" if r == c == 3 else f"{share[r, c]:.0%}\n{counts[r, c]}"
-            axis.text(c, r, text, ha="center", va="center", fontsize=8.5, fontweight="bold" if r == c else "normal")
-        axis.set(xlim=(-0.5, 3.5), ylim=(3.5, -0.5), ylabel="truth")
-        names = [name.replace(" ", "\n") for name in EXPERIENCES]
-        axis.set_xticks(range(4), names)
-        axis.set_yticks(range(4), names)
-        axis.set_title("prediction", loc="center")
-        axis.tick_params(length=0, labeltop=True, labelbottom=False, top=False)
-        axis.grid(visible=False)
-        axis.spines[:].set_visible(False)
-
-    return Panel(draw, 3.4)

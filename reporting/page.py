@@ -41,8 +41,12 @@ class Page:
 
     def figure(self, name: str, panels: list[Panel], title: str, caption: str) -> str:
         """`title` and `caption` (HTML) say what to see."""
+        return self.picture(Picture(name, panels).write(self.pictures), title, caption, name)
+
+    def picture(self, panels: list[str], title: str, caption: str, name: str) -> str:
+        """The same of finished SVG."""
         images = []
-        for k, svg in enumerate(Picture(name, panels).write(self.pictures), 1):
+        for k, svg in enumerate(panels, 1):
             source = base64.b64encode(svg.encode()).decode()
             alt = escape(f"{title}, panel {k} of {len(panels)}; described in the caption below")
             images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{source}">')
@@ -75,7 +79,7 @@ def table(header: list[str], rows: list[list[str]], above: list[tuple[str, int]]
     return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
-def facts(title: str, rows: dict[str, str]) -> str:
+def facts(title: str, rows: dict[str, object]) -> str:
     """A table of two columns whose lines may break."""
-    body = "".join(f"<tr><th>{escape(name)}</th><td>{value}</td></tr>" for name, value in rows.items())
+    body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(x))}</td></tr>" for name, x in rows.items())
     return f'<table class="facts"><caption>{escape(title)}</caption>{body}</table>'

@@ -11,22 +11,6 @@ import torch
 
 import bench
 import uwav
-from uwav import SourceSplit
-
-CPU = torch.device("cpu")
-
-
-def test_plain_attention_gives_the_same_model():
-    torch.manual_seed(0)
-    han = uwav.HAN(uwav.HANConfig(hidden=16, heads=2, feedforward=16, layers=2)).eval()
-    inputs = [torch.randn(3, 10, d) for d in (128, 2048, 512)]
-    for ours, plain in zip(han(*inputs), bench.plain_model(han).eval()(*inputs)):
-        torch.testing.assert_close(ours, plain)
-    teacher = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=2)).eval()
-    mask = torch.arange(7) < torch.tensor([[3], [7]])
-    inputs = torch.randn(2, 7, 512), torch.randn(2, 7, 768), *bench.random_pair(5, CPU), mask
-    for ours, plain in zip(teacher(*inputs), bench.plain_model(teacher).eval()(*inputs)):
-        torch.testing.assert_close(ours[mask], plain[mask])
 
 
 def test_plain_scores_are_ours():
@@ -36,14 +20,13 @@ def test_plain_scores_are_ours():
     assert bench.plain_scores(*(x.numpy() for x in arrays)) == pytest.approx(uwav.parsing_scores(*arrays))
 
 
-def test_padding_to_the_longest_of_all_leaves_the_masked_loss_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "FILES", 4)
-    length = np.array([12, 10, 30, 31])
-    bench.write_files(tmp_path, length)
-    audio, visual, mask = bench.read_source(tmp_path, 31, range(4))
-    data = SourceSplit(audio[mask], visual[mask], torch.zeros(83, 7), length)
-    own_audio, _, _, own_mask = data.batch(np.arange(4))
-    assert torch.equal(mask, own_mask) and torch.equal(audio[mask], own_audio[own_mask])
+def test_the_plain_files_are_padded_to_the_longest_and_the_mask_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FILES", 3)
+    files = bench.Files(tmp_path / "UnAV", ("clap", "clip"), np.array([12, 10, 31, 7]))
+    n, mask, audio, visual = files[1]
+    assert (n, len(files), mask.sum()) == (1, 4, 10) and audio.shape == (31, 512) and visual.shape == (31, 768)
+    assert torch.equal(audio[:10], torch.from_numpy(np.load(tmp_path / "UnAV/clap/1.npy"))) and not audio[10:].any()
+    assert torch.equal(files[3][2][:12], torch.from_numpy(np.load(tmp_path / "UnAV/clap/0.npy")))  # the files go round
 
 
 def test_one_command_prints_a_table_and_writes_the_figures(tmp_path):
