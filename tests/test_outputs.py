@@ -47,7 +47,7 @@ def test_parse_finds_in_features_the_events_that_the_trained_model_predicts(fini
 
 def test_a_bundle_describes_itself_and_every_file_was_compared_with_pytorch(exported):
     info = json.loads((exported / "bundle.json").read_text())
-    assert set(info["files"]) == {"parser", "han", "teacher", "labels"} and len(info["classes"]) == 25
+    assert set(info["files"]) == {"parser", "teacher", "labels"} and len(info["classes"]) == 25
     assert all(file["verified"]["largest_difference"] < 1e-4 for file in info["files"].values())
 
 

@@ -146,6 +146,32 @@ def test_released_checkpoints_export_and_give_the_recorded_outputs(golden, tmp_p
         np.testing.assert_array_equal(got[f"{name}_hard"], case[f"{name}_hard"].numpy())
 
 
+def test_a_teacher_alone_is_exported_and_heads_that_are_guessed_are_said(golden, tmp_path, capsys):
+    torch.save({k[3:]: v for k, v in golden("teacher").items() if k.startswith("sd.")}, tmp_path / "teacher.pt")
+    export_onnx.main(["--released-teacher", str(tmp_path / "teacher.pt"), "--teacher-heads", "4", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "out/onnx").iterdir()} == {"teacher.onnx", "labels.onnx"} and "a teacher alone" in said
+    assert "heads" not in said
+    checkpoints.load_model(tmp_path / "teacher.pt")
+    assert "does not say how many attention heads it has; 16 are assumed" in capsys.readouterr().out
+
+
+def test_the_model_card_tells_scores_of_all_seeds_and_its_python_runs_as_printed(bundle, finished, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    _, metadata, text = (bundle / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    metadata, info = yaml.safe_load(metadata), json.loads((bundle / "bundle.json").read_text())
+    told = {m["name"]: m["value"] for m in metadata["model-index"][0]["results"][0]["metrics"]}
+    seeds = [json.loads((finished / f"seed{k}/clip_clap/full/scores_test.json").read_text()) for k in (0, 1)]
+    assert told == {name: pytest.approx(np.mean([x[name] for x in seeds]), abs=0.006) for name in uwav.SCORES}
+    assert f"seg_type {np.mean([x['seg_type'] for x in seeds]):.1f}±{np.std([x['seg_type'] for x in seeds], ddof=1):.1f}" in text
+    assert "A DRY RUN (invented features" in text and "$" not in text and all(f"`{x['file']}`" in text for x in info["files"].values())
+    config = json.loads((bundle / "config.json").read_text())
+    assert list(config["id2label"].values()) == info["classes"] and config["label2id"]["Clapping"] == 24
+    code = text.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", code], cwd=bundle, capture_output=True, text=True)
+    assert done.returncode == 0 and "'audio_event': (1, 10, 25)" in done.stdout, done.stderr
+
+
 def test_variants_are_measured_against_fp32_on_the_test_split(bundle):
     files = json.loads((bundle / "bundle.json").read_text())["files"]
     rows = dict(fp32=files["parser"], fp16=files["parser_fp16"], int8=files["parser_int8"])
