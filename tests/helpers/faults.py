@@ -177,7 +177,7 @@ def traced_before() -> None:
 def nothing_to_measure() -> None:
     import bench
 
-    bench.rates = lambda device, half: dict(operations_per_s=1.0, torch_operations_per_s=1.0, bytes_per_s=1.0)
+    bench.rates = lambda device, half: dict(operations_per_s=1.0, bytes_per_s=1.0)
     bench.Bench.__init__ = lambda self, *arguments: None
     bench.Bench.score = lambda self: []
 

@@ -11,7 +11,7 @@ import torch
 
 import bench
 import uwav
-
+from uwav import SourceSplit
 
 def test_plain_scores_are_ours():
     torch.manual_seed(0)
@@ -20,13 +20,22 @@ def test_plain_scores_are_ours():
     assert bench.plain_scores(*(x.numpy() for x in arrays)) == pytest.approx(uwav.parsing_scores(*arrays))
 
 
-def test_the_plain_files_are_padded_to_the_longest_and_the_mask_says_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "FILES", 3)
-    files = bench.Files(tmp_path / "UnAV", ("clap", "clip"), np.array([12, 10, 31, 7]))
-    n, mask, audio, visual = files[1]
-    assert (n, len(files), mask.sum()) == (1, 4, 10) and audio.shape == (31, 512) and visual.shape == (31, 768)
-    assert torch.equal(audio[:10], torch.from_numpy(np.load(tmp_path / "UnAV/clap/1.npy"))) and not audio[10:].any()
-    assert torch.equal(files[3][2][:12], torch.from_numpy(np.load(tmp_path / "UnAV/clap/0.npy")))  # the files go round
+def test_padding_to_the_longest_of_all_leaves_the_masked_loss_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FILES", 4)
+    length = np.array([12, 10, 30, 31])
+    files = bench.Files(tmp_path, ("clap", "clip"), length)
+    number, mask, audio, visual = torch.utils.data.default_collate([files[n] for n in range(4)])
+    data = SourceSplit(audio[mask], visual[mask], torch.zeros(83, 7), length)
+    own_audio, _, _, own_mask = data.batch(number.numpy())
+    assert torch.equal(mask, own_mask) and torch.equal(audio[mask], own_audio[own_mask])
+
+
+def test_files_are_read_again_and_again_in_the_shapes_of_the_authors_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FILES", 2)
+    files = bench.Files(tmp_path, bench.FEATURE_SETS["base"], np.full(5, bench.T))
+    number, mask, *features = files[3]
+    assert len(files) == 5 and number == 3 and mask.all() and [tuple(x.shape) for x in features] == [(10, 128), (80, 2048), (10, 512)]
+    assert torch.equal(features[0], files[1][2])
 
 
 def test_one_command_prints_a_table_and_writes_the_figures(tmp_path):

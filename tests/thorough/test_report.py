@@ -131,6 +131,18 @@ def test_classes_that_are_never_predicted_are_named(finished, page):
             assert (f"{modality} {name.replace('_', ' ')}" in re.split(": |, ", named)) is never
 
 
+def test_confusion_counts_every_second_but_those_that_are_nothing(finished, page):
+    pred = report.read_predictions(finished / "seed0/clip_clap/full/predictions_test.npz", finished / "data")
+    truth = splits.load_truth(finished / "data", "test")
+    rows = re.findall(r"<tr><th>truly (.*?)</th>(.*?)</tr>", page)
+    counts = {name: [int(n) for n in re.findall(r"<small>(\d+)</small>", cells)] for name, cells in rows}
+    there = ((True, True), (False, True), (True, False), (False, False))  # audible, visible
+    for name, (a, v) in zip(("both", "visible only", "audible only", "neither"), there):
+        true = (truth[0].bool() == a) & (truth[1].bool() == v)
+        expected = [int((true & (pred[0].bool() == b) & (pred[1].bool() == w)).sum()) for b, w in there]
+        assert counts[name] == (expected if a or v else expected[:3])
+
+
 def test_time_of_a_stage_is_that_of_the_runs_that_made_something(page):
     assert "110 s in 2 goes" in page and "abc1234" in page
 
@@ -199,11 +211,11 @@ def test_packed_data_may_lie_elsewhere(finished, tmp_path, monkeypatch):
     (["ablation.json"], "ablation.json: no such file; make it with <code>python uwav.py ablate</code>", 8),
     (["stages.tsv"], "stages.tsv: no such file", 9),
     (["seed0/teacher.pt"], "seed0/teacher.pt: no such file", 8),
-    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with <code>python uwav.py evaluate</code>", 6),
+    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with <code>python uwav.py evaluate</code>", 7),
     (["seed0/clip_clap/valor"], "Missing in this run: VALOR", 9),
-    (["seed0/clip_clap"], "no trained parser", 5),
-    (["seed0", "seed1"], "seed0/labels_teacher.npz: no such file", 1),
-    (["data"], "data/index.json: no such file", 1),  # what the ablation was of cannot be compared
+    (["seed0/clip_clap"], "no trained parser", 6),
+    (["seed0", "seed1"], "seed0/labels_teacher.npz: no such file", 2),
+    (["data"], "data/index.json: no such file", 2),  # what the ablation was of cannot be compared
 ])
 def test_a_missing_stage_is_named_in_its_place_and_the_rest_is_written(finished, tmp_path, monkeypatch, without, sentence, figures_left):
     monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
