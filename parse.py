@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["numpy", "onnxruntime", "av", "pillow", "matplotlib", "tokenizers"]
+# ///
 """Parse a video with an exported bundle: which events are audible, visible or both in every second. No PyTorch.
 
     python parse.py VIDEO --bundle OUT                   # a video; the bundle has the encoders
@@ -7,6 +11,7 @@
     python parse.py VIDEO --bundle OUT --classes "kettle,dog,rain"      # your own, by the teacher; needs tokenizers
 
 Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot. OUT was made by export_onnx.py.
+`uv run parse.py ...` brings all of them by itself, in an environment of its own.
 """
 
 from __future__ import annotations

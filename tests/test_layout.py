@@ -52,3 +52,13 @@ def test_the_versions_of_the_paper_and_the_tags_of_its_departures_are_where_the_
     assert method.count("https://arxiv.org/abs/2505.09615") == 1 and all(x in method for x in ("*short text*", "*full paper*", "*supplement*"))
     rows = [line for line in method.splitlines() if line.startswith(tuple(f"| {n} |" for n in range(1, 99)))]
     assert [int(line.split("|")[1]) for line in rows] == list(range(1, len(rows) + 1)) and "`G_L` with a prime" in rows[9]
+
+
+def test_the_parser_names_the_packages_that_uv_run_brings_it():
+    block = MODULES["parse"].split("# /// script\n")[1].split("# ///\n")[0].replace("# ", "", 2)
+    named = set(ast.literal_eval(block.split("dependencies = ")[1]))
+    found = {node.module for text in (MODULES["parse"], MODULES["video.decode"]) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
+    found |= {a.name for text in (MODULES["parse"], MODULES["video.decode"]) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for a in node.names}
+    own = {"PIL": "pillow"}
+    needed = {own.get(x, x) for x in {name.split(".")[0] for name in found} - sys.stdlib_module_names - {n.split(".")[0] for n in MODULES}}
+    assert needed - {"pebble"} == named  # pebble is for thousands of videos, not for one
