@@ -565,7 +565,8 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
         return read_json(out / "bundle.json")
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
-    (part / "onnx").mkdir(parents=True)
+    part.mkdir(parents=True)  # which fails where a link is in its place
+    (part / "onnx").mkdir()
     try:
         _fill_bundle(part, source, info, properties)
         (out / "bundle.json").unlink(missing_ok=True)  # no bundle while its files change

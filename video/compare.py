@@ -22,7 +22,6 @@ from common.command import progress
 from common.files import atomic, finite, read_array, shaped
 from data.annotations import LLP, LLP_DENSE_FILES, LLP_SEGMENTS, read_llp
 from data.layout import ENCODERS, TEXTED
-from data.pack import average_groups
 
 SHIFTS = (0, 1, -1, 2, -2)  # s that are tried
 SAME, RELATED = 0.99, 0.5  # of equal directions: more is rounding; less is another encoder
@@ -140,7 +139,7 @@ def vectors_of(folder: Path, name: str, video: str, segments: int | None = None)
     """(T, D), one a second."""
     e = ENCODERS[name]
     x = read(folder / e.folder / f"{video}.npy", e.size, segments and segments * e.per_second)
-    return average_groups(x[: len(x) // e.per_second * e.per_second], e.per_second)
+    return x[: len(x) // e.per_second * e.per_second].reshape(-1, e.per_second, e.size).mean(1)
 
 
 def read(path: Path, size: int, length: int | None = None) -> np.ndarray:

@@ -262,7 +262,7 @@ def test_the_page_reads_only_files_it_knows_whatever_bundle_json_names(tmp_path,
         import {{Bundle, parse}} from {json.dumps((ROOT / "web/parser.js").as_uri())};
         const asked = [], read = async (name) => {{ asked.push(name); return new Uint8Array(await readFile(name)); }};
         const ort = {{InferenceSession: {{create: async () => {{ throw new Error("stop"); }}}}}};
-        const bundle = await Bundle.open(ort, read), x = (d) => ({{data: new Float32Array(2 * d), shape: [2, d]}});
+        const bundle = await Bundle.open({{cpu: async () => ort}}, read), x = (d) => ({{data: new Float32Array(2 * d), shape: [2, d]}});
         await parse({{audio: x(4), visual_2d: x(3)}}, bundle).catch((error) => {{ if (error.message !== "stop") throw error; }});
         console.log(JSON.stringify(asked));""")
     result = subprocess.run(["node", "ask.mjs"], capture_output=True, text=True, timeout=60)
