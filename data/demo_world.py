@@ -30,7 +30,7 @@ import numpy as np
 from common.command import progress
 from common.files import write_array, write_rows
 from data.annotations import LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit
-from data.layout import begin_pack, finish_pack, make_plan, read_index, write_annotations
+from data.layout import TEXTED, begin_pack, finish_pack, make_plan, read_index, write_annotations
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def invented_unav(config: WorldConfig) -> UnAV:
 
 # ---- Geometry: where classes, texts and scenes lie. Lengths are in class signals -----------------
 
-SIZES = {"clap": 512, "clip": 768}
+SIZES = {name: encoder.size for name, encoder in TEXTED.items()}
 MODALITY = {"clap": "audio", "clip": "visual"}
 # Plain choices, none fitted:
 LATENT = 48  # real embeddings fill far fewer directions than they have numbers

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -126,10 +127,10 @@ def toy_encoders() -> None:
     """In the place of CLIP and CLAP; and videos are decoded by the process itself."""
     from video import decode
 
-    def read_clips(paths: list, workers: int, segments: int | None, longest: float):
+    def read_clips(paths: list, workers: int, segments: int | None, longest: float, read: Callable):
         for path in paths:
             try:
-                yield decode.read_clip(path, segments, longest)
+                yield read(path, segments, longest)
             except ValueError as error:
                 yield str(error)
 

@@ -693,7 +693,7 @@ def test_labels_of_other_data_are_refused_with_a_sentence_not_in_the_middle_of_t
 def test_what_is_no_file_is_one_sentence_and_never_waited_for(name, thing, tmp_path):
     (tmp_path / "folder").mkdir()
     reader = READERS[name](tmp_path / "folder")
-    whole = {n: (tmp_path / "folder" / n).read_bytes() for n in reader.only or (p.name for p in (tmp_path / "folder").iterdir())}
+    whole = {n: (tmp_path / "folder" / n).read_bytes() for n in reader.only or (str(p.relative_to(tmp_path / "folder")) for p in (tmp_path / "folder").rglob("*") if p.is_file())}
     for file in whole:
         path = tmp_path / "folder" / file
         path.unlink()

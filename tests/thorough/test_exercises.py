@@ -28,6 +28,8 @@ def changed(request, tmp_path) -> Path:
     copy.mkdir()
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("common", "data", "video", "train", "reporting"))):
         (shutil.copytree if path.is_dir() else shutil.copy)(path, copy / path.name)
+    (copy / "docs").mkdir()
+    shutil.copy(ROOT / "docs/model_card.md", copy / "docs")
     name = request.node.name.removeprefix("test_").split("_")[0]
     subprocess.run(["git", "apply", "-"], cwd=copy, input=SOLUTIONS[name], text=True, check=True)
     return copy
