@@ -193,14 +193,14 @@ def _feature_sizes(han: uwav.HAN | None) -> dict[str, int]:
 
 # ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
-def trace(export: Export) -> onnx.ModelProto:
+def trace(export: Export, opset: int = OPSET) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
     inputs = export.inputs(**EXAMPLE)
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
     with quiet(), torch.no_grad():  # the exporter speaks of itself
         program = torch.onnx.export(
-            export.eval(), tuple(inputs.values()), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
+            export.eval(), tuple(inputs.values()), dynamo=True, opset_version=opset, external_data=False, verbose=False,
             optimize=False, input_names=list(inputs), output_names=list(export.outputs), dynamic_shapes=(shapes,))
         # What only weights go into is computed now, slices and transposes of weight matrices above all: onnxruntime
         # quantises the matrices that a product reads directly. By default two iterations; the second finds little.
@@ -250,10 +250,10 @@ def file_of(out: Path, name: str) -> Path:
     return out / "onnx" / f"{name}.onnx"
 
 
-def keep(export: Export, out: Path, properties: dict[str, str]) -> dict:
+def keep(export: Export, out: Path, properties: dict[str, str], opset: int = OPSET) -> dict:
     """Export, check, and only then write NAME.onnx; returns what bundle.json says of it. Raises ValueError."""
     started, path = time.monotonic(), file_of(out, export.name)
-    model = trace(export)
+    model = trace(export, opset)
     model.producer_name, model.producer_version = "uwav", str(FORMAT)
     onnx.helper.set_model_props(model, properties)
     with atomic(path) as temporary:
@@ -551,7 +551,7 @@ def write_card(out: Path, source: Source, info: dict) -> None:
 
 
 def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
-                  texts: bool = False, variants: tuple[str, ...] = ()) -> dict:
+                  texts: bool = False, variants: tuple[str, ...] = (), opset: int = OPSET) -> dict:
     """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch.
 
     A complete bundle of the same models and options is kept as it is."""
@@ -559,7 +559,7 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
     weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]
     info["made_with"] = dict(models=hash_of(b"".join(x.numpy().tobytes() for x in weights)), clip_weights=clip_weights,
-                             clap_weights=clap_weights, texts=texts, variants=list(variants))
+                             clap_weights=clap_weights, texts=texts, variants=list(variants), opset=opset)
     if _is_finished(out, info):
         print(f"{out}: exported before, kept")
         return read_json(out / "bundle.json")
@@ -585,7 +585,8 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
 def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, str]) -> None:
     """All files into an empty folder; `info` gets what bundle.json says of them."""
     made_with, exports = info["made_with"], exports_of(source.han, source.teacher)
-    info["files"] = files = {name: keep(export, out, properties) for name, export in exports.items()}
+    info["files"] = files = {name: keep(export, out, properties, made_with["opset"] if name == "parser" else OPSET)
+                             for name, export in exports.items()}
     if made_with["variants"]:
         files |= keep_variants("parser", made_with["variants"], out, files["parser"], *source.measuring_data())
     choices = {name: made_with[f"{name}_weights"] for name in ("clip", "clap")}
@@ -627,6 +628,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
+    parser.add_argument("--opset", type=int, choices=(20, 23), default=OPSET, help="of parser.onnx (default: "
+                        "%(default)s); in 23 attention is one node, which fewer runtimes know")
     parser.add_argument("--texts", action="store_true", help="export the text encoders of these weights, too: for "
                         "`parse.py --classes`")
     for kind, what in dict(fp16="in half precision", int8="with 8-bit weights").items():
@@ -644,7 +647,7 @@ def main(arguments: list[str] | None = None) -> None:
         out = options.paths[-1]
         with working_in(out):
             export_bundle(source, out, options.clip_weights, options.clap_weights, options.texts,
-                          tuple(sorted(set(options.variants))))
+                          tuple(sorted(set(options.variants))), options.opset)
         if source.han is None:
             print(f"{out}: complete; a teacher alone, which parse.py does not run")
         else:

@@ -175,6 +175,28 @@ RUNTIMES = {"onnxruntime": by_onnxruntime, "onnxruntime-node": by_node, "onnxrun
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_runtime_agrees_with_torch_at_five_shapes(runtime, bundle, finished, inputs, server, request):
+    assert_agrees(runtime, bundle, finished, inputs, server, request)
+
+
+@pytest.fixture(scope="module")
+def of_opset_23(finished, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("opset") / "bundle"
+    export_onnx.main([str(finished), str(out), "--opset", "23"])
+    return out
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_parser_of_opset_23_has_attention_as_one_node_and_agrees_as_well(runtime, of_opset_23, finished, inputs, request):
+    import onnx
+
+    model = onnx.load(of_opset_23 / "onnx/parser.onnx")
+    assert sum(node.op_type == "Attention" for node in model.graph.node) > 0
+    with served(of_opset_23) as server:
+        assert_agrees(runtime, of_opset_23, finished, inputs, server, request)
+
+
+def assert_agrees(runtime, bundle, finished, inputs, server, request) -> None:
+    """With PyTorch, of the parser at five shapes."""
     expected = by_torch(finished, inputs)
     got = RUNTIMES[runtime](bundle, "parser", [dict(np.load(path)) for path in inputs], server, request)
     assert len(got) == len(expected) == len(SHAPES)
