@@ -215,7 +215,7 @@ class Bench:
         drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
         self.length = np.clip(drawn.round(), shortest, longest).astype(np.int64)
         if options.unav:
-            self.length = np.array([len(x) for x in read_unav(options.unav).train.labels])
+            self.length = np.array([len(x) for x in read_unav(options.unav, lambda line: None).train.labels])
 
     @functools.cached_property
     def han(self) -> uwav.HAN:
