@@ -519,11 +519,11 @@ def source_of_released(han: Path | None, teacher: Path | None, heads: int | None
                        visual_3d_dim: int | None) -> Source:
     """Checkpoints of the authors' code: of a HAN, a teacher, or both."""
     model = han and load_model(han, "cpu", heads, visual_3d_dim, uwav.HAN)
-    writer = teacher and load_model(teacher, "cpu", teacher_heads or heads, kind=uwav.Teacher)
+    labeller = teacher and load_model(teacher, "cpu", teacher_heads or heads, kind=uwav.Teacher)
     C = model.config.classes if model else 0
     classes = list(LLP_CLASSES) if C == len(LLP_CLASSES) else [f"class {c}" for c in range(C)]
     features = "base" if model and model.config.visual_3d_dim else "clip_clap"  # only one of them has 3D features
-    return Source(model, writer, classes, "checkpoints of the authors' code", features=features)
+    return Source(model, labeller, classes, "checkpoints of the authors' code", features=features)
 
 
 def write_card(out: Path, source: Source, info: dict) -> None:
@@ -637,6 +637,8 @@ def main(arguments: list[str] | None = None) -> None:
                             help=f"also parser and encoders {what}, measured")
     options = parser.parse_args(arguments)
     with one_sentence_errors("begins again"):
+        if options.texts and not (options.clip_weights and options.clap_weights):
+            raise ValueError("--texts needs --clip-weights and --clap-weights: whose text encoders are meant")
         released = options.released_han, options.released_teacher
         if len(options.paths) != (1 if any(released) else 2):
             raise ValueError("name RUN and OUT, or --released-han FILE and OUT")

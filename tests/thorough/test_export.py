@@ -243,6 +243,7 @@ def test_an_export_that_fails_leaves_the_earlier_bundle_as_it_was(finished, bund
     (["nowhere", "OUT"], "nowhere/data/index.json: no such file"),
     (["OUT"], "name RUN and OUT"),
     (["RUN", "OUT", "--features", "base"], "base/full/han.pt: no such file"),
+    (["RUN", "OUT", "--texts", "--clip-weights", "random"], "--texts needs --clip-weights and --clap-weights"),
     (["RUN", "OUT", "--row", "nothing"], "so .* holds no trained HAN"),
     (["--released-han", "nothing.pt", "OUT"], "nothing.pt: no such file"),
 ])
