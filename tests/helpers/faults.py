@@ -163,10 +163,10 @@ def traced_before() -> None:
 
     original, known = export_onnx.trace, TRACED
 
-    def trace(export):
-        key = (export.name, *(str(p.sum().item()) for p in export.parameters()))
+    def trace(export, opset=export_onnx.OPSET):
+        key = (export.name, opset, *(str(p.sum().item()) for p in export.parameters()))
         if key not in known:
-            known[key] = original(export)
+            known[key] = original(export, opset)
         model = type(known[key])()
         model.CopyFrom(known[key])
         return model
