@@ -59,6 +59,7 @@ class Bundle:
             version, self.classes, self.files = self.info["format"], self.info["classes"], self.info["files"]
             self.feature_set, self.gate = self.info["features"]["set"], self.info["gate"]
             self.window = self.info.get("segments", WINDOW)  # longer videos are parsed piece by piece
+            self.recipe = self.info.get("preprocessing", {}).get("recipe_of_training")  # video/ has the recipes
             self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
             numbers, checksums = [self.window, *self.sizes.values()], [f["sha256"] for f in self.files.values()]
             whole = version != BUNDLE_FORMAT or (
@@ -222,11 +223,13 @@ def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> d
 
 
 def warnings(bundle: Bundle, own_classes: bool = False) -> list[str]:
-    """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real. And how
-    good classes of one's own are."""
+    """Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real. Whether
+    videos are prepared otherwise than those of the training, and how good classes of one's own are."""
     why = [f"RANDOM WEIGHTS in {n}.onnx" for n, f in bundle.files.items() if f.get("weights") == dict(weights="random")]
     why += [str(bundle.info.get("dry_run") or "")]
     found = [f"a dry run ({'; '.join(filter(None, why))}): the events mean nothing for real videos"] * any(why)
+    if bundle.recipe and bundle.recipe != "uwav":
+        found.append(f"trained on features of recipe {bundle.recipe}, but videos are prepared by recipe uwav")
     if own_classes:
         left_out = {name: f"{x:.1f}" for name, x in bundle.info["open_classes"]["left_out"].items()}
         found += ["classes of your own, told by the teacher alone, are found less well than the parser's; with classes "

@@ -54,12 +54,15 @@ export class Bundle {
     return {audio: ["audio"], visual: names.filter((name) => name !== "audio")};
   }
 
-  // Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real.
+  // Why the events mean nothing, if they do: what the parser learned from, or its encoders, are not real. And whether
+  // videos are prepared otherwise than those of the training.
   get warnings() {
     const random = Object.entries(this.info.files).filter(([, file]) => file.weights?.weights === "random");
     const reasons = [...random.map(([name]) => `RANDOM WEIGHTS in ${name}.onnx`), String(this.info.dry_run || "")];
     const why = reasons.filter(Boolean).join("; ");
-    return why ? [`a dry run (${why}): the events mean nothing for real videos`] : [];
+    const recipe = this.info.preprocessing?.recipe_of_training;
+    return [why && `a dry run (${why}): the events mean nothing for real videos`, recipe && recipe !== "uwav"
+      && `trained on features of recipe ${recipe}, but videos are prepared by recipe uwav`].filter(Boolean);
   }
 
   // The outputs of a graph by name; inputs are {name: array}. A device that cannot run it is left for the next one.

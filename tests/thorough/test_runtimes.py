@@ -254,10 +254,14 @@ def test_node_script_parses_a_features_file_like_parse_py(bundle, tmp_path, segm
     np.savez(tmp_path / "x.npz", **arrays)
     (tmp_path / "bundle/onnx").mkdir(parents=True)
     (tmp_path / "bundle/onnx/parser.onnx").symlink_to(bundle / "onnx/parser.onnx")
-    (tmp_path / "bundle/bundle.json").write_text(json.dumps(json.loads((bundle / "bundle.json").read_text()) | dict(segments=segments)))
+    info = json.loads((bundle / "bundle.json").read_text()) | dict(segments=segments)
+    info["preprocessing"]["recipe_of_training"] = "valor"
+    (tmp_path / "bundle/bundle.json").write_text(json.dumps(info))
     result = subprocess.run(["node", WEB / "parse.mjs", tmp_path / "bundle", tmp_path / "x.npz"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     theirs, ours = json.loads(result.stdout), parse.parse(arrays, parse.Bundle(tmp_path / "bundle"))
+    assert theirs["warnings"] == parse.warnings(parse.Bundle(tmp_path / "bundle"))
+    assert theirs["warnings"][-1] == "trained on features of recipe valor, but videos are prepared by recipe uwav"
     assert parse.Bundle(tmp_path / "bundle").window == segments
     np.testing.assert_allclose(theirs["audio_prob"], ours.audio_prob, atol=1e-5)
     without = [{k: e[k] for k in ("label", "modality", "onset", "offset")} for e in theirs["events"]]
