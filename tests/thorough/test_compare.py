@@ -1,6 +1,7 @@
 """`features.py compare`: what is wrong with features is named, each fault made by the code that makes features."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -135,17 +136,20 @@ def sides(tmp_path) -> tuple[Path, Path]:
 def test_labels_agree_where_features_do_and_the_share_of_those_that_do_not_is_the_true_one(sides):
     mine, theirs = sides
     llp = annotations.read_llp(theirs, lambda line: None)
+    ids = {*llp.val.ids}
     teacher = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=1)).eval()
-    found = compare.agreement(sides, llp, teacher)
+    found = compare.agreement(sides, llp, ids, teacher)
     assert list(found) == [f"{m}, {rule}" for rule in ("single seconds", "teacher") for m in ("audible", "visible")]
     assert all((x[:3] == 100).all() and np.isnan(x[3:]).all() for x in found.values())
-    e = layout.ENCODERS["clap"]
-    for v in llp.test.ids[:10]:  # of 60 videos; what they sound like is the noise of an empty second
+    e, changed = layout.ENCODERS["clap"], llp.val.ids[:10]
+    for v in changed:  # what they sound like is the noise of an empty second
         np.save(mine / e.folder / f"{v}.npy", np.random.default_rng(1).standard_normal((10, e.size)).astype(np.float32))
-    found = compare.agreement(sides, llp, None)
-    events = {c: sum(int(llp.test.audio[n, :, c].sum()) for n in range(10)) for c in range(3)}  # s that mine miss
-    assert found["audible, single seconds"][:3].tolist() == pytest.approx([100 - 100 * events[c] / 200 for c in range(3)])
+    found = compare.agreement(sides, llp, ids, None)
+    events = llp.val.audio[:10].sum((0, 1))  # (C,): s that mine miss
+    seconds = 10 * llp.val.weak.sum(0)
+    assert found["audible, single seconds"][:3].tolist() == pytest.approx((100 - 100 * events[:3] / seconds[:3]).tolist())
     assert (found["visible, single seconds"][:3] == 100).all()
+    assert compare.agreement(sides, llp, {"another"}, None) == {}
 
 
 def test_the_command_prints_tables_and_verdict_and_draws(sides, tmp_path, capsys):
@@ -156,7 +160,7 @@ def test_the_command_prints_tables_and_verdict_and_draws(sides, tmp_path, capsys
         np.save(mine / e.texts, np.roll(np.load(mine / e.texts), 1, 0))
     features.main(["compare", str(mine), str(theirs), "--teacher", str(tmp_path / "teacher.pt")])
     printed = capsys.readouterr().out
-    assert "clap: 60 videos in both, 0 in one of them only" in printed and "The same hard label, in % of the seconds" in printed
+    assert re.search("\nclap +60 ", printed) and "The same hard label, in % of the seconds" in printed
     assert "audible, teacher" in printed and "\nCheering  " in printed and "nan" not in printed
     assert "clip texts: SHUFFLED: 25 of 25 are another one there, class 0 is their class 24" in printed
     assert printed.endswith("VERDICT: NOT the same features: clap texts, clip texts\n") and (mine / "compare.png").exists()
