@@ -1,8 +1,7 @@
-"""What things cost: one run, one table, one JSON. Beside each figure the plain way of doing it, and the floor.
+"""What things cost: one run, one table. Beside each figure the plain way of doing it, and the floor.
 
-    python bench.py                          # every row that needs no video; under 5 minutes and 4 GB on 2 CPU cores
+    python bench.py                          # every row; under 5 minutes and 4 GB on 2 CPU cores
     python bench.py epoch score              # some rows
-    python bench.py decode --video CLIP      # decoding of a video file
     python bench.py --preset paper --fast    # on a GPU: the published models, in bf16, compiled
 
 The plain way is how the field's repositories do it: one file per feature and video, a DataLoader, every video padded
@@ -23,12 +22,11 @@ import math
 import os
 import platform
 import re
-import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +39,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import uwav
 from common import devices
 from common.command import one_sentence_errors
-from common.files import write_json
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS, read_unav
 from data.layout import FEATURE_SETS, LLP_FEATURES
 from train.presets import PRESETS
@@ -62,7 +59,7 @@ class Row:
 
     what: str
     seconds: float
-    plain: float | None = None
+    plain: float
     operations: float = 0
     bytes: float = 0
     note: str = ""
@@ -77,7 +74,7 @@ def measure(*functions: Callable, warm: int = 0) -> list[float]:
     return [statistics.median(times) for times in zip(*rounds)]
 
 
-def rates(device: torch.device, half: bool) -> dict[str, float]:
+def rates(device: torch.device, half: bool) -> tuple[float, float]:
     """What the machine can do: operations a second in matrix products, bytes a second in a copy (read and written)."""
     n = 4096 if device.type == "cpu" else 8192
     x = torch.randn(n, n, device=device, dtype=torch.bfloat16 if half else torch.float32)
@@ -86,7 +83,7 @@ def rates(device: torch.device, half: bool) -> dict[str, float]:
     if device.type == "cpu" and not half and torch.backends.mkldnn.is_available():
         ways.append(x.to_mkldnn())  # oneDNN, which PyTorch does not use here by itself; on some CPUs the faster one
     copying, *products = measure(lambda: out.copy_(y), *(functools.partial(F.linear, z, z) for z in ways))
-    return dict(operations_per_s=2 * n**3 / min(products), bytes_per_s=2 * y.nbytes / copying)
+    return 2 * n**3 / min(products), 2 * y.nbytes / copying
 
 
 def operations(function: Callable) -> float:
@@ -94,12 +91,6 @@ def operations(function: Callable) -> float:
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
-
-
-def peak_memory() -> float:
-    """The most resident memory so far, in MB; 0 where there is no /proc (Linux has it)."""
-    status = Path("/proc/self/status")
-    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1e3 if status.exists() else 0.0
 
 
 # ---- Random data of real sizes -------------------------------------------------------------------
@@ -208,9 +199,7 @@ class Bench:
     """What the rows share. Each is a method."""
 
     def __init__(self, options: argparse.Namespace, device: torch.device, preset: str, folder: Path):
-        self.preset, self.device, self.folder, self.video = PRESETS[preset], device, folder, options.video
-        self.config, self.pretrain_config = (replace(c, fast=options.fast)
-                                             for c in (self.preset.train, self.preset.pretrain))
+        self.preset, self.device, self.folder, self.fast = PRESETS[preset], device, folder, options.fast
         shortest, longest, mean, deviation = SOURCE_SECONDS
         drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
         self.length = np.clip(drawn.round(), shortest, longest).astype(np.int64)
@@ -226,12 +215,9 @@ class Bench:
     def files(self) -> Files:
         return Files(self.folder / "LLP", FEATURE_SETS["base"], np.full(TRAIN, T))
 
-    @functools.cached_property
-    def test(self) -> TargetSplit:
-        return random_target(TEST, self.device)
-
     def epoch(self) -> list[Row]:
-        config, device, data = self.config, self.device, random_target(TRAIN, self.device)
+        config, device = replace(self.preset.train, fast=self.fast), self.device
+        data = random_target(TRAIN, device)
         steps, model, rng = math.ceil(TRAIN / config.batch), copy.deepcopy(self.han), np.random.default_rng(0)
         labels = uwav.pseudo_labels(torch.randn(2, TRAIN, T, C, device=device), torch.zeros(2, C, device=device),
                                     data.weak, config)
@@ -253,7 +239,7 @@ class Bench:
                     note=f"batches of {config.batch}, scaled to {steps}")]
 
     def teacher(self) -> list[Row]:
-        config, device, length = self.pretrain_config, self.device, self.length
+        config, device, length = replace(self.preset.pretrain, fast=self.fast), self.device, self.length
         steps, segments = math.ceil(SOURCE / config.batch), int(length.sum())
         torch.manual_seed(0)
         own = uwav.Teacher(self.preset.teacher).to(device)
@@ -285,7 +271,7 @@ class Bench:
                     operations(plain) / all_segments * segments, note=note)]
 
     def evaluate(self) -> list[Row]:
-        model, data, part = self.han, self.test, TEST // 8
+        model, data, part = self.han, random_target(TEST, self.device), TEST // 8
 
         def plain() -> dict[str, float]:
             videos = (TargetSplit(*(x[None].to(self.device) for x in self.files[n][2:]), data.weak[n : n + 1],
@@ -299,57 +285,46 @@ class Bench:
                     operations(lambda: uwav.han_probabilities(model, data)), note=f"plain: {part} videos, scaled")]
 
     def score(self) -> list[Row]:
-        data, part = self.test, TEST // 4
+        data, part = random_target(TEST, self.device), TEST // 4
         arrays = [x > 0 for x in (*random_truth(data.weak), data.audio_truth, data.visual_truth)]  # (N, T, C) each
         quarter = [x[:part].cpu().numpy() for x in arrays]
         ours, plain = measure(lambda: parsing_scores(*arrays), lambda: plain_scores(*quarter))
         return [Row("ten scores of 1,200 videos", ours, plain * TEST / part, bytes=sum(x.nbytes for x in arrays),
                     note=f"plain: {part} videos, scaled")]
 
-    def decode(self) -> list[Row]:
-        from video.decode import read_clip
-
-        (seconds,) = measure(lambda: read_clip(self.video))
-        return [Row(f"decoding {read_clip(self.video).seconds:.1f} s of {self.video.name}", seconds, note="one core")]
-
     def onnx(self) -> list[Row]:
-        """The published HAN (random weights), one thread of a CPU: torch.compile and onnxruntime beside PyTorch."""
+        """The published HAN (random weights), one thread of a CPU: onnxruntime beside PyTorch."""
         import onnx
 
         import export_onnx
 
         torch.manual_seed(0)
         torch.set_num_threads(1)
-        export, files, rows = export_onnx.exports_of(uwav.HAN().eval(), None)["parser"], {}, []
-        for kind in ("fp32", "fp16", "int8"):
-            files[kind] = self.folder / f"han_{kind}.onnx"
-            if kind == "fp32":
-                onnx.save(export_onnx.trace(export), files[kind])
-            else:
-                export_onnx.make_variant(kind, files["fp32"], files[kind])
-        sessions = {kind: export_onnx.session(path, threads=1) for kind, path in files.items()}
-        compiled = torch.compile(export)
+        export, rows = export_onnx.exports_of(uwav.HAN().eval(), None)["parser"], []
+        files = {kind: self.folder / f"han_{kind}.onnx" for kind in ("fp32", "fp16", "int8")}
+        onnx.save(export_onnx.trace(export), files["fp32"])
+        for kind in ("fp16", "int8"):
+            export_onnx.make_variant(kind, files["fp32"], files[kind])
+        sessions = [export_onnx.session(path, threads=1) for path in files.values()]
         for B in (1, 64):
             inputs = export.inputs(B, T, 0)
-            eager, other = (torch.inference_mode()(functools.partial(f, *inputs.values())) for f in (export, compiled))
             feeds = {k: v.numpy() for k, v in inputs.items()}
-            ways = {"torch.compile": other} if shutil.which("c++") else {}
-            ways |= {f"onnxruntime {k}": functools.partial(x.run, None, feeds) for k, x in sessions.items()}
-            flops, times = operations(eager), measure(eager, *ways.values())
-            for way, seconds in zip(ways, times[1:]):
-                file = files.get(way.split()[-1])
-                note = f"{file.stat().st_size / 1e6:.1f} MB; plain: PyTorch" if file else "plain: PyTorch"
-                rows.append(Row(f"HAN of preset paper, batch {B}, {way}", seconds, times[0], flops, note=note))
+            plain = torch.inference_mode()(functools.partial(export, *inputs.values()))
+            flops = operations(plain)
+            eager, *times = measure(plain, *(functools.partial(x.run, None, feeds) for x in sessions))
+            for (kind, file), seconds in zip(files.items(), times):
+                rows.append(Row(f"HAN of preset paper, batch {B}, onnxruntime {kind}", seconds, eager, flops,
+                                note=f"{file.stat().st_size / 1e6:.1f} MB; plain: PyTorch"))
         return rows
 
 
-ROWS = ("epoch", "teacher", "evaluate", "score", "onnx", "decode")
+ROWS = ("epoch", "teacher", "evaluate", "score", "onnx")  # the last one leaves a single thread
 
 
 # ---- Command line --------------------------------------------------------------------------------
 
-def line(title: str, cells: list[str], note: str = "") -> str:
-    return f"{title:52s}" + "".join(f"{cell:>11s}" for cell in cells) + f"  {note}"
+def line(what: str, ours: str, plain: str, ratio: str, floor: str, note: str = "") -> str:
+    return f"{what:52s}{ours:>11s}{plain:>11s}{ratio:>11s}{floor:>11s}  {note}"
 
 
 def in_units(seconds: float) -> str:
@@ -366,51 +341,34 @@ def machine(device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What things cost, beside the plain way of doing them and the floor.")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)} (default: all but decode)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)} (default: all)")
     parser.add_argument("--preset", choices=PRESETS, help="sizes of the models (default: paper on a GPU, or demo)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
     parser.add_argument("--fast", action="store_true", help="train in bf16 and, on a GPU, with compiled kernels")
     parser.add_argument("--unav", type=Path, metavar="FILE", help="unav100_annotations.json, for the real lengths")
-    parser.add_argument("--video", type=Path, help="a video file, for decode")
-    parser.add_argument("--json", type=Path, default=Path("runs/bench.json"), metavar="FILE",
-                        help="where to write the figures (default: runs/bench.json)")
     options = parser.parse_args()
     with one_sentence_errors("begins again"):
-        unknown = set(options.rows) - set(ROWS)
-        if unknown:
+        if unknown := set(options.rows) - set(ROWS):
             raise ValueError(f"{min(unknown)}: no such row; there are {', '.join(ROWS)}")
-        if "decode" in options.rows and options.video is None:
-            raise ValueError("decode needs --video FILE")
         run(options)
 
 
 def run(options: argparse.Namespace) -> None:
     device = torch.device(devices.choose_device(options.device))
     preset = options.preset or ("paper" if device.type == "cuda" else "demo")
-    result = dict(machine=machine(device), torch=torch.__version__, date=time.strftime("%Y-%m-%d"), preset=preset,
-                  fast=options.fast, **rates(device, options.fast), rows=[])
-    print(f"{result['machine']}, PyTorch {torch.__version__}, {result['date']}, preset {preset}, "
+    operations_per_s, bytes_per_s = rates(device, options.fast)
+    print(f"{machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}, preset {preset}, "
           f"{'bf16' if options.fast else 'single precision'}\n"
-          f"measured: {result['operations_per_s'] / 1e9:,.0f} GFLOP/s in matrix products, "
-          f"{result['bytes_per_s'] / 1e9:.1f} GB/s in a copy\n\n"
-          + line("what", ["ours", "plain way", "ratio", "floor"]))
+          f"measured: {operations_per_s / 1e9:,.0f} GFLOP/s in matrix products, "
+          f"{bytes_per_s / 1e9:.1f} GB/s in a copy\n\n" + line("what", "ours", "plain way", "ratio", "floor"))
     with tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder:
         bench = Bench(options, device, preset, Path(folder))
-        chosen = [name for name in ROWS if name in (options.rows or ROWS[:-1])]
-        for row in itertools.chain.from_iterable(getattr(bench, name)() for name in chosen):
-            floor = max(row.operations / result["operations_per_s"], row.bytes / result["bytes_per_s"])
-            cells = [in_units(row.seconds), "", "", ""]
-            if row.plain:
-                cells[1:] = in_units(row.plain), f"{row.plain / row.seconds:.2f}x", in_units(floor)
-            print(line(row.what, cells, row.note), flush=True)
-            result["rows"].append(asdict(row) | dict(floor=floor))
-    result["peak_mb"] = peak_memory()
-    print(f"\npeak memory: {result['peak_mb']:,.0f} MB")
-    if device.type == "cuda":
-        result["peak_gpu_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
-        print(f"on the GPU: {result['peak_gpu_mb']:,.0f} MB")
-    write_json(options.json, result)
-    print(f"\n{options.json}: written")
+        chosen = [name for name in ROWS if name in (options.rows or ROWS)]
+        for name in chosen:
+            for row in getattr(bench, name)():
+                floor = max(row.operations / operations_per_s, row.bytes / bytes_per_s)
+                print(line(row.what, in_units(row.seconds), in_units(row.plain), f"{row.plain / row.seconds:.2f}x",
+                           in_units(floor), row.note), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from html import escape
@@ -29,7 +28,7 @@ from data.annotations import LLP_CLASSES
 from data.layout import dry_run, read_index, recipe_of
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
-from reporting.page import Page, facts, paragraph, table
+from reporting.page import facts, figure, html, paragraph, section, table
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
 from train.checkpoints import check_fields, load_file
 from train.stages import THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, trivial_scores
@@ -37,7 +36,6 @@ from uwav import SCORES, video_scores
 
 mean_and_spread = partial(cell, spread="<small>±{}</small>")
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
-TEMPERATURES = {1.0: "the paper's", 2.0: "the released code's"}  # of the soft labels
 
 
 # ---- What a run has saved; everything missing is a FileNotFoundError with a sentence -------------
@@ -65,10 +63,8 @@ class Saved:
     def ablation(self) -> dict:
         path = self.run / "ablation.json"
         ablation = read_sealed(path, "python uwav.py ablate")
-        with made_by("python uwav.py ablate", path):
-            if ablation["data"] != self.index["sha256"]:
-                raise ValueError(f"made from other data than {self.data}")
-            ablation["trivial"]  # an earlier version's have none
+        if ablation["data"] != self.index["sha256"]:
+            raise ValueError(f"{path}: made from other data than {self.data}; run `python uwav.py ablate` again")
         return ablation
 
     @cached_property
@@ -85,8 +81,8 @@ class Saved:
         with made_by("python uwav.py train", path):
             config = uwav.TrainConfig(**load_file(path)["settings"]["training"])
             check_fields(config)
-            if not min(config.temperature, config.alpha, config.batch) > 0:
-                raise ValueError("temperature, alpha and batch should be above 0")
+            if not config.temperature > 0:
+                raise ValueError("temperature should be above 0")
         return config
 
     def labels_of(self, path: Path) -> Labels:
@@ -127,24 +123,23 @@ class Saved:
 
 # ---- What ran ------------------------------------------------------------------------------------
 
-def data_notice(page: Page) -> str:
-    why = dry_run(page.saved.index)
+def data_notice(saved: Saved) -> str:
+    why = dry_run(saved.index)
     with contextlib.suppress(FileNotFoundError):
-        why = page.saved.labels.settings["dry_run"] or why
+        why = saved.labels.settings["dry_run"] or why
     return why and (f'<p class="notice">This run has seen {escape(why)}: its numbers show that every part runs, not '
                     "how good the method is on real videos. Do not compare them with published ones.</p>")
 
 
-def run_table(page: Page) -> str:
-    index = page.saved.index
+def run_table(saved: Saved) -> str:
+    index = saved.index
     rows = {"data": index["source"], "recipe of the features": recipe_of(index) or "not noted",
-            "seed in pictures": page.saved.seed}
+            "seed in pictures": saved.seed}
     if isinstance(index["source"], dict):
         real = ", ".join(index["source"].get("real_annotations") or ())
-        kind = f"real annotations ({real})" if real else "invented annotations"
-        rows["data"] = f"demo world: invented features, {kind}"
-    if not page.saved.is_own:
-        ablation = page.saved.ablation
+        rows["data"] = f"demo world: invented features; real annotations: {real or 'none'}"
+    if not saved.is_own:
+        ablation = saved.ablation
         rows |= {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
                  "seeds": ", ".join(map(str, ablation["seeds"]))}
     for key, name in (("llp", "target set"), ("unav", "pre-training set")):
@@ -154,8 +149,8 @@ def run_table(page: Page) -> str:
     return facts("What was run", rows)
 
 
-def stage_table(page: Page) -> str:
-    path = page.saved.run / "stages.tsv"
+def stage_table(saved: Saved) -> str:
+    path = saved.run / "stages.tsv"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run_all.sh notes machine, commit and times in it")
     lines = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
@@ -185,34 +180,33 @@ def scored(title: str, *values: dict[str, float], scores: tuple[str, ...] = SCOR
     return [title] + [mean_and_spread([v[s] for v in values]) for s in scores]
 
 
-def paper_row(cells: Iterable[str]) -> list[str]:
+def paper_row(*cells: str) -> list[str]:
     return [f"<em>{cell}</em>" for cell in ("the paper's", *cells)]
 
 
-def result(page: Page) -> str:
+def result(saved: Saved) -> str:
     """Three sentences: what came out, by what, and how far it is that of the paper."""
-    ablation = page.saved.ablation
+    ablation = saved.ablation
     features, rows = next(iter(ablation["scores"].items()))
     of_row, of_labels = ({name: mean_and_spread([v["seg_type"] for v in values]) for name, values in x.items()}
                          for x in (rows, ablation["labels"]))
-    sentences = [f"On the test split UWAV scores {of_row['full']} % of Type, with features {features}; the same parser "
-                 f"scores {of_row['valor']} % with labels of single seconds (VALOR) and {of_row['video_only']} % with "
-                 "weak labels alone.",
-                 f"What helps are the labels of the teacher: {of_labels['teacher']} % of Type, in place of "
-                 f"{of_labels['segment']} % by single seconds."]
     against = []
     for d in ablation["differences"][features]:
         first, second, ours = ROWS[d["first"]], ROWS[d["second"]], d["scores"]["seg_type"]
         papers, (low, high) = second.paper_type - first.paper_type, ours["interval"]
         if ours["mean"] * papers < 0 < low * high:
             against.append(f"{first.short} → {second.short} ({ours['mean']:+.1f}, in the paper {papers:+.1f})")
-    sentences.append(f"Against the paper's order: {'; '.join(against) or 'no step whose interval excludes zero'}.")
-    return paragraph(" ".join(sentences))
+    return paragraph(
+        f"On the test split UWAV scores {of_row['full']} % of Type, with features {features}; the same parser scores "
+        f"{of_row['valor']} % with labels of single seconds (VALOR) and {of_row['video_only']} % with weak labels "
+        f"alone. What helps are the labels of the teacher: {of_labels['teacher']} % of Type, in place of "
+        f"{of_labels['segment']} % by single seconds. "
+        f"Against the paper's order: {'; '.join(against) or 'no step whose interval excludes zero'}.")
 
 
-def own_result(page: Page) -> str:
+def own_result(saved: Saved) -> str:
     """What can be said of your own data: how many, labels and thresholds from what, scores beside trivial ones."""
-    saved, index = page.saved, page.saved.index["llp"]
+    index = saved.index["llp"]
     annotated = {s: len(ids) for s, ids in index["videos"].items() if s != "train"}
     learned, teacher = len(index["videos"]["train"]), saved.parser.name == "full"
     told = read_sealed(saved.folder / f"labels_{'teacher' if teacher else 'segment'}.json", "python uwav.py label")
@@ -235,18 +229,18 @@ def own_result(page: Page) -> str:
     return paragraph(" ".join(sentences)) + table([""] + 2 * KINDS, [scored(*x) for x in rows.items()], LEVELS)
 
 
-def score_tables(page: Page) -> str:
+def score_tables(saved: Saved) -> str:
     """The ten scores of every row, for each feature set."""
-    llp, ablation, parts = page.saved.is_llp, page.saved.ablation, []
+    llp, ablation, parts = saved.is_llp, saved.ablation, []
     for features, rows in ablation["scores"].items():
         shown = []
         for name, values in rows.items():
             row = (ROWS | SWEEP)[name]
             shown.append(scored(f"{escape(row.title)} <small>{escape(row.short)}</small>", *values))
             if llp and name == "full":
-                shown.append(paper_row(map("{:.1f}".format, PAPER_FULL[features])))
+                shown.append(paper_row(*map("{:.1f}".format, PAPER_FULL[features])))
             elif llp and row.paper_type and paper_column(features, "pack"):
-                shown.append(paper_row(str(row.paper_type) if s == "seg_type" else "" for s in SCORES))
+                shown.append(paper_row(*(str(row.paper_type) if s == "seg_type" else "" for s in SCORES)))
         nothing, scores = next(iter(ablation["trivial"].items()))
         shown.append(scored(f"<em>{nothing}</em>", scores))
         parts.append(table([f"features {escape(features)}"] + 2 * KINDS, shown, LEVELS))
@@ -258,27 +252,26 @@ def score_tables(page: Page) -> str:
         + ("" if llp else " The paper's rows stand here only when the data are LLP with its features."))
 
 
-def label_table(page: Page) -> str:
+def label_table(saved: Saved) -> str:
     rows, scores = [], SCORES[:5]
     for name, title in (("segment", "per segment, no teacher (as VALOR does)"), ("teacher", "teacher")):
-        rows.append(scored(title, *page.saved.ablation["labels"][name], scores=scores))
-        if page.saved.is_llp:
-            rows.append(paper_row(str(PAPER_LABELS[name][s]) for s in scores))
-    everything, values = list(page.saved.ablation["trivial"].items())[1]
+        rows.append(scored(title, *saved.ablation["labels"][name], scores=scores))
+        if saved.is_llp:
+            rows.append(paper_row(*(str(PAPER_LABELS[name][s]) for s in scores)))
+    everything, values = list(saved.ablation["trivial"].items())[1]
     rows.append(scored(f"<em>{everything}</em>", values, scores=scores))
     return paragraph(
         "Segment-level F-scores of the hard labels on the test split. The labeller knows the weak label, the parser "
         "above does not.") + table(["labels"] + KINDS, rows)
 
 
-def difference_figure(page: Page) -> str:
-    ablation, parts = page.saved.ablation, []
+def difference_figure(saved: Saved) -> str:
+    ablation, parts = saved.ablation, []
     for features, differences in ablation["differences"].items():
         named = [(f"{ROWS[d['first']].short} → {ROWS[d['second']].short}", d["scores"]) for d in differences]
-        both = ("Type, segment level", "seg_type"), ("Type, event level", "event_type")
-        large = [d["first"] == "video_only" for d in differences]  # one step like no other, which would squeeze these
-        panels = [figures.forest(title, [(name, x[score]) for (name, x), out in zip(named, large) if out == apart])
-                  for apart in (False, True) if apart in large for title, score in both]
+        panels = [figures.forest(title, [(name, x[score]) for name, x in steps])
+                  for steps in (named[:-1], named[-1:])  # the last, from weak labels alone, would squeeze the others
+                  for title, score in (("Type, segment level", "seg_type"), ("Type, event level", "event_type"))]
         ranges = [(*scores["seg_type"]["interval"], *scores["seg_type"]["by_seed"]) for _, scores in named]
         clear = sum(min(x) > 0 or max(x) < 0 for x in ranges)
         caption = (
@@ -287,15 +280,15 @@ def difference_figure(page: Page) -> str:
                 "Diamonds are single seeds. Segment-level Type: the interval excludes zero, and every seed has its "
                 f"sign, in {clear} of {len(named)} steps." if ablation["seeds"][1:] else
                 "There is one seed, so how far seeds scatter is unknown; --seeds 3 would show it."))
-        parts.append(page.figure(f"differences_{features}", panels, f"Differences between rows, features {features}",
-                                 caption))
+        parts.append(figure(saved.run, f"differences_{features}", panels,
+                            f"Differences between rows, features {features}.", caption))
     return "".join(parts)
 
 
 # ---- Training ------------------------------------------------------------------------------------
 
-def teacher_figure(page: Page) -> str:
-    path = page.saved.folder / "teacher.pt"
+def teacher_figure(saved: Saved) -> str:
+    path = saved.folder / "teacher.pt"
     with made_by("python uwav.py pretrain", path):
         history = load_file(path)["history"]
         scores = [r["val"] for r in history]
@@ -306,24 +299,21 @@ def teacher_figure(page: Page) -> str:
     panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
               figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": curves[0]}),
               figures.lines("how far each branch moves within a video", "spread", dict(zip(MODALITIES, curves[1:])))]
-    return page.figure("curves_teacher", panels, "Pre-training of the teacher", (
+    return figure(saved.run, "curves_teacher", panels, "Pre-training of the teacher.", (
         f"The F-score on the validation split decides the epoch that is kept: {best + 1} of {len(loss)}, with "
         f"{curves[0][best]:.1f} %." + (f" Warning: {escape(warning)}." if warning else "")))
 
 
-def parser_figure(page: Page) -> str:
-    terms, scores, absent = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible"), {}, []
-    rows = {page.saved.parser.name: ROWS[page.saved.parser.name]} if page.saved.is_own else ROWS
-    for name, row in rows.items():
-        path = page.saved.parser.parent / name / "han.pt"
-        if not path.is_file():
-            absent.append(row.short)
-            continue
+def parser_figure(saved: Saved) -> str:
+    terms, scores = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible"), {}
+    trained = [name for name in ROWS if (saved.parser.parent / name / "han.pt").is_file()]  # the last one is our parser
+    for name in trained:
+        row, path = ROWS[name], saved.parser.parent / name / "han.pt"
         with made_by("python uwav.py train", path):
             history = load_file(path)["history"]
             scores[row.short] = [float(r["val"]["seg_type"]) for r in history if r["val"]]
             losses = {term: [float(r[key]) for r in history] for term, key in zip(terms, uwav.LOSSES)}
-    own = scores[row.short]  # of the last row, UWAV
+    own = scores[row.short]
     panels = [figures.lines(f"{row.short}: parts of the loss (Eq. 9)", "loss", losses)]
     if own:
         panels.append(figures.lines("validation, segment-level Type", "F-score, %", scores, row.short))
@@ -331,19 +321,18 @@ def parser_figure(page: Page) -> str:
                 "that still rises at the end means that training was short.")
     else:
         said = "No video is annotated, so there is no validation score, and the last epoch was kept."
-    said += f" Missing in this run: {', '.join(absent)}." if absent else ""
-    return page.figure("curves", panels, "Training of the parser", said)
+    return figure(saved.run, "curves", panels, "Training of the parser.", said)
 
 
 # ---- Uncertainty ---------------------------------------------------------------------------------
 
-def reliability_figure(page: Page) -> str:
+def reliability_figure(saved: Saved) -> str:
     """Soft labels of both modalities against the dense truth; the error over all seeds."""
-    saved, panels, always = page.saved, [], []
+    panels, left_out = [], []
     truth, weak = load_truth(saved.data, "test"), load_weak(saved.data, "test")
     for m, modality in enumerate(MODALITIES):
         curves = {}
-        for temperature, whose in TEMPERATURES.items():
+        for temperature, whose in ((1, "the paper's"), (2, "the released code's")):
             judged = []
             for x in (saved.labels, *saved.labels_of_all_seeds):
                 soft = uwav.soft_labels(x.logits["test"][m], x.thresholds[m], weak, temperature)  # (N, T, C)
@@ -351,50 +340,23 @@ def reliability_figure(page: Page) -> str:
                 if not finite.any():
                     raise FileNotFoundError("soft labels to judge: no video of the test split has a class with a "
                                             "finite threshold")
-                judged += [[evidence.reliability(evidence.labelled(soft, entries), evidence.labelled(truth[m], entries))
-                            for entries in (finite, weak)]]
-            errors, with_all = zip(*([100 * r.calibration_error for r in pair] for pair in judged[1:]))
-            error = cell(errors, " ± {}")
-            curves[f"temperature {temperature:g}, {whose}: error {error} %"] = judged[0][0]
+                entries = [evidence.labelled(values, finite) for values in (soft, truth[m])]  # (M,) each
+                judged.append(evidence.reliability(*entries))
+            error = cell([100 * r.calibration_error for r in judged[1:]], " ± {}")
+            curves[f"temperature {temperature}, {whose}: error {error} %"] = judged[0]
         panels.append(figures.reliability(f"test, {modality}", curves))
-        share = 1 - judged[0][0].count.sum() / judged[0][1].count.sum()
-        always.append(f"{share:.0%} of the entries of what is {modality} (with them, the error at temperature "
-                      f"{temperature:g} is {mean_and_spread(with_all)} %)")
-    return page.figure("reliability", panels, "Do soft labels mean what they say?", (
+        left_out.append(f"{int(saved.labels.thresholds[m].isinf().sum())} {modality}")
+    return figure(saved.run, "reliability", panels, "Do soft labels mean what they say?", (
         "If of all labels near 0.8, 80 % are true, the curve lies on the dotted diagonal; above it labels are too low, "
         "below it too high. Entries (video, second, class) of the weak label only. In the legend the expected "
         f"calibration error over {evidence.BINS} equally wide bins, mean and standard deviation over seeds. Classes "
         "whose threshold is -inf are left out: all their seconds are labelled, and how certainly depends on the lowest "
-        f"logit alone, which says nothing of truth. They are {' and '.join(always)}."))
-
-
-def distance_figure(page: Page) -> str:
-    saved, panels, sentences, split = page.saved, [], [], "test"
-    truth, weak = load_truth(saved.data, split), load_weak(saved.data, split)
-    for m, modality in enumerate(MODALITIES):
-        d, *of_seeds = (evidence.accuracy_by_distance(x.logits[split][m], x.thresholds[m], truth[m], weak)
-                        for x in (saved.labels, *saved.labels_of_all_seeds))
-        if not d:
-            continue
-        mean, accuracy, _ = d
-        panels.append(figures.distance(f"{split}, {modality}", mean, accuracy))
-        said = f"{modality}: {accuracy[0]:.0%} of the nearest labels are right and {accuracy[-1]:.0%} of the farthest"
-        chances = [100 * x[2] for x in of_seeds if x]
-        if not np.isnan(chances).any():  # NaN: all labels are right, or all wrong
-            said += f"; a right label lies farther away than a wrong one in {mean_and_spread(chances)} % of all pairs"
-        left_out = int(saved.labels.thresholds[m].isinf().sum())
-        sentences.append(said + f"; {left_out} classes with threshold -inf are left out" * bool(left_out))
-    if not panels:
-        raise FileNotFoundError("labels of the test split with finite thresholds")
-    return page.figure("distance", panels, "Is farther from the threshold more certain?", (
-        "Soft labels rest on the claim that these curves rise: labels by the distance of their logit from the class's "
-        f"threshold, in {evidence.DISTANCE_BINS} bins of equal count. In numbers, {'. And '.join(sentences)}."))
+        f"logit alone, which says nothing of truth. They are {' and '.join(left_out)}."))
 
 
 # ---- Timelines; classes and modalities; class balance --------------------------------------------
 
-def timeline_figure(page: Page) -> str:
-    saved = page.saved
+def timeline_figure(saved: Saved) -> str:
     split, predicted = saved.split, saved.predictions
     truth, weak = load_truth(saved.data, split), load_weak(saved.data, split)
     score = 100 * video_scores(*predicted, *truth)["seg_type"].numpy()  # (N,)
@@ -413,14 +375,14 @@ def timeline_figure(page: Page) -> str:
                 f"{kind}: {modality}", modality, [saved.classes[c] for c in shown], truth[m][n][:, shown].numpy(),
                 soft[m][n][:, shown], predicted[m][n][:, shown].numpy()))
         names.append(f"{kind}: {saved.index['llp']['videos'][split][n]}, {score[n]:.0f}")
-    return page.figure("timelines", panels, f"Truth, {'' if hard else 'soft '}labels and prediction of some videos", (
+    title = f"Truth, {'' if hard else 'soft '}labels and prediction of some videos."
+    return figure(saved.run, "timelines", panels, title, (
         f"Those of the {split} split with the best, median and worst segment-level Type, and the one in which what "
         "is audible and what is visible coincide least. Labels know the classes of the video, the parser does not. "
         f"Video and its Type: {escape('; '.join(names))}."))
 
 
-def class_figure(page: Page) -> str:
-    saved = page.saved
+def class_figure(saved: Saved) -> str:
     pred, truth = saved.predictions, load_truth(saved.data, saved.split)
     f = {modality: evidence.class_f_scores(pred[m], truth[m]) for m, modality in enumerate(MODALITIES)}
     order = np.argsort(-sum(np.nan_to_num(x) for x in f.values()), kind="stable")
@@ -428,13 +390,12 @@ def class_figure(page: Page) -> str:
                            {m: x[order] for m, x in f.items()})]
     never = [f"{modality} {saved.classes[c]}" for m, modality in enumerate(MODALITIES)
              for c in np.flatnonzero(~pred[m].any(1).any(0) & truth[m].any(1).any(0))]
-    return page.figure("classes", panels, "The parser, class by class", (
+    return figure(saved.run, "classes", panels, "The parser, class by class.", (
         f"Segment-level F-score on the {saved.split} split, counted over all seconds of all videos. A class without a "
         f"mark is neither true nor predicted. Never predicted: {escape(', '.join(never)) or 'none'}."))
 
 
-def threshold_figure(page: Page) -> str:
-    saved = page.saved
+def threshold_figure(saved: Saved) -> str:
     truth, weak = load_truth(saved.data, "val"), load_weak(saved.data, "val")
     panels, C = [], len(saved.classes)
     for m, modality in enumerate(MODALITIES):
@@ -446,32 +407,17 @@ def threshold_figure(page: Page) -> str:
             spans[f"logits of {name}, middle 80 %"] = bounds[order].numpy()
         drawn = threshold.masked_fill(threshold.isinf(), torch.nan)[order].numpy()
         panels.append(figures.dots(modality, "logit", [saved.classes[c] for c in order],
-                                   {"threshold": drawn}, spans, percent=False))
-    return page.figure("thresholds", panels, "Thresholds", (
+                                   {"threshold": drawn}, spans))
+    return figure(saved.run, "thresholds", panels, "Thresholds.", (
         "For each class the threshold of best F1 on val, over the logits of its seconds and of all others of videos "
         "with the class in their weak label. The less the bars overlap, the better the logits tell seconds apart. "
         "Without a mark, the threshold is -inf: every second of a video with the class is labelled."))
 
 
-def confusion_table(page: Page) -> str:
-    counts = evidence.modality_confusion(*page.saved.predictions, *load_truth(page.saved.data, page.saved.split))
-    counts[3, 3] = 0  # most seconds of most classes
-    rows = [[f"truly {name}"] + [f"{n / max(1, row.sum()):.0%} <small>{n}</small>" for n in row]
-            for name, row in zip(evidence.EXPERIENCES, counts)]
-    rows[3][4] = "–"
-    return table(["predicted:", *evidence.EXPERIENCES], rows) + paragraph(
-        f"Audible, visible or both: each second of each class in the {page.saved.split} split, as a share of its row, "
-        "and counted. The last row holds false alarms; what is neither in truth nor in prediction is left out.")
-
-
-def method_picture(page: Page) -> str:
-    drawn = (Path(__file__).parent / "docs/pictures/method.svg").read_text(encoding="utf-8")
-    return page.picture([drawn], "The method", "What is trained on which data, and what is handed on.", "method")
-
-
-def balance(page: Page) -> str:
-    saved, said = page.saved, []
-    weak, config = load_weak(saved.data, "train"), saved.training
+def balance(saved: Saved) -> str:
+    weak, config, said = load_weak(saved.data, "train"), saved.training, []
+    if not config.reweight:
+        return ""
     for modality, logit, threshold in zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds):
         hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
         w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
@@ -484,25 +430,21 @@ def balance(page: Page) -> str:
 
 # ---- The whole page ------------------------------------------------------------------------------
 
-def build(saved: Saved, pictures: Path) -> str:
-    page = Page(saved.run, pictures, saved)
+def build(saved: Saved) -> str:
     own, notice = False, ""
     with contextlib.suppress(FileNotFoundError):  # said in the sections
-        own, notice = saved.is_own, data_notice(page)
-    if own:
-        page.section("Result", own_result)
-    else:
-        page.section("Result", result, score_tables)
-        page.section("What each step adds", difference_figure)
-        page.section("Labels", label_table)
-    page.section("Timelines", timeline_figure)
-    page.section("Classes and modalities", class_figure, confusion_table, threshold_figure)
-    page.section("Uncertainty", reliability_figure, distance_figure)
-    if not own or saved.parser.name == "full":
-        page.section("Class balance", balance)
-    page.section("Training", method_picture, parser_figure, *[] if own else [teacher_figure])
-    page.section("What ran", run_table, stage_table)
-    return page.html(notice)
+        own, notice = saved.is_own, data_notice(saved)
+    sections = {
+        "Result": [own_result] if own else [result, score_tables],
+        "What each step adds": [] if own else [difference_figure],
+        "Labels": [] if own else [label_table],
+        "Timelines": [timeline_figure],
+        "Classes and modalities": [class_figure, threshold_figure],
+        "Uncertainty": [reliability_figure],
+        "Training": [parser_figure, balance] + ([] if own else [teacher_figure]),
+        "What ran": [run_table, stage_table],
+    }
+    return html(notice, {title: section(saved, *parts) for title, parts in sections.items() if parts})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -514,12 +456,10 @@ def main(arguments: list[str] | None = None) -> None:
     with one_sentence_errors("begins again"):
         saved = Saved(options.run, options.seed, options.data or options.run / "data")
         seeds = sorted(path.name for path in options.run.glob("seed[0-9]*"))
-        if seeds and saved.folder.name not in seeds:
-            raise ValueError(f"--seed {options.seed}: {options.run} has {', '.join(seeds)}")
-        if not saved.data.is_dir() and not saved.folder.is_dir():
-            raise FileNotFoundError(f"{options.run}: holds neither data nor {saved.folder.name}; "
-                                    "run `bash run_all.sh` first")
-        text = build(saved, options.run / "pictures")
+        if not saved.folder.is_dir() and (seeds or not saved.data.is_dir()):
+            raise FileNotFoundError(f"--seed {options.seed}: {options.run} has {', '.join(seeds) or 'no run'}; "
+                                    "`bash run_all.sh` makes one")
+        text = build(saved)
         with atomic(options.run / "report.html") as temporary:
             temporary.write_text(text, encoding="utf-8")
         print(f"{options.run / 'report.html'}: written, {len(text) / 1e6:.1f} MB; its pictures are in "

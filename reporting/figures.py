@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,21 +50,16 @@ class Panel:
     height: float = 2.7  # inches
 
 
-@dataclass(frozen=True)
-class Picture:
-    name: str  # of its files
-    panels: Sequence[Panel]
-
-    def write(self, folder: Path) -> list[str]:
-        """Every panel as folder/NAME-K.svg, all of them as folder/NAME.png in two columns; returns the SVG texts."""
-        with plt.rc_context(STYLE):
-            texts = [_svg(panel) for panel in self.panels]
-            for k, text in enumerate(texts, 1):
-                with atomic(folder / f"{self.name}-{k}.svg") as temporary:
-                    temporary.write_text(text, encoding="utf-8")
-            with atomic(folder / f"{self.name}.png") as temporary:
-                _png(self.panels, temporary)
-        return texts
+def write(panels: list[Panel], folder: Path, name: str) -> list[str]:
+    """Every panel as folder/NAME-K.svg, all of them as folder/NAME.png in two columns; returns the SVG texts."""
+    with plt.rc_context(STYLE):
+        texts = [_svg(panel) for panel in panels]
+        for k, text in enumerate(texts, 1):
+            with atomic(folder / f"{name}-{k}.svg") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        with atomic(folder / f"{name}.png") as temporary:
+            _png(panels, temporary)
+    return texts
 
 
 def _svg(panel: Panel) -> str:
@@ -83,7 +78,7 @@ def _svg(panel: Panel) -> str:
     return re.sub(r"(<svg[^>]*>)", lambda m: m[1] + style, text, count=1)
 
 
-def _png(panels: Sequence[Panel], path: Path) -> None:
+def _png(panels: list[Panel], path: Path) -> None:
     columns = min(2, len(panels))
     heights = [max(p.height for p in panels[i : i + columns]) for i in range(0, len(panels), columns)]
     figure = plt.figure(figsize=(WIDTH * columns, sum(heights)), layout="constrained")
@@ -167,18 +162,6 @@ def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
     return Panel(draw, 3.5)
 
 
-def distance(title: str, mean: np.ndarray, accuracy: np.ndarray) -> Panel:
-    """(bins,) each, of evidence.accuracy_by_distance."""
-
-    def draw(axis: Axes) -> None:
-        axis.plot(mean, 100 * accuracy, "o-", markersize=4.5, color=BLUE)
-        axis.axhline(50, color=FAINT, linestyle=":")
-        axis.set(title=title, xlabel="distance from the threshold, |logit - threshold|", ylabel="hard labels right, %",
-                 xlim=(0, None), ylim=(min(40, 100 * accuracy.min() - 5), 101))
-
-    return Panel(draw, 2.6)
-
-
 # ---- Timelines -----------------------------------------------------------------------------------
 
 def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray,
@@ -223,8 +206,9 @@ def shorten(name: str, most: int = 18) -> str:
 # ---- Classes -------------------------------------------------------------------------------------
 
 def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarray],
-         spans: dict[str, np.ndarray] | None = None, percent: bool = True) -> Panel:
-    """One row a class, in the order given. series: name -> (C,), NaN: not drawn; spans: name -> (C, 2), a bar each."""
+         spans: dict[str, np.ndarray] | None = None) -> Panel:
+    """One row a class, in the order given. series: name -> (C,), NaN: not drawn, percent if there are no spans:
+    name -> (C, 2), a bar each."""
     C, colours = len(classes), (BLUE, VERMILION, GREEN)
     styles = dict(color=SKY), dict(facecolor="none", edgecolor=FAINT, hatch="////")
 
@@ -238,7 +222,7 @@ def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarr
                       color=colours[k] if not spans else INK, markerfacecolor="none" if k else None)
         axis.set_yticks(range(C), [shorten(c) for c in classes], fontsize=8)
         axis.set(title=title, xlabel=xlabel, ylim=(C - 0.4, -0.6))
-        if percent:
+        if not spans:
             axis.set_xlim(-2, 102)
         if len(series) + len(spans or {}) > 1:
             legend_below(axis, columns=1 if spans else 2)

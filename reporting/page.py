@@ -1,6 +1,7 @@
 """The HTML of a report: one file that loads nothing, reads on a phone, and follows light and dark.
 
-A page is made of parts, functions page -> HTML. A part that raises FileNotFoundError leaves that sentence in its place.
+A section is made of parts, functions of a run -> HTML. A part that raises FileNotFoundError leaves that sentence in its
+place.
 """
 
 from __future__ import annotations
@@ -9,62 +10,50 @@ import base64
 import re
 import string
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from reporting.figures import DARK, FAINT, INK, LINE, PAPER, Panel, Picture
+from reporting import figures
+from reporting.figures import DARK, FAINT, INK, LINE, PAPER, Panel
 
 
-@dataclass(frozen=True)
-class Page:
-    """Collects the parts; pictures go to `pictures` as well."""
+def section(saved: object, *parts: Callable) -> str:
+    """The parts, and in one line what is missing for those that cannot be; paths in it begin in the run."""
+    written, missing = [], []
+    for part in parts:
+        try:
+            written.append(part(saved))
+        except FileNotFoundError as error:
+            said = escape(str(error).replace(f"{saved.run}/", ""))
+            missing.append(re.sub("`([^`]*)`", r"<code>\1</code>", said))
+    if missing:
+        written.append('<p class="missing"><strong>Missing in this run:</strong> '
+                       f"{'; '.join(dict.fromkeys(missing))}.</p>")
+    return "".join(written)
 
-    run: Path  # cut off from the paths in messages
-    pictures: Path
-    saved: object  # what the parts read
-    sections: list[tuple[str, list[str]]] = field(default_factory=list)
 
-    def section(self, title: str, *parts: Callable[[Page], str]) -> None:
-        """The parts, and in one line what is missing for those that cannot be."""
-        written, missing = [], []
-        for part in parts:
-            try:
-                written.append(part(self))
-            except FileNotFoundError as error:
-                said = escape(str(error).replace(f"{self.run}/", ""))  # paths are those inside the run
-                missing.append(re.sub("`([^`]*)`", r"<code>\1</code>", said))
-        if missing:
-            written.append('<p class="missing"><strong>Missing in this run:</strong> '
-                           f"{'; '.join(dict.fromkeys(missing))}.</p>")
-        self.sections.append((title, written))
+def html(notice: str, sections: dict[str, str]) -> str:
+    """The whole page (page.html); `notice` (HTML) stands above the sections, title -> HTML."""
+    links, texts = [], []
+    for n, (title, text) in enumerate(sections.items(), 1):
+        links.append(f'<li><a href="#section{n}">{escape(title)}</a></li>')
+        texts.append(f'<section id="section{n}"><h2>{n}. {escape(title)}</h2>{text}</section>')
+    variables = {"ink": INK, "panel": PAPER, "line": LINE, "faint": FAINT}
+    return string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
+        notice=notice, links="".join(links), sections="".join(texts),
+        light="".join(f"--{name}:{colour};" for name, colour in variables.items()),
+        dark="".join(f"--{name}:{DARK[colour]};" for name, colour in variables.items()))
 
-    def figure(self, name: str, panels: list[Panel], title: str, caption: str) -> str:
-        """`title` and `caption` (HTML) say what to see."""
-        return self.picture(Picture(name, panels).write(self.pictures), title, caption, name)
 
-    def picture(self, panels: list[str], title: str, caption: str, name: str) -> str:
-        """The same of finished SVG."""
-        images = []
-        for k, svg in enumerate(panels, 1):
-            source = base64.b64encode(svg.encode()).decode()
-            alt = escape(f"{title}, panel {k} of {len(panels)}; described in the caption below")
-            images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{source}">')
-        stop = "" if title.endswith("?") else "."
-        return (f'<figure id="{name}"><div class="panels">{"".join(images)}</div>'
-                f"<figcaption><strong>{escape(title)}{stop}</strong> {caption}</figcaption></figure>")
-
-    def html(self, notice: str) -> str:
-        """The whole page (page.html); `notice` (HTML) stands above the sections."""
-        links, sections = [], []
-        for n, (title, parts) in enumerate(self.sections, 1):
-            links.append(f'<li><a href="#section{n}">{escape(title)}</a></li>')
-            sections.append(f'<section id="section{n}"><h2>{n}. {escape(title)}</h2>{"".join(parts)}</section>')
-        variables = {"ink": INK, "panel": PAPER, "line": LINE, "faint": FAINT}
-        return string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
-            notice=notice, links="".join(links), sections="".join(sections),
-            light="".join(f"--{name}:{colour};" for name, colour in variables.items()),
-            dark="".join(f"--{name}:{DARK[colour]};" for name, colour in variables.items()))
+def figure(run: Path, name: str, panels: list[Panel], title: str, caption: str) -> str:
+    """The panels, which go to RUN/pictures as well; `title`, a sentence, and `caption` (HTML) say what to see."""
+    images = []
+    for k, svg in enumerate(figures.write(panels, run / "pictures", name), 1):
+        source = base64.b64encode(svg.encode()).decode()
+        alt = escape(f"{title}, panel {k} of {len(panels)}; described in the caption below")
+        images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{source}">')
+    return (f'<figure id="{name}"><div class="panels">{"".join(images)}</div>'
+            f"<figcaption><strong>{escape(title)}</strong> {caption}</figcaption></figure>")
 
 
 def paragraph(text: str) -> str:

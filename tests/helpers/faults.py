@@ -175,14 +175,6 @@ def traced_before() -> None:
     export_onnx.SIZES = ((1, 1), (2, 10))  # that are compared with PyTorch
 
 
-def nothing_to_measure() -> None:
-    import bench
-
-    bench.rates = lambda device, half: dict(operations_per_s=1.0, bytes_per_s=1.0)
-    bench.Bench.__init__ = lambda self, *arguments: None
-    bench.Bench.score = lambda self: []
-
-
 def tiny_world() -> None:
     from data.demo_world import WorldConfig
 
@@ -213,8 +205,7 @@ def save_again(arguments: list[str]) -> None:
 
 
 TRACED: dict = {}  # (name, weights) -> graph
-STAND_INS = {f.__name__: f for f in (toy_encoders, toy_encoders_alone, traced_before, nothing_to_measure, tiny_world,
-                                     save_every_epoch, no_patience)}
+STAND_INS = {f.__name__: f for f in (toy_encoders, toy_encoders_alone, traced_before, tiny_world, save_every_epoch, no_patience)}
 
 
 # ---- the server ----
@@ -243,8 +234,7 @@ def start(main: str, arguments: list[str], stand_ins: tuple[str, ...] = (), **fa
         for name in stand_ins:
             STAND_INS[name]()
         inject(count, **faults)
-        run = getattr(importlib.import_module(module), function)
-        run() if module == "bench" else run(arguments)
+        getattr(importlib.import_module(module), function)(arguments)
         status = 0
     except SystemExit as end:
         if isinstance(end.code, str):
@@ -303,7 +293,7 @@ def alive(group: int) -> bool:
 def serve() -> None:
     here = Path(__file__).resolve().parent
     sys.path[:0] = [str(here.parents[1]), str(here)]
-    for module in ("train.cli", "features", "data.demo_world", "report", "parse", "bench", "data.fetch"):
+    for module in ("train.cli", "features", "data.demo_world", "report", "parse", "data.fetch"):
         importlib.import_module(module)
     for module in ("export_onnx", "video.encoders", "video.extract", "video.decode"):
         try:

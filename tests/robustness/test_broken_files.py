@@ -499,11 +499,11 @@ def of_run(folder: Path) -> Reader:
 
     def read(folder: Path) -> str:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(report.figures.Picture, "write", lambda picture, folder: [])
-            return report.build(report.Saved(folder, 0, folder / "data"), folder / "pictures")
+            patch.setattr(report.figures, "write", lambda panels, folder, name: [])
+            return report.build(report.Saved(folder, 0, folder / "data"))
 
     full = "seed0/clip_clap/full"
-    return Reader(read, lambda html: html.endswith("</html>\n") and html.count("<h2>") == 10, (
+    return Reader(read, lambda html: html.endswith("</html>\n") and html.count("<h2>") == 9, (
         "ablation.json", "ablation.json", "stages.tsv", "data/index.json", *(f"data/llp/test/{x}.npy" for x in ("weak", "audio", "visual")),
         "data/llp/train/weak.npy", "labels_segment.npz", "seed0/labels_teacher.npz", "seed0/teacher.pt", f"{full}/han.pt",
         f"{full}/predictions_test.npz"))

@@ -1,6 +1,6 @@
 """The plain ways of bench.py do the same work as ours, and its command runs."""
 
-import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,13 +38,12 @@ def test_files_are_read_again_and_again_in_the_shapes_of_the_authors_download(tm
     assert torch.equal(features[0], files[1][2])
 
 
-def test_one_command_prints_a_table_and_writes_the_figures(tmp_path):
-    command = [sys.executable, "bench.py", "score", "--device", "cpu", "--json", str(tmp_path / "new/bench.json")]
+def test_one_command_prints_a_table():
+    command = [sys.executable, "bench.py", "score", "--device", "cpu"]
     done = subprocess.run(command, cwd=Path(bench.__file__).parent, capture_output=True, text=True, check=True)
-    assert "ten scores of 1,200 videos" in done.stdout
-    figures = json.loads((tmp_path / "new/bench.json").read_text())
-    (row,) = figures["rows"]
-    assert 0 < row["floor"] < row["seconds"] < row["plain"] and figures["operations_per_s"] > 1e8
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith("ten scores of 1,200 videos"))
+    ours, plain, floor = (float(x) * (1 if unit == "s" else 1e-3) for x, unit in re.findall(r" ([0-9.e+-]+) (m?s)\b", row))
+    assert 0 < floor < ours < plain and float(re.search(r"([0-9.]+)x ", row)[1]) == pytest.approx(plain / ours, rel=0.02)
 
 
 def test_unknown_row_is_refused_in_one_sentence():

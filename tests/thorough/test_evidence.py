@@ -1,6 +1,4 @@
-"""Intervals, calibration and confusions: by hand, against slow independent versions, and as properties."""
-
-import math
+"""Intervals, calibration and class scores: by hand, against slow independent versions, and as properties."""
 
 import numpy as np
 import pytest
@@ -121,44 +119,18 @@ def test_probabilities_that_are_frequencies_have_hardly_any_calibration_error():
     assert evidence.reliability(p, rng.random(len(p)) < 0.5).calibration_error == pytest.approx(0.25, abs=0.01)
 
 
-# ---- distance from the threshold ----
-
-
-def test_accuracy_by_distance_by_hand():
-    logit = torch.tensor([0.1, -0.2, 3.0, -4.0])[None, :, None]  # (1, 4, 1), threshold 0
-    truth = torch.tensor([0, 1, 1, 0])[None, :, None]  # the two near ones are wrong
-    distance, accuracy, concordance = evidence.accuracy_by_distance(logit, torch.zeros(1), truth, torch.ones(1, 1), bins=2)
-    assert distance == pytest.approx([0.15, 3.5]) and accuracy.tolist() == [0, 1] and concordance == 1.0
-    assert evidence.accuracy_by_distance(logit, torch.tensor([-math.inf]), truth, torch.ones(1, 1)) is None
-    assert evidence.accuracy_by_distance(logit, torch.zeros(1), truth, torch.zeros(1, 1)) is None  # no weak label
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))
-def test_concordance_equals_counting_all_pairs(a, b):
-    slow = np.mean([1.0 if x > y else 0.5 if x == y else 0.0 for x in a for y in b])
-    assert evidence.concordance(np.array(a), np.array(b)) == pytest.approx(slow)
-
-
 def test_only_entries_of_the_weak_label_are_looked_at():
     x = torch.arange(12.0).reshape(2, 2, 3)  # (N, T, C)
     assert evidence.labelled(x, torch.tensor([[1, 0, 0], [0, 0, 1]])).tolist() == [0, 3, 8, 11]
 
 
-# ---- confusion, choice of videos, mixup ----
+# ---- scores of classes, choice of videos ----
 
 
-def test_class_scores_and_confusion_by_hand():
-    at = torch.tensor([[1, 1, 0, 0]]).T[None]  # (1, 4, 1)
-    vt = torch.tensor([[1, 0, 1, 0]]).T[None]  # truly: both, audible, visible, neither
-    ap = torch.tensor([[1, 1, 1, 0]]).T[None]
-    vp = torch.tensor([[1, 1, 0, 0]]).T[None]  # predicted: both, both, audible, neither
-    assert evidence.class_f_scores(ap, at) == pytest.approx([80.0])  # 2 correct of 3 and 2
-    expected = np.zeros((4, 4))
-    for true, predicted in ((0, 0), (2, 0), (1, 2), (3, 3)):
-        expected[true, predicted] += 1
-    assert np.array_equal(evidence.modality_confusion(ap, vp, at, vt), expected)
-    assert np.isnan(evidence.class_f_scores(0 * ap, 0 * at)).all()
+def test_class_scores_by_hand():
+    truth, pred = (torch.tensor([x]).T[None] for x in ([1, 1, 0, 0], [1, 1, 1, 0]))  # (1, 4, 1) each
+    assert evidence.class_f_scores(pred, truth) == pytest.approx([80.0])  # 2 correct of 3 and 2
+    assert np.isnan(evidence.class_f_scores(0 * pred, 0 * truth)).all()
 
 
 def test_chosen_videos_are_the_best_the_median_the_worst_and_the_least_aligned():

@@ -62,11 +62,10 @@ def text_of(run: Path, *options: str) -> str:
 
 def test_page_has_every_section_and_nothing_is_missing(page):
     titles = re.findall(r"<h2>\d+\. (.*?)</h2>", page)
-    assert titles == ["Result", "What each step adds", "Labels", "Timelines", "Classes and modalities", "Uncertainty", "Class balance",
-                      "Training", "What ran"]
+    assert titles == ["Result", "What each step adds", "Labels", "Timelines", "Classes and modalities", "Uncertainty", "Training", "What ran"]
     assert "<h2>Terms</h2>" in page
     assert 'class="missing"' not in page
-    assert page.count("<figure") == page.count("<figcaption>") == 9 and page.count("<img alt=") == page.count("<img ")
+    assert page.count("<figure") == page.count("<figcaption>") == 7 and page.count("<img alt=") == page.count("<img ")
 
 
 def test_page_loads_nothing_from_anywhere(page):
@@ -100,25 +99,26 @@ def test_a_large_difference_has_a_panel_of_its_own_and_a_wide_table_a_shadow_whe
     assert ".scroll { overflow-x: auto;" in page and page.count("100% no-repeat local") == 2
 
 
-def test_calibration_leaves_out_classes_without_a_threshold_and_says_how_many_they_are(finished, page):
-    """Against the definitions, by loops: the error at temperature 2, of classes with a finite threshold and of all."""
+def test_calibration_leaves_out_classes_without_a_threshold_and_says_how_many_they_are(finished, page, monkeypatch):
+    """Against the definitions, by loops: the error at temperature 2 of classes with a finite threshold."""
+    curves, draw = [], figures.reliability
+    monkeypatch.setattr(figures, "reliability", lambda title, by_name: curves.extend(by_name) or draw(title, by_name))
+    report.reliability_figure(report.Saved(finished, 0, finished / "data"))
     truth, weak = splits.load_truth(finished / "data", "test"), splits.load_weak(finished / "data", "test")
-    text = re.sub("<[^>]+>", "", page)
     for m, modality in enumerate(("audible", "visible")):
-        finite_errors, all_errors, shares = [], [], []
+        errors, left_out = [], []
         for seed in (0, 1):
             labels = report.read_labels(finished / f"seed{seed}/labels_teacher.npz", "cpu")
             soft = report.uwav.soft_labels(labels.logits["test"][m], labels.thresholds[m], weak, 2.0)
             finite = labels.thresholds[m].isfinite()
-            entries = [(float(soft[n, t, c]), int(truth[m][n, t, c]), bool(finite[c]))
-                       for n, c in weak.nonzero().tolist() for t in range(10)]
-            for errors, chosen in ((finite_errors, [e for e in entries if e[2]]), (all_errors, entries)):
-                bins = [[e for e in chosen if min(int(np.float32(e[0]) * 15), 14) == b] for b in range(15)]
-                gaps = [abs(np.mean([e[0] for e in b]) - np.mean([e[1] for e in b])) * len(b) for b in bins if b]
-                errors.append(100 * sum(gaps) / len(chosen))
-            shares.append(np.mean([not e[2] for e in entries]))
-        assert f"{shares[0]:.0%} of the entries of what is {modality} (with them, the error at temperature 2 is " \
-               f"{re.sub('<[^>]+>', '', report.mean_and_spread(all_errors))} %)" in text
+            entries = [(float(soft[n, t, c]), int(truth[m][n, t, c]))
+                       for n, c in weak.nonzero().tolist() if finite[c] for t in range(10)]
+            bins = [[e for e in entries if min(int(np.float32(e[0]) * 15), 14) == b] for b in range(15)]
+            gaps = [abs(np.mean([e[0] for e in b]) - np.mean([e[1] for e in b])) * len(b) for b in bins if b]
+            errors.append(100 * sum(gaps) / len(entries))
+            left_out.append(int((~finite).sum()))
+        assert curves[2 * m + 1] == f"temperature 2, the released code's: error {report.cell(errors, ' ± {}')} %"
+        assert re.search(f"They are .*\\b{left_out[0]} {modality}", page)
 
 
 def test_classes_that_are_never_predicted_are_named(finished, page):
@@ -129,18 +129,6 @@ def test_classes_that_are_never_predicted_are_named(finished, page):
         for c, name in enumerate(classes):
             never = bool(truth[m][:, :, c].any()) and not bool(pred[m][:, :, c].any())
             assert (f"{modality} {name.replace('_', ' ')}" in re.split(": |, ", named)) is never
-
-
-def test_confusion_counts_every_second_but_those_that_are_nothing(finished, page):
-    pred = report.read_predictions(finished / "seed0/clip_clap/full/predictions_test.npz", finished / "data")
-    truth = splits.load_truth(finished / "data", "test")
-    rows = re.findall(r"<tr><th>truly (.*?)</th>(.*?)</tr>", page)
-    counts = {name: [int(n) for n in re.findall(r"<small>(\d+)</small>", cells)] for name, cells in rows}
-    there = ((True, True), (False, True), (True, False), (False, False))  # audible, visible
-    for name, (a, v) in zip(("both", "visible only", "audible only", "neither"), there):
-        true = (truth[0].bool() == a) & (truth[1].bool() == v)
-        expected = [int((true & (pred[0].bool() == b) & (pred[1].bool() == w)).sum()) for b, w in there]
-        assert counts[name] == (expected if a or v else expected[:3])
 
 
 def test_time_of_a_stage_is_that_of_the_runs_that_made_something(page):
@@ -154,7 +142,7 @@ def test_page_says_what_comes_out_the_same_again_and_what_on_a_gpu_does_not(page
 def test_every_picture_is_written_as_svg_for_both_colour_schemes_and_as_png(finished, page):
     folder = finished / "pictures"
     names = set(re.findall(r'<figure id="(\w+)"', page))
-    assert names == {path.stem for path in folder.glob("*.png")} | {"method"}  # which is not of this run
+    assert names == {path.stem for path in folder.glob("*.png")}
     for path in folder.glob("*.svg"):
         text = path.read_text()
         ElementTree.fromstring(text)
@@ -168,7 +156,7 @@ def test_the_same_run_gives_the_same_page(finished, page):
 
 
 def test_another_seed_can_be_shown(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    monkeypatch.setattr(figures, "write", lambda *_: ["<svg/>"])
     run = copied(finished, tmp_path)
     curves, draw = [], figures.reliability
     monkeypatch.setattr(figures, "reliability", lambda title, by_name: curves.extend(by_name) or draw(title, by_name))
@@ -187,7 +175,7 @@ def with_index(monkeypatch, run: Path, change: Callable[[dict], object]) -> None
 
 
 def test_paper_rows_stand_beside_llp_only(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    monkeypatch.setattr(figures, "write", lambda *_: ["<svg/>"])
     run = copied(finished, tmp_path)
     with_index(monkeypatch, run, lambda index: index.update(source="pack"))
     page = text_of(run)
@@ -198,7 +186,7 @@ def test_paper_rows_stand_beside_llp_only(finished, tmp_path, monkeypatch):
 
 
 def test_packed_data_may_lie_elsewhere(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    monkeypatch.setattr(figures, "write", lambda *_: ["<svg/>"])
     run = copied(finished, tmp_path)
     (run / "data").rename(tmp_path / "elsewhere")
     assert 'class="missing"' not in text_of(run, "--data", str(tmp_path / "elsewhere"))
@@ -208,24 +196,23 @@ def test_packed_data_may_lie_elsewhere(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("without, sentence, figures_left", [
-    (["ablation.json"], "ablation.json: no such file; make it with <code>python uwav.py ablate</code>", 8),
-    (["stages.tsv"], "stages.tsv: no such file", 9),
-    (["seed0/teacher.pt"], "seed0/teacher.pt: no such file", 8),
-    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with <code>python uwav.py evaluate</code>", 7),
-    (["seed0/clip_clap/valor"], "Missing in this run: VALOR", 9),
-    (["seed0/clip_clap"], "no trained parser", 6),
-    (["seed0", "seed1"], "seed0/labels_teacher.npz: no such file", 2),
+    (["ablation.json"], "ablation.json: no such file; make it with <code>python uwav.py ablate</code>", 6),
+    (["stages.tsv"], "stages.tsv: no such file", 7),
+    (["seed0/teacher.pt"], "seed0/teacher.pt: no such file", 6),
+    (["seed0/clip_clap/full/predictions_test.npz"], "predictions_test.npz: no such file; make it with <code>python uwav.py evaluate</code>", 5),
+    (["seed0/clip_clap"], "no trained parser", 4),
+    (["seed0", "seed1"], "seed0/labels_teacher.npz: no such file", 1),
     (["data"], "data/index.json: no such file", 2),  # what the ablation was of cannot be compared
 ])
 def test_a_missing_stage_is_named_in_its_place_and_the_rest_is_written(finished, tmp_path, monkeypatch, without, sentence, figures_left):
-    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    monkeypatch.setattr(figures, "write", lambda *_: ["<svg/>"])
     page = text_of(copied(finished, tmp_path, *without))
     assert sentence in page and str(tmp_path) not in page
-    assert page.count("<h2>") == 10 and page.count("<figure") == figures_left
+    assert page.count("<h2>") == 9 and page.count("<figure") == figures_left
 
 
 def test_a_run_without_test_truth_says_so_once_a_section(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.Picture, "write", lambda picture, folder: ["<svg/>"] * len(picture.panels))
+    monkeypatch.setattr(figures, "write", lambda panels, folder, name: ["<svg/>"] * len(panels))
     run = copied(finished, tmp_path)
     with_index(monkeypatch, run, lambda index: index["files"].pop("llp/test/audio.npy"))
     page = text_of(run)
@@ -234,7 +221,7 @@ def test_a_run_without_test_truth_says_so_once_a_section(finished, tmp_path, mon
 
 
 def test_a_run_with_one_seed_and_no_sweep_says_that_no_spread_is_known(finished, tmp_path, monkeypatch):
-    monkeypatch.setattr(figures.Picture, "write", lambda *_: ["<svg/>"])
+    monkeypatch.setattr(figures, "write", lambda *_: ["<svg/>"])
     run = copied(finished, tmp_path, "seed1")
     cli.main(["ablate", str(run / "data"), str(run), *SMALL])
     page = text_of(run)
@@ -258,11 +245,11 @@ def test_a_run_with_one_class(finished, tmp_path):
     write_sealed(run / "data/index.json", {name: x for name, x in index.items() if name != "sha256"})
     cli.main(["ablate", str(run / "data"), str(run), *SMALL])
     page = text_of(run)
-    assert page.count("<figure") >= 9 and "nan" not in re.sub(r"<img[^>]*>", "", page)
+    assert page.count("<figure") >= 7 and "nan" not in re.sub(r"<img[^>]*>", "", page)
 
 
 def test_an_empty_folder_is_refused_in_one_sentence(tmp_path):
-    with pytest.raises(SystemExit, match="holds neither data nor seed0; run `bash run_all.sh` first"):
+    with pytest.raises(SystemExit, match="has no run; `bash run_all.sh` makes one"):
         report.main([str(tmp_path)])
     assert list(tmp_path.iterdir()) == []
 
