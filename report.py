@@ -28,7 +28,7 @@ from data.annotations import LLP_CLASSES
 from data.layout import dry_run, read_index, recipe_of
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
-from reporting.page import facts, figure, html, paragraph, section, table
+from reporting.page import facts, figure, html, paragraph, picture, section, table
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
 from train.checkpoints import check_fields, load_file
 from train.stages import THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, trivial_scores
@@ -287,6 +287,11 @@ def difference_figure(saved: Saved) -> str:
 
 # ---- Training ------------------------------------------------------------------------------------
 
+def method_picture(saved: Saved) -> str:
+    drawn = (Path(__file__).parent / "docs/pictures/method.svg").read_text(encoding="utf-8")
+    return picture("method", [drawn], "The method.", "What is trained on which data, and what is handed on.")
+
+
 def teacher_figure(saved: Saved) -> str:
     path = saved.folder / "teacher.pt"
     with made_by("python uwav.py pretrain", path):
@@ -441,7 +446,7 @@ def build(saved: Saved) -> str:
         "Timelines": [timeline_figure],
         "Classes and modalities": [class_figure, threshold_figure],
         "Uncertainty": [reliability_figure],
-        "Training": [parser_figure, balance] + ([] if own else [teacher_figure]),
+        "Training": [method_picture, parser_figure, balance] + ([] if own else [teacher_figure]),
         "What ran": [run_table, stage_table],
     }
     return html(notice, {title: section(saved, *parts) for title, parts in sections.items() if parts})

@@ -47,10 +47,15 @@ def html(notice: str, sections: dict[str, str]) -> str:
 
 def figure(run: Path, name: str, panels: list[Panel], title: str, caption: str) -> str:
     """The panels, which go to RUN/pictures as well; `title`, a sentence, and `caption` (HTML) say what to see."""
+    return picture(name, figures.write(panels, run / "pictures", name), title, caption)
+
+
+def picture(name: str, panels: list[str], title: str, caption: str) -> str:
+    """The same of finished SVG."""
     images = []
-    for k, svg in enumerate(figures.write(panels, run / "pictures", name), 1):
+    for k, svg in enumerate(panels, 1):
         source = base64.b64encode(svg.encode()).decode()
-        alt = escape(f"{title}, panel {k} of {len(panels)}; described in the caption below")
+        alt = escape(f"{title.rstrip('.')}, panel {k} of {len(panels)}; described in the caption below")
         images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{source}">')
     return (f'<figure id="{name}"><div class="panels">{"".join(images)}</div>'
             f"<figcaption><strong>{escape(title)}</strong> {caption}</figcaption></figure>")
