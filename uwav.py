@@ -551,7 +551,7 @@ def learning_rate(epoch: int, epochs: int, peak: float, minimum: float, warmup: 
 
 class Run:
     """What a training loop leaves to others. This one keeps losses and the weights of the best epoch in memory;
-    train/checkpoints.py has one with files, resuming, a progress bar, several GPUs and --fast."""
+    train/checkpoints.py has one with files, resuming, a progress bar and --fast."""
 
     def begin(self, model: nn.Module, config: PretrainConfig | TrainConfig, videos: int) -> torch.optim.Optimizer:
         self.model, self.config, self.steps = model, config, math.ceil(videos / config.batch)
@@ -559,9 +559,9 @@ class Run:
         self.optimizer = adamw(model, config)
         return self.optimizer
 
-    def fast(self, function: Callable, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
+    def fast(self, function: Callable, one_shape: bool) -> Callable:
         """The same model, or function of a batch, faster; here as it is. one_shape: all batches but the last have the
-        same; whole: positions of inputs that belong to every video."""
+        same."""
         return function
 
     def epochs(self) -> Iterator[tuple[int, float]]:
@@ -604,7 +604,7 @@ def train_teacher(data: SourceSplit, validation: SourceSplit, text: tuple[Tensor
     torch.manual_seed(config.seed)
     model = Teacher(model_config).to(data.audio.device)
     optimizer = run.begin(model, config, videos=len(data.length))
-    forward = run.fast(model, one_shape=False, whole=(2, 3))  # the texts belong to every video
+    forward = run.fast(model, one_shape=False)
     for epoch, lr in run.epochs():
         (loss,) = run.mean(teacher_epoch(model, forward, optimizer, data, text, config, epoch))
         scores = teacher_scores(model, validation, text)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import uwav
-from common import devices
 from common.command import progress
+from common.devices import accelerate
 from common.files import atomic, check_zip, reading, reason, temporary_of
 from common.released import with_weights
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
-RANK_STRIDE = 1 << 40  # no two ranks share their dropout
 
 
 class Run(uwav.Run):
@@ -36,9 +35,8 @@ class Run(uwav.Run):
               videos: int) -> torch.optim.Optimizer:
         optimizer = super().begin(model, config, videos)
         self.saved_at, self.saving_took = time.monotonic(), 0.0  # s
-        if devices.RANK == 0:
-            numbers = sum(x.numel() for x in model.parameters())
-            print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
+        numbers = sum(x.numel() for x in model.parameters())
+        print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
         if self.state_path.exists():
             with reading(self.state_path, "not the state of this run ({cause}); delete it to begin again, or choose "
                                           "another folder"):
@@ -63,19 +61,13 @@ class Run(uwav.Run):
             raise ValueError("its history has gaps")
         self.history, self.best_score, self.best_weights = history, float(best_score), best_weights
 
-    def fast(self, function: Callable, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
-        device = next(self.model.parameters()).device
-        fast = devices.accelerate(devices.parallel(function), self.config.fast, device, one_shape)
-        return devices.shared_out(fast, whole) if isinstance(function, nn.Module) else fast
+    def fast(self, function: Callable, one_shape: bool) -> Callable:
+        return accelerate(function, self.config.fast, next(self.model.parameters()).device, one_shape)
 
     def epochs(self) -> Iterator[tuple[int, float]]:
         total = self.config.epochs * self.steps
-        with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step",
-                      disable=devices.RANK > 0) as self.bar:
-            for epoch, lr in super().epochs():
-                if devices.RANK > 0:
-                    torch.manual_seed(torch.initial_seed() + devices.RANK * RANK_STRIDE)
-                yield epoch, lr
+        with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step") as self.bar:
+            yield from super().epochs()
 
     def mean(self, losses: Iterator[Tensor]) -> list[float]:
         def watched() -> Iterator[Tensor]:
@@ -96,8 +88,6 @@ class Run(uwav.Run):
         scores = [told[k].format(x) for k, x in (record.get("val") or {}).items() if k in told]
         self.bar.set_postfix_str(", ".join([f"epoch {record['epoch']}/{self.config.epochs}",
                                             f"loss {record['loss']:.4f}", *scores]), refresh=sys.stderr.isatty())
-        if devices.RANK > 0:
-            return
         with atomic(self.path.with_suffix(".jsonl")) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
         started = time.monotonic()
@@ -113,14 +103,12 @@ class Run(uwav.Run):
         if self.best_weights is None:
             raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         model = super().finish()
-        if devices.RANK == 0:
-            # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
-            history = json.loads(json.dumps(self.history))
-            checkpoint = dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
-                              history=history, score=self.best_score, weights=self.best_weights)
-            save_file(self.path, checkpoint)
-            for path in (self.state_path, temporary_of(self.state_path)):  # the latter if a run was killed writing it
-                path.unlink(missing_ok=True)
+        # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
+        history = json.loads(json.dumps(self.history))
+        save_file(self.path, dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
+                                  history=history, score=self.best_score, weights=self.best_weights))
+        for path in (self.state_path, temporary_of(self.state_path)):  # the latter if a run was killed writing it
+            path.unlink(missing_ok=True)
         return model
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common import devices
 from common.command import Parser, one_sentence_errors
+from common.devices import choose_device
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
 from train.presets import ABLATION, PRESETS
@@ -81,11 +81,9 @@ def check(arguments: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors():
-        if devices.WORLD > 1 and options.command not in ("pretrain", "train"):
-            raise ValueError(f"{options.command} runs in one process; torchrun is for pretrain and train")
         given = {k: getattr(options, k) for k in ("preset", "seed", "overrides") if hasattr(options, k)}
         parse_overrides(given.get("overrides", ()))
-        context = Context(options.data, device=devices.connect(devices.choose_device(options.device)), **given)
+        context = Context(options.data, device=choose_device(options.device), **given)
         if options.command == "pretrain":
             pretrain(context, options.out)
         elif options.command == "label":
@@ -96,7 +94,6 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent, options.gate)
         else:
             ablate(context, options.out, options.seeds, options.features, options.sweep)
-        devices.disconnect()
 
 
 if __name__ == "__main__":

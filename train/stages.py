@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import uwav
-from common import devices
-from common.command import did_you_mean
+from common.command import did_you_mean, working_in
 from common.files import file_hash, made_by, read_arrays, read_sealed, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import dry_run, feature_set_of, packed_feature_sets, read_index
@@ -85,13 +84,7 @@ def check_finished(path: Path, made_with: dict, settings: dict) -> None:
     if made_with != settings:
         raise ValueError(f"{path}: made with other settings or other data; delete it or choose another folder")
     path.with_suffix(".state.pt").unlink(missing_ok=True)  # of a run that was killed at its very end
-    say(f"{path}: finished before, kept")
-
-
-def say(line: str) -> None:
-    """Under torchrun, one rank speaks for all."""
-    if devices.RANK == 0:
-        print(line, flush=True)
+    print(f"{path}: finished before, kept", flush=True)
 
 
 # ---- pretrain, label, train, evaluate ------------------------------------------------------------
@@ -100,7 +93,7 @@ def alone(stage: Callable) -> Callable:
     """One run at a time in the folder that a stage writes to, its second argument."""
 
     def run(context: Context, out: Path, *options, **named) -> None:
-        with devices.alone_in(out):
+        with working_in(out):
             return stage(context, out, *options, **named)
 
     return run
@@ -122,9 +115,9 @@ def pretrain(context: Context, out: Path) -> None:
     text = load_text(context.data, "unav", context.device)
     model = uwav.train_teacher(data, validation, text, model_config, config, Run(path, "teacher", settings))
     scores = [uwav.teacher_scores(model, split, text) for split in (validation, test)]
-    say(f"{path}: AV F-score on UnAV validation {scores[0]['av']:.1f}, test {scores[1]['av']:.1f}")
+    print(f"{path}: AV F-score on UnAV validation {scores[0]['av']:.1f}, test {scores[1]['av']:.1f}", flush=True)
     if warning := dead_branch(scores[0]):
-        say(f"WARNING: {warning}")
+        print(f"WARNING: {warning}", flush=True)
 
 
 def dead_branch(scores: dict[str, float]) -> str:
@@ -288,9 +281,9 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     uwav.train_han(data, validation, pseudo, model_config, config, run)
     if validation:
         best = max(run.history, key=lambda record: record["val"]["seg_type"])
-        say(f"{path}: best epoch {best['epoch']}, with {best['val']['seg_type']:.1f} Type on validation")
+        print(f"{path}: best epoch {best['epoch']}, with {best['val']['seg_type']:.1f} Type on validation", flush=True)
     else:
-        say(f"{path}: no annotated video to choose an epoch by, the last one is kept")
+        print(f"{path}: no annotated video to choose an epoch by, the last one is kept", flush=True)
 
 
 def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: str | None = None) -> dict[str, float]:
@@ -313,7 +306,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     probabilities = uwav.han_probabilities(model, data)
     predicted = uwav.gated_predictions(*probabilities)
     scores = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)
-    with devices.alone_in(out):
+    with working_in(out):
         named = zip(("video", "audio", "visual"), probabilities)
         write_arrays(out / f"predictions_{split}.npz", made_from=np.array(json.dumps(made_from)),
                      **{k: p.cpu().numpy() for k, p in named})
