@@ -41,25 +41,13 @@ class Run(uwav.Run):
             with reading(self.state_path, "not the state of this run ({cause}); delete it to begin again, or choose "
                                           "another folder"):
                 state = load_file(self.state_path, next(model.parameters()).device)
-                if state.get("settings") != self.settings:
+                if state["settings"] != self.settings:
                     raise ValueError("an unfinished run with other settings or other data")
-                self._restore(**state)
+                model.load_state_dict(state["weights"])
+                optimizer.load_state_dict(state["optimizer"])
+                self.history, self.best_score = state["history"], state["best_score"]
+                self.best_weights = state["best_weights"]
         return optimizer
-
-    def _restore(self, settings: dict, weights: dict, optimizer: dict, history: list[dict], best_score: float,
-                 best_weights: dict) -> None:
-        self.model.load_state_dict(best_weights)  # that they fit is known now, not after the last epoch
-        self.model.load_state_dict(weights)
-        options = self.optimizer.state_dict()["param_groups"]  # those of the settings, not of the file
-        self.optimizer.load_state_dict(dict(optimizer, param_groups=options))
-        for weight, moments in self.optimizer.state.items():
-            x = [moments[k] for k in ("exp_avg", "exp_avg_sq")]
-            wrong = any(m.shape != weight.shape or m.type() != weight.type() or not m.is_contiguous() for m in x)
-            if wrong or not 0 < float(moments["step"]) < math.inf:
-                raise ValueError("its optimizer is of another model")
-        if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
-            raise ValueError("its history has gaps")
-        self.history, self.best_score, self.best_weights = history, float(best_score), best_weights
 
     def fast(self, function: Callable, one_shape: bool) -> Callable:
         return accelerate(function, self.config.fast, next(self.model.parameters()).device, one_shape)
@@ -83,11 +71,9 @@ class Run(uwav.Run):
             raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
                              "lower the learning rate (--set peak_lr=...)")
         super().end_epoch(record, score)
-        told = {"av": "AV {:.1f}", "spread_audio": "spread of audible {:.2f}", "spread_visual": "of visible {:.2f}",
-                "seg_type": "Type {:.1f}"}
-        scores = [told[k].format(x) for k, x in (record.get("val") or {}).items() if k in told]
-        self.bar.set_postfix_str(", ".join([f"epoch {record['epoch']}/{self.config.epochs}",
-                                            f"loss {record['loss']:.4f}", *scores]), refresh=sys.stderr.isatty())
+        validation = f", validation {score:.1f}" if record["val"] else ""
+        self.bar.set_postfix_str(f"epoch {record['epoch']}/{self.config.epochs}, loss {record['loss']:.4f}{validation}",
+                                 refresh=sys.stderr.isatty())
         with atomic(self.path.with_suffix(".jsonl")) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
         started = time.monotonic()
