@@ -229,7 +229,6 @@ def cell(values: list[float], spread: str = "±{}") -> str:
 
 RESAMPLES = 10_000  # of the bootstrap
 COVERAGE = 0.95  # of its interval
-CHUNK = 500  # resamples at a time: keeps memory small
 
 
 def bootstrap_intervals(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -238,27 +237,21 @@ def bootstrap_intervals(values: np.ndarray, resamples: int = RESAMPLES, seed: in
     values (N, K), one row a video -> (K, 2), the middle 95% of the means of N rows drawn with replacement.
     Every column sees the same draws."""
     rng, N = np.random.default_rng(seed), len(values)
-    means = []
-    for start in range(0, resamples, CHUNK):
-        size = min(CHUNK, resamples - start)
-        drawn = rng.integers(N, size=(size, N)) + N * np.arange(size)[:, None]  # (size, N), numbered across resamples
-        times = np.bincount(drawn.ravel(), minlength=size * N).reshape(size, N)  # how often each video was drawn
-        means.append(times @ values / N)  # (size, K)
+    drawn = [np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(resamples)]  # how often each video: (N,)
+    means = np.stack(drawn) @ values / N  # (resamples, K)
     tail = (1 - COVERAGE) / 2
-    return np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0).T  # (K, 2)
+    return np.quantile(means, [tail, 1 - tail], axis=0).T  # (K, 2)
 
 
 def paired_differences(scores: dict[str, list[dict[str, Tensor]]],
                        comparisons: tuple[tuple[str, str], ...]) -> list[dict]:
     """Second row minus first, in points of each score, on the same test videos and with the same seeds.
 
-    scores: row -> one entry a seed, as uwav.video_scores gives it. For each comparison whose two rows are there:
-    the mean; `interval`, over the choice of test videos (of the differences averaged over seeds); `by_seed`, the
-    spread over training seeds, which the interval does not cover."""
+    scores: row -> one entry a seed, as uwav.video_scores gives it. For each comparison: the mean; `interval`,
+    over the choice of test videos (of the differences averaged over seeds); `by_seed`, the spread over training seeds,
+    which the interval does not cover."""
     result = []
     for first, second in comparisons:
-        if not scores.get(first) or not scores.get(second):
-            continue
         names = list(scores[first][0])
         arrays = [np.array([[100 * x.numpy() for x in seed.values()] for seed in scores[row]])
                   for row in (second, first)]  # (S, K, N) each
