@@ -163,21 +163,18 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         return check_finished(path, read_labels(path, "cpu").settings, settings)
     text = load_text(context.data, "llp", context.device)
     splits = {s: context.target(s, "clip_clap") for s in index["llp"]["videos"]}
-    arrays, quality, logits, weakly = {}, {}, {}, {}
+    logits, arrays, quality, weakly, thresholds = {}, {}, {}, {}, []
     for s, x in splits.items():
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
         logits[s] = uwav.teacher_logits(model, x, text) if model else segment_logits(audio, visual, *text)
-        if not all(bool(z.isfinite().all()) for z in logits[s]):
-            raise ValueError(f"{teacher or context.data}: its logits on {s} are not finite")
-    thresholds = []
     for m, modality in enumerate(("audio", "visual")):
         logit = {s: x[m] for s, x in logits.items()}
-        threshold, f1, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
+        threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
         weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
-        arrays |= {f"threshold_{modality}": threshold, f"f1_{modality}": f1}
-        arrays |= {f"{s}_{modality}": logits[s][m] for s in splits}
+        arrays |= {f"threshold_{modality}": threshold, **{f"{s}_{modality}": x for s, x in logit.items()}}
         thresholds.append(threshold)
-    for s in [s for s, x in splits.items() if x.audio_truth is not None]:
+    annotated = [s for s, x in splits.items() if x.audio_truth is not None]
+    for s in annotated:
         hard = [uwav.hard_labels(z, theta, splits[s].weak) for z, theta in zip(logits[s], thresholds)]
         quality[s] = uwav.parsing_scores(*hard, splits[s].audio_truth, splits[s].visual_truth)
     write_arrays(path, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
@@ -186,7 +183,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         print(f"{path}: thresholds from weak labels alone: "
               + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
     write_sealed(path.with_suffix(".json"), quality)
-    for s in [s for s in ("test", "val") if s in quality][:1]:
+    for s in annotated[-1:]:
         print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
 
 
@@ -217,18 +214,18 @@ THRESHOLDS = {
 
 
 def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], modality: str, rule: str,
-                      own: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Threshold, F1, and whether it comes from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
-    threshold, f1 = weak_thresholds(logit["train"], splits["train"].weak)
+                      own: bool) -> tuple[Tensor, Tensor]:
+    """Thresholds, and which come from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
+    threshold, _ = weak_thresholds(logit["train"], splits["train"].weak)
     from_train = torch.ones_like(threshold, dtype=torch.bool)
     if rule == "all":
-        return torch.full_like(threshold, -torch.inf), torch.full_like(f1, torch.nan), ~from_train
+        return torch.full_like(threshold, -torch.inf), ~from_train
     if rule == "weak" or "val" not in splits:
-        return threshold, f1, from_train
+        return threshold, from_train
     truth = getattr(splits["val"], f"{modality}_truth")  # (N, T, C)
-    fitted, fitted_f1 = uwav.fit_thresholds(logit["val"], truth, splits["val"].weak)
+    fitted, _ = uwav.fit_thresholds(logit["val"], truth, splits["val"].weak)
     from_train = ~truth.bool().flatten(0, 1).any(0) & own  # (C,); on LLP such a class keeps the published -inf
-    return torch.where(from_train, threshold, fitted), torch.where(from_train, f1, fitted_f1), from_train
+    return torch.where(from_train, threshold, fitted), from_train
 
 
 def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,11 +258,10 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     model_config = context.config(replace(preset.han[features], classes=len(index["llp"]["classes"])))
     config = context.config(replace(preset.train, **ABLATION[setting]))
     config = replace(config, seed=config.seed + context.seed)
-    if config.pseudo_label == "none":
-        labels = None
-    elif labels_path is None:
-        raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
-    else:
+    labels = None
+    if config.pseudo_label != "none":
+        if labels_path is None:
+            raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
         labels = read_labels(labels_path, context.device)
         if labels.settings["data"] != context.identity:
             raise ValueError(f"{labels_path}: made for other data than {context.data}; make them with `uwav.py label`")
