@@ -34,11 +34,10 @@ def _encoders(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict
     weights.need_packages()
     choices = {x: getattr(options, f"{x}_weights") or w for x, w in RECIPES[options.recipe].weights.items()}
     files = {x: weights.find(x, choice) for x, choice in choices.items()}
-    from common import devices  # with PyTorch, but first a missing file is said
+    from common.devices import choose_device  # with PyTorch, but first a missing file is said
 
-    device = devices.choose_device(options.device)
-    if devices.RANK == 0:
-        weights.warn_of_random(files)
+    device = choose_device(options.device)
+    weights.warn_of_random(files)
     made_with = {f"{x}_weights": weights.identity_of_weights(choice, files[x]) for x, choice in choices.items()}
     return files, dict(recipe=options.recipe, **made_with), device
 
@@ -65,30 +64,25 @@ def run_extract(options: argparse.Namespace) -> None:
         if value is not None and not value > 0:
             raise ValueError(f"--{name} {value}: must be above 0")
     files, made_with, device = _encoders(options)
-    from common import devices
     from video import encoders, extract
 
     segments, on_gpu = LLP_SEGMENTS if options.llp else options.segments, device.startswith("cuda")
     choices = extract.Options(options.llp, segments, options.missing, options.longest, options.recipe)
     made_with |= dict(segments=segments, precision="half" if on_gpu else "single")
-    device = devices.connect(device)
-    try:
-        extract.check(options.videos, options.out, made_with)
-        built = functools.cache(lambda: (encoders.ClipEncoder(files["clip"], device).images,
-                                         encoders.ClapEncoder(files["clap"], device).sounds))
-        lock = threading.Lock()  # one thread builds them, for the first video that needs them
+    extract.check(options.videos, options.out, made_with)
+    built = functools.cache(lambda: (encoders.ClipEncoder(files["clip"], device).images,
+                                     encoders.ClapEncoder(files["clap"], device).sounds))
+    lock = threading.Lock()  # one thread builds them, for the first video that needs them
 
-        def encode(kind: int, x: np.ndarray) -> np.ndarray:
-            with lock:
-                encoder = built()[kind]
-            return encoder(x)
+    def encode(kind: int, x: np.ndarray) -> np.ndarray:
+        with lock:
+            encoder = built()[kind]
+        return encoder(x)
 
-        with devices.alone_in(options.out):
-            extract.extract(options.videos, options.out, functools.partial(encode, 0), functools.partial(encode, 1),
-                            made_with, choices, options.workers, group=options.group or (16 if on_gpu else 1),
-                            threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry)
-    finally:
-        devices.disconnect()
+    with working_in(options.out):
+        extract.extract(options.videos, options.out, functools.partial(encode, 0), functools.partial(encode, 1),
+                        made_with, choices, options.workers, group=options.group or (16 if on_gpu else 1),
+                        threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry)
 
 
 def run_text(options: argparse.Namespace) -> None:
@@ -162,7 +156,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, help="threads that read (default: a few more than cores)")
     sub.add_argument("--missing", choices=("stop", "skip"), default="stop", help="at a video without features")
 
-    sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video; also under torchrun", run_extract)
+    sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video", run_extract)
     sub.add_argument("videos", type=Path, help="folder of videos; a file's name without its ending is the video's id")
     encoded(sub)
     sub.add_argument("--missing", choices=("skip", "zeros"), default="skip", help="a video without sound or picture")

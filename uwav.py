@@ -221,14 +221,6 @@ class HAN(nn.Module):
         w_modal = self.modal_pool(x).float().softmax(2)  # (B, T, 2, C), sums to 1 over the modalities
         return (w_time * w_modal * p).sum((1, 2))  # (B, C); the products of weights may sum to more than 1
 
-    def modality_prob(self, output: HANOutput) -> Tensor:
-        """MMIL of audio alone and of visual alone, without the weights over modalities -> (B, 2, C), from 0 to 1.
-
-        No part of UWAV: JoMoLD gates by it (docs/scoring.md)."""
-        x = torch.stack([output.audio_feat, output.visual_feat], 2)  # (B, T, 2, h)
-        p = torch.stack([output.audio_logit, output.visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
-        return (self.time_pool(x).float().softmax(1) * p).sum(1)  # (B, 2, C)
-
 
 # ---- 4  Teacher: the pseudo-label generator (Eq. 2-3) --------------------------------------------
 
@@ -551,7 +543,7 @@ def learning_rate(epoch: int, epochs: int, peak: float, minimum: float, warmup: 
 
 class Run:
     """What a training loop leaves to others. This one keeps losses and the weights of the best epoch in memory;
-    train/checkpoints.py has one with files, resuming, a progress bar, several GPUs and --fast."""
+    train/checkpoints.py has one with files, resuming, a progress bar and --fast."""
 
     def begin(self, model: nn.Module, config: PretrainConfig | TrainConfig, videos: int) -> torch.optim.Optimizer:
         self.model, self.config, self.steps = model, config, math.ceil(videos / config.batch)
@@ -559,9 +551,8 @@ class Run:
         self.optimizer = adamw(model, config)
         return self.optimizer
 
-    def fast(self, function: Callable, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
-        """The same model, or function of a batch, faster; here as it is. one_shape: all batches but the last have the
-        same; whole: positions of inputs that belong to every video."""
+    def fast(self, function: Callable, one_shape: bool) -> Callable:
+        """The same model, or function of a batch, faster; here as it is. one_shape: all batches but the last agree."""
         return function
 
     def epochs(self) -> Iterator[tuple[int, float]]:
@@ -604,7 +595,7 @@ def train_teacher(data: SourceSplit, validation: SourceSplit, text: tuple[Tensor
     torch.manual_seed(config.seed)
     model = Teacher(model_config).to(data.audio.device)
     optimizer = run.begin(model, config, videos=len(data.length))
-    forward = run.fast(model, one_shape=False, whole=(2, 3))  # the texts belong to every video
+    forward = run.fast(model, one_shape=False)
     for epoch, lr in run.epochs():
         (loss,) = run.mean(teacher_epoch(model, forward, optimizer, data, text, config, epoch))
         scores = teacher_scores(model, validation, text)

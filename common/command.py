@@ -76,12 +76,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def progress(*items: Iterable, disable: bool = False, **options):
+def progress(*items: Iterable, **options):
     """A progress bar, slow where nobody watches; nothing in a worker process, its parent has one."""
     from tqdm import tqdm
 
-    watched, options["disable"] = sys.stderr.isatty(), disable or multiprocessing.parent_process() is not None
-    return tqdm(*items, dynamic_ncols=watched, mininterval=0.2 if watched else 30, **options)
+    watched, has_parent = sys.stderr.isatty(), multiprocessing.parent_process() is not None
+    return tqdm(*items, dynamic_ncols=watched, mininterval=0.2 if watched else 30, disable=has_parent, **options)
 
 
 @contextlib.contextmanager
@@ -99,8 +99,7 @@ def one_sentence_errors(again: str = "goes on from here") -> Iterator[None]:
             _stop(came[0], again)
         raise KeyboardInterrupt
 
-    in_main = threading.current_thread() is threading.main_thread()
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)} if in_main else {}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except ValueError as error:

@@ -3,7 +3,6 @@ said in one sentence that names it."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import hashlib
@@ -16,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
@@ -204,14 +204,6 @@ def check_zip(path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> object:
-    """The content of a JSON file, in which no key stands twice. Raises FileNotFoundError or ValueError naming it."""
+    """The content of a JSON file. Raises FileNotFoundError or ValueError naming it."""
     with reading(path, "not a JSON file ({cause})"):
-        return json.loads(regular(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        key, _ = collections.Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"{key!r:.200} stands there twice")
-    return content
+        return json.loads(regular(path).read_text(encoding="utf-8-sig"))

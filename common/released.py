@@ -39,10 +39,6 @@ def _renamed(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _count_layers(weights: dict[str, Tensor], prefix: str) -> int:
-    return len({name[len(prefix):].split(".")[0] for name in weights if name.startswith(prefix)})
-
-
 def teacher_of(state_dict: dict[str, Tensor], heads: int) -> tuple[dict, dict[str, Tensor]]:
     """Fields of TeacherConfig, and the weights under our names. Sizes are read off the weights."""
     weights = _renamed(state_dict)
@@ -50,7 +46,7 @@ def teacher_of(state_dict: dict[str, Tensor], heads: int) -> tuple[dict, dict[st
         audio_dim=weights["audio.mlp_in.0.weight"].shape[1], visual_dim=weights["visual.mlp_in.0.weight"].shape[1],
         hidden=weights["audio.mlp_in.2.weight"].shape[0], heads=heads,
         feedforward=weights["audio.layers.0.feedforward.linear1.weight"].shape[0],
-        layers=_count_layers(weights, "audio.layers."),
+        layers=sum(name.startswith("audio.") and name.endswith("linear1.weight") for name in weights),
         audio_scale=float(state_dict["a_logit_scale"]), visual_scale=float(state_dict["v_logit_scale"]))
     return config, weights
 
@@ -65,6 +61,6 @@ def han_of(state_dict: dict[str, Tensor], heads: int, visual_3d_dim: int) -> tup
     config = dict(
         classes=classes, audio_dim=weights["audio_proj.0.weight"].shape[1], visual_2d_dim=visual_dim - visual_3d_dim,
         visual_3d_dim=visual_3d_dim, hidden=hidden, heads=heads,
-        feedforward=weights["layers.0.feedforward.linear1.weight"].shape[0], layers=_count_layers(weights, "layers."),
-        project_visual=project)
+        feedforward=weights["layers.0.feedforward.linear1.weight"].shape[0],
+        layers=sum(name.endswith("linear1.weight") for name in weights), project_visual=project)
     return config, weights

@@ -27,8 +27,8 @@ from common.command import follow_the_parent, progress
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
-from train.stages import (SHORT, Context, alone, evaluate, label, need_source, pretrain, read_predictions, table_row,
-                          train, trivial_scores)
+from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_predictions, train,
+                          trivial_scores)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -171,7 +171,7 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
                 "OURS IS ANOTHER DATASET: its features are invented. Do not compare the numbers.")
     seeds = len(next(iter(label_scores.values())))
     spread = f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    segment_level = SCORES[:5]
+    segment_level, heads = SCORES[:5], [s.replace("event_", "ev_") for s in SCORES]
     lines = [f"Label quality: segment-level F-scores of the hard labels on the test split ({spread})",
              table_row("", [s[4:] for s in segment_level])]
     for name, title in (("segment", "per segment, no teacher"), ("teacher", "teacher")):
@@ -180,7 +180,7 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
     nothing, everything = trivial  # a parser does not know the weak labels of the test split, so may not name them
     lines.append(table_row(everything, [f"{trivial[everything][c]:.1f}" for c in segment_level]))
     for feature_set, rows in scores.items():
-        header = SHORT + (["  | paper: seg_type"] if paper_column(feature_set, source) else [])
+        header = heads + (["  | paper: seg_type"] if paper_column(feature_set, source) else [])
         lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
         for name, values in rows.items():
             row = (ROWS | SWEEP)[name]
@@ -189,6 +189,10 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
         lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
         lines.append(table_row(nothing, [f"{trivial[nothing][c]:.1f}" for c in SCORES]))
     return "\n".join([*lines, "", note, ""])
+
+
+def table_row(title: str, cells: list[str]) -> str:
+    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
 def difference_table(features: str, differences: list[dict], seeds: int) -> str:
@@ -225,7 +229,6 @@ def cell(values: list[float], spread: str = "±{}") -> str:
 
 RESAMPLES = 10_000  # of the bootstrap
 COVERAGE = 0.95  # of its interval
-CHUNK = 500  # resamples at a time: keeps memory small
 
 
 def bootstrap_intervals(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -234,27 +237,21 @@ def bootstrap_intervals(values: np.ndarray, resamples: int = RESAMPLES, seed: in
     values (N, K), one row a video -> (K, 2), the middle 95% of the means of N rows drawn with replacement.
     Every column sees the same draws."""
     rng, N = np.random.default_rng(seed), len(values)
-    means = []
-    for start in range(0, resamples, CHUNK):
-        size = min(CHUNK, resamples - start)
-        drawn = rng.integers(N, size=(size, N)) + N * np.arange(size)[:, None]  # (size, N), numbered across resamples
-        times = np.bincount(drawn.ravel(), minlength=size * N).reshape(size, N)  # how often each video was drawn
-        means.append(times @ values / N)  # (size, K)
+    drawn = [np.bincount(rng.integers(N, size=N), minlength=N) for _ in range(resamples)]  # how often each video: (N,)
+    means = np.stack(drawn) @ values / N  # (resamples, K)
     tail = (1 - COVERAGE) / 2
-    return np.quantile(np.concatenate(means), [tail, 1 - tail], axis=0).T  # (K, 2)
+    return np.quantile(means, [tail, 1 - tail], axis=0).T  # (K, 2)
 
 
 def paired_differences(scores: dict[str, list[dict[str, Tensor]]],
                        comparisons: tuple[tuple[str, str], ...]) -> list[dict]:
     """Second row minus first, in points of each score, on the same test videos and with the same seeds.
 
-    scores: row -> one entry a seed, as uwav.video_scores gives it. For each comparison whose two rows are there:
-    the mean; `interval`, over the choice of test videos (of the differences averaged over seeds); `by_seed`, the
-    spread over training seeds, which the interval does not cover."""
+    scores: row -> one entry a seed, as uwav.video_scores gives it. For each comparison: the mean; `interval`,
+    over the choice of test videos (of the differences averaged over seeds); `by_seed`, the spread over training seeds,
+    which the interval does not cover."""
     result = []
     for first, second in comparisons:
-        if not scores.get(first) or not scores.get(second):
-            continue
         names = list(scores[first][0])
         arrays = [np.array([[100 * x.numpy() for x in seed.values()] for seed in scores[row]])
                   for row in (second, first)]  # (S, K, N) each

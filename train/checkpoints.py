@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import uwav
-from common import devices
 from common.command import progress
+from common.devices import accelerate
 from common.files import atomic, check_zip, reading, reason, temporary_of
 from common.released import with_weights
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
-RANK_STRIDE = 1 << 40  # no two ranks share their dropout
 
 
 class Run(uwav.Run):
@@ -36,46 +35,27 @@ class Run(uwav.Run):
               videos: int) -> torch.optim.Optimizer:
         optimizer = super().begin(model, config, videos)
         self.saved_at, self.saving_took = time.monotonic(), 0.0  # s
-        if devices.RANK == 0:
-            numbers = sum(x.numel() for x in model.parameters())
-            print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
+        numbers = sum(x.numel() for x in model.parameters())
+        print(f"{self.name}: {numbers / 1e6:.2f} M parameters, {self.steps} steps an epoch", flush=True)
         if self.state_path.exists():
             with reading(self.state_path, "not the state of this run ({cause}); delete it to begin again, or choose "
                                           "another folder"):
                 state = load_file(self.state_path, next(model.parameters()).device)
-                if state.get("settings") != self.settings:
+                if state["settings"] != self.settings:
                     raise ValueError("an unfinished run with other settings or other data")
-                self._restore(**state)
+                model.load_state_dict(state["weights"])
+                optimizer.load_state_dict(state["optimizer"])
+                self.history, self.best_score = state["history"], state["best_score"]
+                self.best_weights = state["best_weights"]
         return optimizer
 
-    def _restore(self, settings: dict, weights: dict, optimizer: dict, history: list[dict], best_score: float,
-                 best_weights: dict) -> None:
-        self.model.load_state_dict(best_weights)  # that they fit is known now, not after the last epoch
-        self.model.load_state_dict(weights)
-        options = self.optimizer.state_dict()["param_groups"]  # those of the settings, not of the file
-        self.optimizer.load_state_dict(dict(optimizer, param_groups=options))
-        for weight, moments in self.optimizer.state.items():
-            x = [moments[k] for k in ("exp_avg", "exp_avg_sq")]
-            wrong = any(m.shape != weight.shape or m.type() != weight.type() or not m.is_contiguous() for m in x)
-            if wrong or not 0 < float(moments["step"]) < math.inf:
-                raise ValueError("its optimizer is of another model")
-        if [record["epoch"] for record in history] != list(range(1, len(history) + 1)):
-            raise ValueError("its history has gaps")
-        self.history, self.best_score, self.best_weights = history, float(best_score), best_weights
-
-    def fast(self, function: Callable, one_shape: bool, whole: tuple[int, ...] = ()) -> Callable:
-        device = next(self.model.parameters()).device
-        fast = devices.accelerate(devices.parallel(function), self.config.fast, device, one_shape)
-        return devices.shared_out(fast, whole) if isinstance(function, nn.Module) else fast
+    def fast(self, function: Callable, one_shape: bool) -> Callable:
+        return accelerate(function, self.config.fast, next(self.model.parameters()).device, one_shape)
 
     def epochs(self) -> Iterator[tuple[int, float]]:
         total = self.config.epochs * self.steps
-        with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step",
-                      disable=devices.RANK > 0) as self.bar:
-            for epoch, lr in super().epochs():
-                if devices.RANK > 0:
-                    torch.manual_seed(torch.initial_seed() + devices.RANK * RANK_STRIDE)
-                yield epoch, lr
+        with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step") as self.bar:
+            yield from super().epochs()
 
     def mean(self, losses: Iterator[Tensor]) -> list[float]:
         def watched() -> Iterator[Tensor]:
@@ -91,13 +71,9 @@ class Run(uwav.Run):
             raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
                              "lower the learning rate (--set peak_lr=...)")
         super().end_epoch(record, score)
-        told = {"av": "AV {:.1f}", "spread_audio": "spread of audible {:.2f}", "spread_visual": "of visible {:.2f}",
-                "seg_type": "Type {:.1f}"}
-        scores = [told[k].format(x) for k, x in (record.get("val") or {}).items() if k in told]
-        self.bar.set_postfix_str(", ".join([f"epoch {record['epoch']}/{self.config.epochs}",
-                                            f"loss {record['loss']:.4f}", *scores]), refresh=sys.stderr.isatty())
-        if devices.RANK > 0:
-            return
+        validation = f", validation {score:.1f}" if record["val"] else ""
+        self.bar.set_postfix_str(f"epoch {record['epoch']}/{self.config.epochs}, loss {record['loss']:.4f}{validation}",
+                                 refresh=sys.stderr.isatty())
         with atomic(self.path.with_suffix(".jsonl")) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
         started = time.monotonic()
@@ -113,14 +89,12 @@ class Run(uwav.Run):
         if self.best_weights is None:
             raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         model = super().finish()
-        if devices.RANK == 0:
-            # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
-            history = json.loads(json.dumps(self.history))
-            checkpoint = dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
-                              history=history, score=self.best_score, weights=self.best_weights)
-            save_file(self.path, checkpoint)
-            for path in (self.state_path, temporary_of(self.state_path)):  # the latter if a run was killed writing it
-                path.unlink(missing_ok=True)
+        # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
+        history = json.loads(json.dumps(self.history))
+        save_file(self.path, dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,
+                                  history=history, score=self.best_score, weights=self.best_weights))
+        for path in (self.state_path, temporary_of(self.state_path)):  # the latter if a run was killed writing it
+            path.unlink(missing_ok=True)
         return model
 
 

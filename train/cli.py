@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from common import devices
 from common.command import Parser, one_sentence_errors
+from common.devices import choose_device
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
 from train.presets import ABLATION, PRESETS
-from train.stages import GATES, THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by, train
+from train.stages import THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by, train
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,8 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("val", "test"), default="test")
     sub.add_argument("--out", type=Path,
                      help="folder for scores_SPLIT.json and predictions_SPLIT.npz; None: that of the checkpoint")
-    sub.add_argument("--gate", choices=(*GATES, "all"), help="also print what another gate, or all of them, would make "
-                     "of the same predictions (docs/scoring.md); the scores that are saved are the published gate's")
     sub = command("ablate", "every stage, every row of the ablation, every seed; prints the tables", trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
@@ -81,11 +79,9 @@ def check(arguments: list[str]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors():
-        if devices.WORLD > 1 and options.command not in ("pretrain", "train"):
-            raise ValueError(f"{options.command} runs in one process; torchrun is for pretrain and train")
         given = {k: getattr(options, k) for k in ("preset", "seed", "overrides") if hasattr(options, k)}
         parse_overrides(given.get("overrides", ()))
-        context = Context(options.data, device=devices.connect(devices.choose_device(options.device)), **given)
+        context = Context(options.data, device=choose_device(options.device), **given)
         if options.command == "pretrain":
             pretrain(context, options.out)
         elif options.command == "label":
@@ -93,10 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.command == "train":
             train(context, options.out, options.labels, options.setting, options.features)
         elif options.command == "evaluate":
-            evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent, options.gate)
+            evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent)
         else:
             ablate(context, options.out, options.seeds, options.features, options.sweep)
-        devices.disconnect()
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import uwav
-from common import devices
-from common.command import did_you_mean
+from common.command import did_you_mean, working_in
 from common.files import file_hash, made_by, read_arrays, read_sealed, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import dry_run, feature_set_of, packed_feature_sets, read_index
@@ -85,13 +84,7 @@ def check_finished(path: Path, made_with: dict, settings: dict) -> None:
     if made_with != settings:
         raise ValueError(f"{path}: made with other settings or other data; delete it or choose another folder")
     path.with_suffix(".state.pt").unlink(missing_ok=True)  # of a run that was killed at its very end
-    say(f"{path}: finished before, kept")
-
-
-def say(line: str) -> None:
-    """Under torchrun, one rank speaks for all."""
-    if devices.RANK == 0:
-        print(line, flush=True)
+    print(f"{path}: finished before, kept", flush=True)
 
 
 # ---- pretrain, label, train, evaluate ------------------------------------------------------------
@@ -100,7 +93,7 @@ def alone(stage: Callable) -> Callable:
     """One run at a time in the folder that a stage writes to, its second argument."""
 
     def run(context: Context, out: Path, *options, **named) -> None:
-        with devices.alone_in(out):
+        with working_in(out):
             return stage(context, out, *options, **named)
 
     return run
@@ -122,9 +115,9 @@ def pretrain(context: Context, out: Path) -> None:
     text = load_text(context.data, "unav", context.device)
     model = uwav.train_teacher(data, validation, text, model_config, config, Run(path, "teacher", settings))
     scores = [uwav.teacher_scores(model, split, text) for split in (validation, test)]
-    say(f"{path}: AV F-score on UnAV validation {scores[0]['av']:.1f}, test {scores[1]['av']:.1f}")
+    print(f"{path}: AV F-score on UnAV validation {scores[0]['av']:.1f}, test {scores[1]['av']:.1f}", flush=True)
     if warning := dead_branch(scores[0]):
-        say(f"WARNING: {warning}")
+        print(f"WARNING: {warning}", flush=True)
 
 
 def dead_branch(scores: dict[str, float]) -> str:
@@ -170,21 +163,18 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         return check_finished(path, read_labels(path, "cpu").settings, settings)
     text = load_text(context.data, "llp", context.device)
     splits = {s: context.target(s, "clip_clap") for s in index["llp"]["videos"]}
-    arrays, quality, logits, weakly = {}, {}, {}, {}
+    logits, arrays, quality, weakly, thresholds = {}, {}, {}, {}, []
     for s, x in splits.items():
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
         logits[s] = uwav.teacher_logits(model, x, text) if model else segment_logits(audio, visual, *text)
-        if not all(bool(z.isfinite().all()) for z in logits[s]):
-            raise ValueError(f"{teacher or context.data}: its logits on {s} are not finite")
-    thresholds = []
     for m, modality in enumerate(("audio", "visual")):
         logit = {s: x[m] for s, x in logits.items()}
-        threshold, f1, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
+        threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
         weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
-        arrays |= {f"threshold_{modality}": threshold, f"f1_{modality}": f1}
-        arrays |= {f"{s}_{modality}": logits[s][m] for s in splits}
+        arrays |= {f"threshold_{modality}": threshold, **{f"{s}_{modality}": x for s, x in logit.items()}}
         thresholds.append(threshold)
-    for s in [s for s, x in splits.items() if x.audio_truth is not None]:
+    annotated = [s for s, x in splits.items() if x.audio_truth is not None]
+    for s in annotated:
         hard = [uwav.hard_labels(z, theta, splits[s].weak) for z, theta in zip(logits[s], thresholds)]
         quality[s] = uwav.parsing_scores(*hard, splits[s].audio_truth, splits[s].visual_truth)
     write_arrays(path, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
@@ -193,7 +183,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         print(f"{path}: thresholds from weak labels alone: "
               + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
     write_sealed(path.with_suffix(".json"), quality)
-    for s in [s for s in ("test", "val") if s in quality][:1]:
+    for s in annotated[-1:]:
         print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
 
 
@@ -224,18 +214,18 @@ THRESHOLDS = {
 
 
 def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], modality: str, rule: str,
-                      own: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Threshold, F1, and whether it comes from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
-    threshold, f1 = weak_thresholds(logit["train"], splits["train"].weak)
+                      own: bool) -> tuple[Tensor, Tensor]:
+    """Thresholds, and which come from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
+    threshold, _ = weak_thresholds(logit["train"], splits["train"].weak)
     from_train = torch.ones_like(threshold, dtype=torch.bool)
     if rule == "all":
-        return torch.full_like(threshold, -torch.inf), torch.full_like(f1, torch.nan), ~from_train
+        return torch.full_like(threshold, -torch.inf), ~from_train
     if rule == "weak" or "val" not in splits:
-        return threshold, f1, from_train
+        return threshold, from_train
     truth = getattr(splits["val"], f"{modality}_truth")  # (N, T, C)
-    fitted, fitted_f1 = uwav.fit_thresholds(logit["val"], truth, splits["val"].weak)
+    fitted, _ = uwav.fit_thresholds(logit["val"], truth, splits["val"].weak)
     from_train = ~truth.bool().flatten(0, 1).any(0) & own  # (C,); on LLP such a class keeps the published -inf
-    return torch.where(from_train, threshold, fitted), torch.where(from_train, f1, fitted_f1), from_train
+    return torch.where(from_train, threshold, fitted), from_train
 
 
 def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
@@ -268,11 +258,10 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     model_config = context.config(replace(preset.han[features], classes=len(index["llp"]["classes"])))
     config = context.config(replace(preset.train, **ABLATION[setting]))
     config = replace(config, seed=config.seed + context.seed)
-    if config.pseudo_label == "none":
-        labels = None
-    elif labels_path is None:
-        raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
-    else:
+    labels = None
+    if config.pseudo_label != "none":
+        if labels_path is None:
+            raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
         labels = read_labels(labels_path, context.device)
         if labels.settings["data"] != context.identity:
             raise ValueError(f"{labels_path}: made for other data than {context.data}; make them with `uwav.py label`")
@@ -288,15 +277,13 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     uwav.train_han(data, validation, pseudo, model_config, config, run)
     if validation:
         best = max(run.history, key=lambda record: record["val"]["seg_type"])
-        say(f"{path}: best epoch {best['epoch']}, with {best['val']['seg_type']:.1f} Type on validation")
+        print(f"{path}: best epoch {best['epoch']}, with {best['val']['seg_type']:.1f} Type on validation", flush=True)
     else:
-        say(f"{path}: no annotated video to choose an epoch by, the last one is kept")
+        print(f"{path}: no annotated video to choose an epoch by, the last one is kept", flush=True)
 
 
-def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: str | None = None) -> dict[str, float]:
-    """The ten scores of a HAN -> out/scores_SPLIT.json, its probabilities -> out/predictions_SPLIT.npz.
-
-    gate: of which gate a table tells besides, a key of GATES or "all"; the files hold what the published one gives."""
+def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[str, float]:
+    """The ten scores of a HAN -> out/scores_SPLIT.json, its probabilities -> out/predictions_SPLIT.npz."""
     index = read_index(context.data)
     if split not in index["llp"]["videos"]:
         raise ValueError(f"{context.data}: has no annotated split {split} to score, only "
@@ -313,14 +300,12 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     probabilities = uwav.han_probabilities(model, data)
     predicted = uwav.gated_predictions(*probabilities)
     scores = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)
-    with devices.alone_in(out):
+    with working_in(out):
         named = zip(("video", "audio", "visual"), probabilities)
         write_arrays(out / f"predictions_{split}.npz", made_from=np.array(json.dumps(made_from)),
                      **{k: p.cpu().numpy() for k, p in named})
         write_sealed(scores_path, dict(scores, made_from=made_from))
     print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
-    if gate:
-        print(gate_table(gate_scores(model, data, *probabilities), gate), flush=True)
     if not any(x.any() for x in predicted):
         print(f"WARNING: {checkpoint} predicts no event at all; these are the scores of silence", flush=True)
     if "unav" not in index:
@@ -329,42 +314,6 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
         if why := (load_file(checkpoint).get("settings") or {}).get("dry_run"):
             print(f"A DRY RUN ({why}): these numbers mean nothing", flush=True)
     return scores
-
-
-# A class may occur only in a video whose probability is above uwav.GATE: that of both modalities together, each
-# modality's own, or whatever it is.
-GATES = {"joint": "joint (published)", "modality": "modality (as JoMoLD)", "none": "none"}
-
-
-@torch.no_grad()
-def gate_scores(model: uwav.HAN, data: TargetSplit, video: Tensor, audio: Tensor,
-                visual: Tensor) -> dict[str, dict[str, float]]:
-    """The ten scores by each of GATES, of the same segment probabilities: video (N, C), audio, visual (N, T, C)."""
-    batches = [slice(i, i + uwav.EVAL_BATCH) for i in range(0, len(data.weak), uwav.EVAL_BATCH)]
-    own = torch.cat([model.modality_prob(model(*data.inputs(videos))) for videos in batches])  # (N, 2, C)
-    scores = {}
-    for name, gates in zip(GATES, ((video, video), own.unbind(1), [torch.ones_like(video)] * 2)):  # of audio, of visual
-        predicted = [uwav.gated_predictions(gate, audio, visual)[m] for m, gate in enumerate(gates)]  # (N, T, C) each
-        scores[name] = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)
-    return scores
-
-
-def gate_table(scores: dict[str, dict[str, float]], gate: str) -> str:
-    """`gate`, or all of them: its scores, and in points what it brings over the published one."""
-    lines = [table_row("gate", SHORT)]
-    for name in GATES if gate == "all" else (gate,):
-        lines.append(table_row(GATES[name], [f"{x:.1f}" for x in scores[name].values()]))
-        if name != "joint":
-            gained = [x - published for x, published in zip(scores[name].values(), scores["joint"].values())]
-            lines.append(table_row("  over joint", [f"{x:+.1f}" for x in gained]))
-    return "\n".join(lines)
-
-
-SHORT = [name.replace("event_", "ev_") for name in uwav.SCORES]  # heads of columns
-
-
-def table_row(title: str, cells: list[str]) -> str:
-    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
 def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, dict[str, float]]:

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.devices import LOCAL_WORLD
 from common.files import check_zip, reason
 from data.layout import ENCODERS
 from uwav import TeacherConfig
@@ -192,7 +191,7 @@ TOKENS = 77  # of a text, for CLIP and CLAP
 def cpu_threads() -> int:
     """How many batches to encode at a time, each by one thread: so the numbers do not depend on the cores' number."""
     torch.set_num_threads(1)
-    return max(1, (os.cpu_count() or 1) // LOCAL_WORLD)
+    return os.cpu_count() or 1
 
 
 def half_precision(device: torch.device) -> torch.autocast:

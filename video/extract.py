@@ -7,8 +7,8 @@
 
 Processes decode (decode.py), this one encodes (encoders.py). Videos are encoded in groups, always the same ones
 together whatever was finished before, because the last bits of an embedding depend on its batch: an interrupted run
-ends with the very bytes of one that was not. Under torchrun every rank takes every WORLD-th group. On a CPU several
-groups are encoded at a time, each by one thread, for the same reason.
+ends with the very bytes of one that was not. On a CPU several groups are encoded at a time, each by one thread, for
+the same reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import devices
 from common.command import progress
 from common.files import CONTROL, atomic, made_by, read_json, reason, regular, write_array, write_json
 from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav
@@ -54,37 +53,35 @@ class Options:
 # ---- Which videos, and what became of them -------------------------------------------------------
 
 class Failures:
-    """failures.csv: file, its size, cause. Each rank writes a file of its own; rank 0 puts them together."""
+    """failures.csv: file, its size, cause."""
 
     def __init__(self, out: Path, folder: Path):
-        self.out, self.folder = out, folder
+        self.path, self.folder = out / "failures.csv", folder
         self.causes: dict[tuple[str, int], str] = {}
-        for path in sorted(out.glob("failures.*csv")):
-            with (made_by("python features.py extract --retry", path),
-                  open(regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file):
+        if self.path.exists():
+            with (made_by("python features.py extract --retry", self.path),
+                  open(regular(self.path), newline="", encoding="utf-8", errors="surrogateescape") as file):
                 _, *rows = csv.reader(file)
-                self.causes |= {(name, int(size)): cause for name, size, cause in rows}
+                self.causes = {(name, int(size)): cause for name, size, cause in rows}
 
     def key(self, path: Path) -> tuple[str, int]:
         return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0
 
     def add(self, path: Path, cause: str) -> None:
         self.causes[self.key(path)] = cause
-        self.write(f"failures.rank{devices.RANK}.csv")
+        self.write()
 
-    def write(self, name: str) -> None:
-        with (atomic(self.out / name) as temporary,
+    def write(self) -> None:
+        with (atomic(self.path) as temporary,
               open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
             rows = [(*key, cause) for key, cause in sorted(self.causes.items())]
             csv.writer(file).writerows([("file", "bytes", "cause"), *rows])
 
-    def merge(self, unfinished: list[Path]) -> None:
-        """Put together what all ranks wrote, but of the videos that have no features now only."""
+    def keep(self, unfinished: list[Path]) -> None:
+        """Forget all but the videos that have no features now."""
         keys = {self.key(path) for path in unfinished}
         self.causes = {key: cause for key, cause in self.causes.items() if key in keys}
-        self.write("failures.csv")
-        for path in self.out.glob("failures.rank*.csv"):
-            path.unlink()
+        self.write()
 
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
@@ -124,39 +121,29 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again."""
     folder, out = Path(folder), Path(out)
     videos, same = find_videos(folder, options.llp)
-    if retry and devices.RANK == 0:
-        for path in out.glob("failures.*csv"):
-            path.unlink()
-    devices.barrier()
+    if retry:
+        (out / "failures.csv").unlink(missing_ok=True)
     failures = Failures(out, folder)
     ids, before = list(videos), {v for v in videos if is_finished(out, v)}
-    groups = [ids[i : i + group] for i in range(0, len(ids), group)][devices.RANK :: devices.WORLD]
+    groups = [ids[i : i + group] for i in range(0, len(ids), group)]
     usable = [[v for v in g if v in before or failures.key(videos[v]) not in failures.causes] for g in groups]
     # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
     unfinished = [{v: videos[v] for v in g} for g in usable if not before.issuperset(g)]
-    devices.barrier()  # everybody has read what earlier runs left
-    if devices.RANK == 0:
-        write_json(out / "extract.json", made_with)
-    workers = workers or max(1, (os.cpu_count() or 1) // devices.LOCAL_WORLD)
-    total, todo = sum(map(len, groups)), sum(map(len, unfinished))
-    with progress(total=total, initial=total - todo, unit="video", desc="extract", smoothing=0.05,
-                  disable=devices.RANK > 0) as bar:
+    write_json(out / "extract.json", made_with)
+    workers, todo = workers or os.cpu_count() or 1, sum(map(len, unfinished))
+    with progress(total=len(ids), initial=len(ids) - todo, unit="video", desc="extract", smoothing=0.05) as bar:
         notes = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
-    notes = sum(devices.all_of(notes), collections.Counter())
     after = {v for v in videos if is_finished(out, v)}
     result = dict(videos=len(videos) + len(same), finished=len(after), new=len(after - before),
                   failed=len(videos) + len(same) - len(after), **notes)
-    if devices.RANK == 0:
-        failures = Failures(out, folder)  # of all ranks
-        failures.causes |= {failures.key(file): cause for file, cause in same.items()}
-        failures.merge([*same, *(videos[v] for v in videos if v not in after)])
-        causes = collections.Counter(cause.split(":")[0] for cause in failures.causes.values())
-        hint = "; failures.csv says why, --retry tries them again" if causes else ""
-        print(f"{result['videos']} videos: {len(after)} have features in {out} ({result['new']} new), "
-              f"{result['failed']} have none{hint}")
-        for what, n in (*causes.most_common(), *notes.items()):
-            print(f"  {n:6d}  {what}", flush=True)
-    devices.barrier()
+    failures.causes |= {failures.key(file): cause for file, cause in same.items()}
+    failures.keep([*same, *(videos[v] for v in videos if v not in after)])
+    causes = collections.Counter(cause.split(":")[0] for cause in failures.causes.values())
+    hint = "; failures.csv says why, --retry tries them again" if causes else ""
+    print(f"{result['videos']} videos: {len(after)} have features in {out} ({result['new']} new), "
+          f"{result['failed']} have none{hint}")
+    for what, n in (*causes.most_common(), *notes.items()):
+        print(f"  {n:6d}  {what}", flush=True)
     return result
 
 

@@ -247,6 +247,7 @@ class Reader:
     only: tuple[str, ...] = ()  # files to break; (): all
     refuses: float = 0.3  # at least this share is refused, or the cases are harmless
     slow: Callable[[Path], object] | None = None  # what changed files hold, read from their definition
+    saved_anew: bool = True  # broken by a program that writes such files as well
 
 
 def of_llp(folder: Path) -> Reader:
@@ -350,7 +351,7 @@ def of_index(folder: Path) -> Reader:
 def of_labels(folder: Path) -> Reader:
     rng = np.random.default_rng(0)
     arrays = {f"{s}_{m}": rng.standard_normal((2, 3, 4)).astype(np.float32) for s in ("train", "val") for m in ("audio", "visual")}
-    arrays |= {f"{k}_{m}": rng.standard_normal(4).astype(np.float32) for k in ("threshold", "f1") for m in ("audio", "visual")}
+    arrays |= {f"threshold_{m}": rng.standard_normal(4).astype(np.float32) for m in ("audio", "visual")}
     files.write_arrays(folder / "labels.npz", settings=np.array(json.dumps(dict(data="x", teacher=None, dry_run=""))), **arrays)
 
     def holds(labels: stages.Labels) -> bool:
@@ -390,7 +391,7 @@ def of_state(folder: Path) -> Reader:
         x.grad = torch.ones_like(x)
     run.optimizer.step()
     for epoch, _ in run.epochs():
-        run.end_epoch(dict(epoch=epoch, loss=1.0, val_av=2.0), 2.0)
+        run.end_epoch(dict(epoch=epoch, loss=1.0, val=dict(av=2.0)), 2.0)
         break
     (folder / "teacher.jsonl").unlink()
 
@@ -402,7 +403,7 @@ def of_state(folder: Path) -> Reader:
             run.model.load_state_dict(run.best_weights)
         return [record["epoch"] for record in run.history] == list(range(1, len(run.history) + 1))
 
-    return Reader(begin, holds)
+    return Reader(begin, holds, saved_anew=False)  # nobody writes it but the run
 
 
 def of_weights(folder: Path) -> Reader:
@@ -532,7 +533,6 @@ READERS = {name.removeprefix("of_"): make for name, make in globals().copy().ite
 SILENT = {
     "array": "any numbers are an .npy file; packed ones have their hashes in index.json",
     "checkpoint": "a checkpoint that was saved anew is another model; what is made from it records its hash",
-    "state": "as a checkpoint; only the run that wrote it reads it",
     "weights": "as a checkpoint, of others",
     "failures": "a list that people may edit",
     "archive": "an archive that was packed anew is another one, of others",
@@ -567,7 +567,7 @@ def cases(reader: Reader, folder: Path, seed: int) -> Iterator[tuple[str, bytes,
     names = list(whole)
     while True:
         name = names[rng.integers(len(names))]
-        ways = (broken_bytes, *BREAK[Path(name).suffix])
+        ways = (broken_bytes, *(BREAK[Path(name).suffix] if reader.saved_anew else ()))
         way = ways[rng.integers(len(ways))]
         yield name, way(rng, whole[name]), way is broken_bytes
 

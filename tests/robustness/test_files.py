@@ -217,19 +217,3 @@ def test_a_keyboard_interrupt_without_a_signal_is_passed_on_and_handlers_are_put
             assert signal.getsignal(signal.SIGTERM) != before
             raise KeyboardInterrupt
     assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_in_a_thread_there_are_sentences_but_no_signals():
-    caught = []
-
-    def work() -> None:
-        try:
-            with command.one_sentence_errors():
-                raise ValueError("no")
-        except SystemExit as stop:
-            caught.append(stop.code)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert caught == ["error: no"]

@@ -206,12 +206,12 @@ def test_a_download_does_not_go_through_a_link(tmp_path, outside):
 
 
 def test_failures_are_not_written_through_a_link(tmp_path, outside):
-    (tmp_path / "failures.rank0.csv").symlink_to(outside)
+    (tmp_path / "failures.csv").symlink_to(outside)
     failures = extract.Failures(tmp_path, tmp_path / "videos")
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos/a.mp4").touch()
     failures.add(tmp_path / "videos/a.mp4", "cause")
-    assert not (tmp_path / "failures.rank0.csv").is_symlink() and extract.Failures(tmp_path, tmp_path / "videos").causes
+    assert not (tmp_path / "failures.csv").is_symlink() and extract.Failures(tmp_path, tmp_path / "videos").causes
 
 
 def test_export_does_not_empty_a_folder_behind_a_link(tmp_path, outside):

@@ -1,4 +1,4 @@
-"""`features.py extract` and `text`: layout, failures, resuming, ranks."""
+"""`features.py extract` and `text`: layout, failures, resuming."""
 
 import contextlib
 import csv
@@ -186,9 +186,8 @@ def test_two_hundred_damaged_copies_each_fail_with_a_cause_or_give_valid_feature
 # ---- resuming ----
 
 
-def tiny(videos: Path, out: Path, *options: str, ranks: int = 0, mark: str = "") -> list[str]:
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--max-restarts=2"] if ranks else []
-    return [sys.executable, *launcher, str(TINY), "extract", str(videos), str(out), *options]
+def tiny(videos: Path, out: Path) -> list[str]:
+    return [sys.executable, str(TINY), "extract", str(videos), str(out)]
 
 
 def processes_of(mark: str) -> list[int]:
@@ -226,27 +225,11 @@ def undisturbed(videos, tmp_path_factory) -> dict[str, bytes]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes to kill in /proc")
-@pytest.mark.parametrize("ranks", [0, 2], ids=["one process", "torchrun with two"])
-def test_killed_and_run_again_equals_an_undisturbed_run_byte_for_byte(videos, undisturbed, tmp_path, ranks):
+def test_killed_and_run_again_equals_an_undisturbed_run_byte_for_byte(videos, undisturbed, tmp_path):
     for files in (1, 11):
-        kill_after(tiny(videos, tmp_path, ranks=ranks), tmp_path, files)
-    last = subprocess.run(tiny(videos, tmp_path, ranks=ranks), timeout=300, capture_output=True, text=True)
+        kill_after(tiny(videos, tmp_path), tmp_path, files)
+    last = subprocess.run(tiny(videos, tmp_path), timeout=300, capture_output=True, text=True)
     assert last.returncode == 0, last.stderr[-2000:]
-    assert content(tmp_path) == undisturbed
-
-
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes to kill in /proc")
-def test_a_rank_that_dies_is_restarted_by_torchrun_and_continues(videos, undisturbed, tmp_path):
-    mark = uuid.uuid4().hex
-    process = subprocess.Popen(tiny(videos, tmp_path, ranks=2), env=os.environ | {"UWAV_TEST": mark}, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
-    while len(list(tmp_path.rglob("*.npy"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.002)
-    victims = [p for p in processes_of(mark) if b"RANK=1" in Path(f"/proc/{p}/environ").read_bytes().split(b"\0")
-               and b"spawn_main" not in Path(f"/proc/{p}/cmdline").read_bytes()]
-    os.kill(victims[0], signal.SIGKILL)
-    assert process.wait(timeout=300) == 0
     assert content(tmp_path) == undisturbed
 
 
