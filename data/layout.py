@@ -25,8 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import (CONTROL, file_hash, json_text, read_json, read_sealed, temporary_of, write_array, write_json,
-                          write_sealed)
+from common.files import file_hash, json_text, read_json, read_sealed, write_array, write_json, write_sealed
 from data.annotations import LLP, UNAV_SPLITS, UnAV, some
 
 @dataclass(frozen=True)
@@ -132,8 +131,7 @@ def write_annotations(out: Path, llp: LLP, unav: UnAV | None) -> None:
     for split in UNAV_SPLITS if unav else ():
         labels = getattr(unav, split).labels
         write_array(out / "unav" / split / "length.npy", np.array([len(x) for x in labels], np.int64))
-        empty = np.zeros((0, len(unav.classes)), np.uint8)
-        write_array(out / "unav" / split / "label.npy", np.concatenate([empty, *labels]))
+        write_array(out / "unav" / split / "label.npy", np.concatenate(labels))
 
 
 def read_index(folder: str | Path) -> dict:
@@ -148,12 +146,6 @@ def read_index(folder: str | Path) -> dict:
     return index
 
 
-def is_list_of_names(names: object) -> bool:
-    """At least one, and none twice."""
-    return (isinstance(names, list) and len(names) > 0 and len(set(map(str, names))) == len(names)
-            and all(isinstance(x, str) and x and not CONTROL.search(x) for x in names))
-
-
 PART = ".packing"  # inside a packed folder: what is not complete yet
 
 
@@ -164,12 +156,10 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
     part, finished = out / PART, (out / "index.json").exists()
     index = read_index(out) if finished else {"files": {}}
     ours = {*index["files"], "index.json"}
-    for manifest in ("index.json", "replaced.json"):  # of a swap that was interrupted
-        if (part / manifest).exists():
-            ours |= read_sealed(part / manifest, "python features.py pack")["files"].keys()
-    ours |= {f"{PART}/{name}" for name in (*ours, *_names(plan), "plan.json", "replaced.json")}
-    ours |= {str(temporary_of(Path(name))) for name in ours}
+    if (part / "index.json").exists():  # of a swap that was interrupted
+        ours |= read_sealed(part / "index.json", "python features.py pack")["files"].keys()
     found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_symlink() or not file.is_dir()}
+    ours |= {name for name in found if name.startswith(f"{PART}/") and name.endswith((".npy", ".json"))}
     if foreign := sorted(found - ours):
         raise ValueError(f"{out}: holds files that no pack wrote ({some(foreign, 3)}); choose another folder")
     if finished and {k: index.get(k) for k in plan} == plan:
@@ -191,12 +181,9 @@ def finish_pack(out: Path, plan: dict) -> dict:
     if not (part / "index.json").exists():
         files = sorted(str(file.relative_to(part)) for file in part.rglob("*.npy"))
         write_sealed(part / "index.json", plan | dict(files={name: file_hash(part / name) for name in files}))
-    if (out / "index.json").exists():
-        os.replace(out / "index.json", part / "replaced.json")
-    if (part / "replaced.json").exists():
-        for name in read_sealed(part / "replaced.json", "python features.py pack")["files"]:
+    if (out / "index.json").exists():  # of the pack that is replaced; it goes last, so that what is left stays known
+        for name in (*read_index(out)["files"], "index.json"):
             (out / name).unlink(missing_ok=True)
-        (part / "replaced.json").unlink()
     for name in read_sealed(part / "index.json", "python features.py pack")["files"]:
         if (part / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -204,12 +191,3 @@ def finish_pack(out: Path, plan: dict) -> dict:
     os.replace(part / "index.json", out / "index.json")
     shutil.rmtree(part)
     return read_index(out)
-
-
-def _names(plan: dict) -> set[str]:
-    """The arrays that a pack of `plan` consists of."""
-    names = {f"{d}/text_{name}.npy" for d in ("llp", "unav") for name in TEXT_FILES}
-    for dataset, more in (("llp", ("weak", "audio", "visual")), ("unav", ("length", "label"))):
-        part = plan.get(dataset, {"videos": {}, "features": []})
-        names |= {f"{dataset}/{s}/{name}.npy" for s in part["videos"] for name in (*part["features"], *more)}
-    return names
