@@ -15,7 +15,6 @@ only what you annotated. N videos in a split, T segments, C classes, D size of a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import file_hash, json_text, read_json, read_sealed, write_array, write_json, write_sealed
+from common.files import file_hash, hash_of, json_text, read_json, read_sealed, write_array, write_json, write_sealed
 from data.annotations import LLP, UNAV_SPLITS, UnAV, some
 
 @dataclass(frozen=True)
@@ -63,9 +62,8 @@ ENCODERS = {  # by the names of packed arrays
     "r2plus1d_18": Encoder(512, "feats/r2plus1d_18"),
 }
 TEXTED = {name: encoder for name, encoder in ENCODERS.items() if encoder.texts}
-# The same by data set: folder inside the source, vectors per second of LLP, size
+# The same for LLP: folder inside the source, vectors per second, size
 LLP_FEATURES = {name: (f"LLP/{e.folder}", e.per_second, e.size) for name, e in ENCODERS.items()}
-UNAV_FEATURES = {name: (f"UnAV/{e.folder}", e.size) for name, e in TEXTED.items()}
 SEGMENT_FILES = {name: Path(e.folder) for name, e in TEXTED.items()}
 TEXT_FILES = {name: (e.texts, e.size) for name, e in TEXTED.items()}
 FORMAT = 2  # of the packed folder; raised when its layout changes
@@ -105,18 +103,15 @@ def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: lis
     """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
     labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]
     labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels] if unav else []
-    fingerprint = hashlib.sha256()
-    for x in labels:
-        fingerprint.update(f"{x.shape}".encode() + x.tobytes())
     plan = {
         "format": FORMAT,
         "source": source,
-        "labels": fingerprint.hexdigest(),
+        "labels": hash_of(b"".join(f"{x.shape}".encode() + x.tobytes() for x in labels)),
         "llp": {"classes": list(llp.classes), "features": llp_features,
                 "videos": {s: split.ids for s, split in llp.splits.items()}},
     }
     if unav:
-        plan["unav"] = {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
+        plan["unav"] = {"classes": list(unav.classes), "features": list(TEXTED),
                         "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}}
     return plan
 

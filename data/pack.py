@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command import progress
-from common.files import CONTROL, finite, made_by, read_array, read_json, regular, shaped, write_array
+from common.files import CONTROL, finite, hash_of, made_by, read_array, read_json, regular, shaped, write_array
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
 from data.layout import (ENCODERS, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, TEXTED, begin_pack, finish_pack, make_plan,
                          read_index, write_annotations)
@@ -38,9 +37,7 @@ class _Job:
     """One packed array to fill: where its rows come from and where they go."""
 
     target: str  # the .npy to write, in the packed folder
-    folder: Path  # holds <id>.npy
-    ids: list[str]  # (N)
-    lengths: list[int]  # (N) segments of each video
+    videos: list[tuple[Path, int]]  # (N) the file of each and its segments, T
     size: int  # D
     vectors: int | None  # per second in the file; None: any number, pooled
 
@@ -74,7 +71,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     if notes:
         plan["made_with"] = notes
     jobs = _jobs(roots, found, llp, unav)
-    plan["read"] = _fingerprint([*(job.folder / f"{i}.npy" for job in jobs for i in job.ids),
+    plan["read"] = _fingerprint([*(path for job in jobs for path, _ in job.videos),
                                  *(root / file for root in roots.values() for file, _ in TEXT_FILES.values())])
     part = begin_pack(out, plan, replace)
     if part is None:
@@ -87,11 +84,11 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
             write_array(part / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
     unusable, todo = [], [job for job in jobs if not (part / job.target).exists()]
     with (ThreadPoolExecutor(workers) as pool,
-          progress(total=sum(len(job.ids) for job in todo), unit="file", desc="pack") as bar):
+          progress(total=sum(len(job.videos) for job in todo), unit="file", desc="pack") as bar):
         for job in todo:
             bar.set_postfix_str(job.target.removesuffix(".npy"))
             rows = []
-            for x in pool.map(functools.partial(_read, job), range(len(job.ids))):
+            for x in pool.map(functools.partial(_read, job), job.videos):
                 rows.append(x)
                 bar.update()
             if wrong := [x for x in rows if isinstance(x, str)]:
@@ -154,13 +151,13 @@ def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None)
     for name in found:
         encoder = ENCODERS[name]
         for split, data in llp.splits.items():
-            jobs.append(_Job(f"llp/{split}/{name}.npy", roots["llp"] / encoder.folder, data.ids,
-                             [llp.segments] * len(data.ids), encoder.size, encoder.per_second))
+            videos = [(roots["llp"] / encoder.folder / f"{i}.npy", llp.segments) for i in data.ids]
+            jobs.append(_Job(f"llp/{split}/{name}.npy", videos, encoder.size, encoder.per_second))
     for name, encoder in TEXTED.items() if unav else ():
         for split in UNAV_SPLITS:
             data = getattr(unav, split)
-            jobs.append(_Job(f"unav/{split}/{name}.npy", roots["unav"] / encoder.folder, data.ids,
-                             [len(x) for x in data.labels], encoder.size, None))
+            videos = [(roots["unav"] / encoder.folder / f"{i}.npy", len(x)) for i, x in zip(data.ids, data.labels)]
+            jobs.append(_Job(f"unav/{split}/{name}.npy", videos, encoder.size, None))
     return jobs
 
 
@@ -168,21 +165,15 @@ def _fingerprint(paths: list[Path]) -> str:
     """Changes when any file that is read is replaced: of each, name, size and time of its last change.
 
     Raises FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
-    digest, missing = hashlib.sha256(), []
-    for path in paths:
-        try:
-            status = os.stat(path)
-            digest.update(f"{path.name} {status.st_size, status.st_mtime_ns}\n".encode())
-        except OSError:
-            missing.append(str(path))
-    if missing:
+    if missing := [str(path) for path in paths if not path.exists()]:
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
-    return digest.hexdigest()
+    stats = zip(paths, map(os.stat, paths))
+    return hash_of("".join(f"{path.name} {x.st_size, x.st_mtime_ns}\n" for path, x in stats).encode())
 
 
-def _read(job: _Job, n: int) -> np.ndarray | str:
-    """Video n, read, checked and averaged, (T, D); or what is wrong with its file."""
-    path, T = job.folder / f"{job.ids[n]}.npy", job.lengths[n]
+def _read(job: _Job, video: tuple[Path, int]) -> np.ndarray | str:
+    """A video read, checked and averaged, (T, D); or what is wrong with its file."""
+    path, T = video
     try:
         x = read_array(path)
         with np.errstate(over="ignore", invalid="ignore"):  # `finite` refuses these
