@@ -33,8 +33,6 @@ ANNOTATIONS = {  # folder of the source layout -> where its annotation files are
 }
 FEATURES = "https://huggingface.co/datasets/NTUBarista/uwav_features/resolve/main"  # {LLP,UnAV}_{CLIP,CLAP}.zip
 DRIVE = "one file on Google Drive, linked in the README of https://github.com/YapengTian/AVVP-ECCV20"
-LICENCES = ("licences: the repository of LLP's annotations says GPLv3, that of UnAV-100's MIT; of the features none is "
-            "stated")
 TEXTS = "all_event_feats.npy"  # embeddings of the classes, in an archive
 MEANT = {"segment_feats", "features"}  # folders of feature files in it
 ATTEMPTS = 6  # without progress
@@ -175,19 +173,20 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
             archive, place = folder / f"{dataset}_{encoder}.zip", folder / dataset / f"feats_{encoder}"
             if place.exists():
                 print(f"{place}: is there, and kept")
-            else:
-                if not archive.exists():
-                    download(f"{mirror or FEATURES}/{archive.name}", archive)
-                try:
-                    print(f"{archive.name}: {extract_features(archive, place)} files")
-                except ValueError:
-                    archive.unlink()  # a second try must not find it
-                    raise
-            archive.unlink(missing_ok=True)
+                continue
+            if not archive.exists():
+                download(f"{mirror or FEATURES}/{archive.name}", archive)
+            try:
+                print(f"{archive.name}: {extract_features(archive, place)} files")
+            except ValueError:
+                archive.unlink()  # a second try must not find it
+                raise
+            archive.unlink()
     if "LLP" in datasets:
         for name in FEATURE_SETS["base"]:
             place = folder / "LLP" / ENCODERS[name].folder
             if not place.is_dir():
                 print(f"{name}: not fetched, it is in {DRIVE}; needed for feature set `base` only. "
                       f"Put its <id>.npy files into {place}/")
-    print(LICENCES)
+    print("licences: the repository of LLP's annotations says GPLv3, that of UnAV-100's MIT; of the features none is "
+          "stated")
