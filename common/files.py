@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,14 +128,6 @@ def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
     np.savez(content, **arrays, sha256=np.array(hash_of_arrays(arrays)))
     with atomic(path) as temporary:
         temporary.write_bytes(content.getbuffer())
-
-
-def write_rows(path: str | Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
-    """An .npy file of `shape` in half precision, written block by block, in order."""
-    with atomic(path) as temporary, open(temporary, "wb") as file:  # a memory map would crash on a full disk
-        np.lib.format.write_array_header_1_0(file, dict(descr="<f2", fortran_order=False, shape=shape))
-        for block in blocks:
-            file.write(block.astype("<f2", order="C"))
 
 
 @contextlib.contextmanager

@@ -14,14 +14,14 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.command import did_you_mean
-from common.files import CONTROL, atomic, hash_of, is_plain_name, read_json, regular
+from common.files import CONTROL, atomic, hash_of, is_plain_name, read_json, reading, regular
 
 # ---- LLP annotations -----------------------------------------------------------------------------
 
@@ -37,19 +37,10 @@ LLP_WEAK_FILES = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "
 LLP_DENSE_FILES = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
 
 # Which versions these are: of LLP https://github.com/YapengTian/AVVP-ECCV20, of UnAV-100 a commit of pull request 4 of
-# https://github.com/ttgeng233/UnAV, never merged; its authors link their own file elsewhere (UNAV_OFFICIAL).
+# https://github.com/ttgeng233/UnAV, never merged; its authors link their own file elsewhere (docs/real_data.md).
 LLP_COMMIT, UNAV_COMMIT = "fde5611", "60144ed39473b2b54dc38d7412bc073280a7cd00"
-UNAV_OFFICIAL = "the dataset ttgeng233/UnAV-100 of Hugging Face, and a Google Drive folder that UnAV's README links"
-PUBLISHED = {  # SHA-256 of LLP's files there
-    "AVVP_train.csv": "bbeb83e8af46a85075216b213d3464f92dd4ab71468c852ae454b82cc745c0a4",
-    "AVVP_val_pd.csv": "1811813b54c5f43c3be0a97bd0971cfb8a93818ca7b3ab96cdc7f4ac37ef37a6",
-    "AVVP_test_pd.csv": "3f7a2b040e3b67c15d08efef25002bf8c5b2320f11049eb99ae0eb2d62f8eb9b",
-    "AVVP_eval_audio.csv": "d5435664668bec6e7eafb39059d2f424ed2682f6b55395262fc3cb691b7d0778",
-    "AVVP_eval_visual.csv": "e2274af694f3f27e38b840e0cd91a9d8d9ac85280f193e90828d26b22db69abe",
-}
-# AVVP_eval_audio.csv until 2024-04-16: today's with other names in three rows (tests/test_features.py), thus ignored.
-OLDER_AUDIO = "249122f65501d8d611c0027a48643798fe622bedee60f7e6224b5a8e3c02f886"
-# Of what `read_unav` makes of unav100_annotations.json:
+# SHA-256 of what is read from the files there (`_version`)
+LLP_CONTENT = "f0e96b43b2edb6abe637967dac7cd8e0624a95500c54c682d4c51c17ff2710f6"
 UNAV_CONTENT = "781c515efaf021f27e7d7f2d5c188dcae5c370dfeef7c38de75dda4230509593"
 
 
@@ -85,130 +76,136 @@ def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
     `report` is told which version they are. The published files disagree with themselves in places; that is counted,
     told in one line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as it
     stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant."""
-    folder = Path(folder)
-    class_index = {name: c for c, name in enumerate(LLP_CLASSES)}
-    place: dict[str, tuple[str, int]] = {}  # filename -> (split, row)
-    ids: dict[str, list[str]] = {}
-    weak: dict[str, np.ndarray] = {}
-    seen: set[str] = set()
+    folder, rows = Path(folder), {}
     for split, file in LLP_WEAK_FILES.items():
-        rows = _read_table(folder / file, ("filename", "event_labels"), published=True)
-        if not rows:
-            raise ValueError(f"{folder / file}: no video in it")
-        ids[split] = [_youtube_id(row["filename"], folder / file, line) for line, row in rows]
-        weak[split] = np.zeros((len(rows), len(LLP_CLASSES)), np.uint8)  # (N, C)
-        for n, (line, row) in enumerate(rows):
-            if ids[split][n] in seen:
-                raise ValueError(f"{folder / file}, line {line}: the video {row['filename']} is listed twice")
-            seen.add(ids[split][n])
-            place[row["filename"]] = (split, n)
-            for name in row["event_labels"].split(","):
-                weak[split][n, _class_number(name, class_index, folder / file, line)] = 1
-
-    dense = {
-        split: {m: np.zeros((len(ids[split]), LLP_SEGMENTS, len(LLP_CLASSES)), np.uint8) for m in LLP_DENSE_FILES}
-        for split in ("val", "test")
-    }  # split -> modality -> (N, T, C)
-
-    def tell(what: str, count: int) -> None:
-        if count:
-            report(f"LLP: {count} {what}")
-
-    for modality, file in LLP_DENSE_FILES.items():
-        path, unknown_rows, empty_rows = folder / file, 0, 0
-        rows = _read_table(path, ("filename", "onset", "offset", "event_labels"), published=True)
-        for line, row in rows:
-            onset, offset = _seconds(row["onset"], path, line), _seconds(row["offset"], path, line)
-            c = _class_number(row["event_labels"], class_index, path, line)
-            split, n = place.get(row["filename"], ("train", -1))
-            empty_rows += onset >= offset
-            unknown_rows += split == "train"
-            if split != "train" and onset < offset:
-                dense[split][modality][n, onset:offset, c] = 1
-        if empty_rows > len(rows) / 2:
-            raise ValueError(f"{path}: {empty_rows} of {len(rows)} events end before they begin; are onset and offset "
-                             "exchanged?")
-        tell(f"{modality} rows name videos outside val and test (ignored)", unknown_rows)
-        tell(f"{modality} rows are empty, onset >= offset (ignored)", empty_rows)
-
-    occurs = {s: (d["audio"] | d["visual"]).any(1) for s, d in dense.items()}  # (N, C)
-    tell("weak (video, class) labels have no dense row (kept as weak labels)",
-         sum(int((weak[s] & ~occurs[s]).sum()) for s in occurs))
-    tell("(video, class) pairs of the dense truth are not in the weak label (kept as truth)",
-         sum(int((occurs[s] & ~weak[s].astype(bool)).sum()) for s in occurs))
-    report(f"LLP: {_version_of_llp(folder)}")
-    return LLP(LLP_CLASSES, *(LLPSplit(ids[s], weak[s], **dense.get(s, {})) for s in LLP_WEAK_FILES))
+        rows |= _read_labels(folder / file, LLP_CLASSES, split, rows)
+    dated = {name: video for video, (name, split, _) in rows.items() if split != "train"}
+    truth = {video: np.zeros((2, LLP_SEGMENTS, len(LLP_CLASSES)), np.uint8) for video in dated.values()}
+    counts = collections.Counter()
+    for m, (modality, file) in enumerate(LLP_DENSE_FILES.items()):
+        for line, row in _read_table(folder / file, ("filename", "onset", "offset", "event_labels")):
+            onset, offset = (_time(row[key], folder / file, line, LLP_SEGMENTS) for key in ("onset", "offset"))
+            c, video = _class_number(row["event_labels"], LLP_CLASSES, folder / file, line), dated.get(row["filename"])
+            counts[f"{modality} rows name videos outside val and test (ignored)"] += video is None
+            counts[f"{modality} rows are empty, onset >= offset (ignored)"] += onset >= offset
+            if video is not None and onset < offset:
+                truth[video][m, math.floor(onset) : math.ceil(offset), c] = 1
+    without, added = _disagreements(rows, truth)
+    counts["weak (video, class) labels have no dense row (kept as weak labels)"] = without
+    counts["(video, class) pairs of the dense truth are not in the weak label (kept as truth)"] = added
+    _tell(report, "LLP", counts)
+    labels = [(split, video, weak) for video, (_, split, weak) in rows.items()]
+    labels += [("truth", video, x) for video, x in truth.items()]
+    report(_version("LLP", folder, LLP_COMMIT, LLP_CONTENT, LLP_CLASSES, labels))
+    return _in_splits(LLP_CLASSES, rows, truth, LLP_SEGMENTS)
 
 
-def _version_of_llp(folder: Path) -> str:
-    """Which annotations these are, in a sentence."""
-    files = (*LLP_WEAK_FILES.values(), *LLP_DENSE_FILES.values())  # whose line ends git may have changed
-    found = {file: hash_of((folder / file).read_bytes().replace(b"\r\n", b"\n")) for file in files}
-    unlike = [file for file in files if found[file] != PUBLISHED[file]]
-    if not unlike:
-        return f"the five annotation files are those of AVVP-ECCV20 at commit {LLP_COMMIT} (2024-04-16)"
-    if unlike == [LLP_DENSE_FILES["audio"]] and found[unlike[0]] == OLDER_AUDIO:
-        return (f"{unlike[0]} is older than commit {LLP_COMMIT} (2024-04-16) of AVVP-ECCV20, which repaired three rows "
-                "of two test videos: scores may differ from those of today's file by 0.17 points, 2 of 1,200")
-    return (f"{', '.join(unlike)} differ{'s' * (len(unlike) == 1)} from AVVP-ECCV20 at commit {LLP_COMMIT}: do not "
-            "compare scores with published ones")
+def _version(dataset: str, path: str | Path, commit: str, known: str, classes: tuple[str, ...],
+             labels: list[tuple[str, str, np.ndarray]]) -> str:
+    """Whether annotations say what those of a commit say, however they are written; labels: (split, video, array)."""
+    said = sorted(f"{split} {video} {x.shape} {hash_of(x.tobytes())}" for split, video, x in labels)
+    if hash_of("\n".join([*classes, *said]).encode()) == known:
+        return f"{dataset}: classes, videos and labels are those of commit {commit[:7]}"
+    return f"{dataset}: {path} differs from commit {commit[:7]}: do not compare scores with published ones"
 
 
-def _read_table(path: Path, columns: tuple[str, ...], published: bool = False) -> list[tuple[int, dict[str, str]]]:
+# ---- Tables of labels, LLP's and your own --------------------------------------------------------
+
+VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
+TIME = re.compile(r"\d+([.,]\d*)?")  # seconds; some spreadsheets write a decimal comma
+TIMES = re.compile(r"_\d+_\d+$")  # of LLP's names; ids may hold underscores themselves
+Rows = dict[str, tuple[str, str, np.ndarray]]  # id -> (name in the table, split, weak label (C,) uint8)
+Truth = dict[str, np.ndarray]  # id -> when its events are audible and visible, (2, T, C) uint8
+
+
+def _read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of a table whose header line has each of `columns` once; empty lines do not count.
 
-    published: tab-separated, without quotation marks, every cell filled. Else as spreadsheets save it: cells separated
-    by comma, semicolon or tab, whichever the header line has most of; with or without byte order mark."""
-    try:
+    As spreadsheets save it: cells separated by comma, semicolon or tab, whichever the header line has most of; with or
+    without byte order mark."""
+    with reading(path, "not a csv file in UTF-8 ({cause})"):
         text = regular(path).read_text(encoding="utf-8-sig")
-        if published and '"' in text:
-            raise ValueError(f"{path}: holds a quotation mark, which the published file does not")
-        delimiter = "\t" if published else max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
+        delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
         reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a csv file in UTF-8 ({error})") from None
     header = [name.lower() for name in rows[0][1]] if rows else []
     if wrong := [name for name in columns if header.count(name) != 1]:
-        known = "tabs" if published else "commas, semicolons or tabs"
-        found = len(header) == 1 and re.search(r"[^\w\s\"]", header[0])
         raise ValueError(f"{path}: the header line must have the column {' and the column '.join(wrong)}, once, "
-                         f"separated by {known}" + (f", not by {found[0]!r}" if found else ""))
+                         "separated by commas, semicolons or tabs")
     for line, cells in rows[1:]:
-        if len(cells) != len(header) or (published and "" in cells):
-            raise ValueError(f"{path}, line {line}: {len([c for c in cells if c])} cells, but the header line has "
-                             f"{len(header)}" + ("" if published else " (several labels are separated by semicolons" + (
-                                 ", in quotation marks where cells are, too)" if delimiter == ";" else ")")))
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, line {line}: {len(cells)} cells, but the header line has {len(header)} (what "
+                             "holds the separator stands in quotation marks)")
     return [(line, dict(zip(header, cells))) for line, cells in rows[1:]]
 
 
-def _youtube_id(filename: str, path: Path, line: int) -> str:
-    """`<id>_<start>_<end>` -> `<id>`; ids may hold underscores themselves."""
-    return _file_name(re.sub(r"_\d+_\d+$", "", filename), path, line)
+def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", others: Container[str] = ()) -> Rows:
+    """The videos of a table, in its order; llp_split: which split of LLP it is, with LLP's columns and separator.
+
+    Of your own, the split is "" where the table does not say. ValueError if a video is there twice, or in `others`."""
+    columns, separator = (("filename", "event_labels"), ",") if llp_split else (("video", "labels"), ";")
+    rows = {}
+    for line, row in _read_table(path, columns):
+        name, labels, split = row[columns[0]], row[columns[1]], llp_split or row.get("split", "").lower()
+        video, weak = _video_id(name, path, line, bool(llp_split)), np.zeros(len(classes), np.uint8)
+        if video in rows or video in others:
+            raise ValueError(f"{path}, line {line}: the video {video} is listed twice")
+        if split not in ("", *LLP_WEAK_FILES):
+            raise ValueError(f"{path}, line {line}: split is {split!r}, not train, val, test or empty")
+        for label in filter(None, map(str.strip, labels.split(separator))):
+            weak[_class_number(label, classes, path, line)] = 1
+        rows[video] = name, split, weak
+    if not rows:
+        raise ValueError(f"{path}: no video in it")
+    return rows
 
 
-def _file_name(video: str, path: Path, line: int) -> str:
-    """The id of a video, which is the name of its files."""
+def _video_id(name: str, path: Path, line: int, llp: bool = False) -> str:
+    """A video's id, the name of its files: LLP writes `<id>_<start>_<end>`; others may write the ending of its file."""
+    stem, ending = os.path.splitext(name)
+    video = TIMES.sub("", name) if llp else stem if ending.lower() in VIDEO_NAMES else name
     if not is_plain_name(video):
         raise ValueError(f"{path}, line {line}: {video!r} cannot be a video's id, as it cannot be a file's name")
     return video
 
 
-def _class_number(name: str, class_index: dict[str, int], path: Path, line: int) -> int:
-    if name not in class_index:
-        parts = [x.strip() for x in re.split("[,/|+]", name)]
-        several = "; several labels are separated by semicolons" if class_index.keys() >= set(parts) else ""
-        raise ValueError(f"{path}, line {line}: unknown class {name!r}; there are {some(list(class_index))}"
-                         + (several or did_you_mean(name, class_index)))
-    return class_index[name]
+def _class_number(name: str, classes: tuple[str, ...], path: Path, line: int) -> int:
+    if name not in classes:
+        raise ValueError(f"{path}, line {line}: unknown class {name!r}; there are {some(classes)}"
+                         + did_you_mean(name, classes))
+    return classes.index(name)
 
 
-def _seconds(text: str, path: Path, line: int) -> int:
-    if not text.isdecimal() or len(text) > 3 or int(text) > LLP_SEGMENTS:
-        raise ValueError(f"{path}, line {line}: {text!r} is not a whole second from 0 to {LLP_SEGMENTS}")
-    return int(text)
+def _time(text: str, path: Path, line: int, longest: int = 999_999) -> float:
+    if not TIME.fullmatch(text) or float(text.replace(",", ".")) > longest:
+        raise ValueError(f"{path}, line {line}: {text!r} is not a time from 0 to {longest} s")
+    return float(text.replace(",", "."))
+
+
+def _disagreements(rows: Rows, truth: Truth) -> tuple[int, int]:
+    """How many (video, class) pairs are in the weak label but in no second, and how many the other way round."""
+    labelled = np.array([rows[video][2] for video in truth], bool)  # (N, C)
+    occurs = np.array([x.any((0, 1)) for x in truth.values()], bool)  # (N, C)
+    return int((labelled & ~occurs).sum()), int((occurs & ~labelled).sum())
+
+
+def _tell(report: Callable[[str], None], dataset: str, counts: dict[str, int]) -> None:
+    for what, count in counts.items():
+        if count:
+            report(f"{dataset}: {count} {what}")
+
+
+def _in_splits(classes: tuple[str, ...], rows: Rows, truth: Truth, T: int) -> LLP:
+    def split(name: str) -> LLPSplit | None:
+        ids = [video for video, (_, place, _) in rows.items() if place == name]
+        dense = np.stack([truth[video] for video in ids], 1) if ids and name != "train" else ()  # (2, N, T, C)
+        return LLPSplit(ids, np.array([rows[video][2] for video in ids]), *dense) if ids else None
+
+    return LLP(classes, *map(split, LLP_WEAK_FILES), segments=T)
+
+
+def some(items: Sequence[str], most: int = 10) -> str:
+    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
 
 # ---- UnAV-100 annotations ------------------------------------------------------------------------
@@ -237,7 +234,7 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
     The class list is read from the file, in the order of `label_id`; `report` is told which version it is. Raises
     FileNotFoundError, or ValueError naming the cause: an annotation that reaches out of its video is one."""
     content = read_json(json_path)
-    try:
+    with reading(json_path, "not in the format of unav100_annotations.json ({cause})"):
         database = content["database"]
         names = {a["label_id"]: a["label"] for v in database.values() for a in v["annotations"]}
         classes = tuple(names[c] for c in range(len(names)))
@@ -259,23 +256,15 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
             splits[video["subset"]].labels.append(label)
         if without := [name for name, split in splits.items() if not split.ids]:
             raise ValueError(f"no video of subset {' and '.join(without)}")
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{json_path}: not in the format of unav100_annotations.json ({error!r})") from None
-    # Compared is what the file says, not how it is written: classes, videos, and labels by the second.
-    said = sorted(f"{name} {video} {x.shape} {hash_of(x.tobytes())}" for name, split in splits.items()
-                  for video, x in zip(split.ids, split.labels))
-    same = hash_of("\n".join([*classes, *said]).encode()) == UNAV_CONTENT
-    report(f"UnAV-100: classes, videos and labels are those of commit {UNAV_COMMIT[:7]}" if same else
-           f"UnAV-100: {json_path} differs from commit {UNAV_COMMIT[:7]}: do not compare scores with published ones")
+    labels = [(name, *pair) for name, split in splits.items() for pair in zip(split.ids, split.labels)]
+    report(_version("UnAV-100", json_path, UNAV_COMMIT, UNAV_CONTENT, classes, labels))
     return UnAV(classes, **splits)
 
 
 # ---- Your own annotations (their columns: docs/own_videos.md) ------------------------------------
 
-VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
 MODALITIES = {"audible": [0], "visible": [1], "both": [0, 1], "audio": [0], "visual": [1]}  # rows of a (2, T, C) truth
 EVENT_COLUMNS = ("video", "modality", "onset", "offset", "label")
-TIME = re.compile(r"\d{1,6}([.,]\d*)?")  # seconds; some spreadsheets write a decimal comma
 
 
 def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
@@ -296,7 +285,7 @@ def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, st
     files.sort(key=lambda f: (f.suffix.lower() not in VIDEO_NAMES, str(f)))  # x.mp4 goes before x.json
     videos, same = {}, {}
     for file in files:
-        name = re.sub(r"_\d+_\d+$", "", file.stem) if llp else file.stem
+        name = TIMES.sub("", file.stem) if llp else file.stem
         if videos.setdefault(name, file) != file:
             same[file] = f"same id: {videos[name].relative_to(folder)} was used"
     return dict(sorted(videos.items())), same
@@ -324,16 +313,15 @@ def classes_of_labels(path: Path) -> list[str]:
         raise ValueError(f"{path}: no label in it yet")
     names = sorted(count)
     print(f"{path}: {len(names)} classes: {some([f'{name} ({count[name]} videos)' for name in names], 40)}")
-    alike = [f"  {x}{similar}" for x in names if (similar := did_you_mean(x, [y for y in names if y != x]))]
-    print("\n".join(alike), end="\n" * bool(alike))
+    for name in names:
+        if similar := did_you_mean(name, [other for other in names if other != name]):
+            print(f"  {name}{similar}")
     return names
 
 
 def check_own(folder: Path, classes: tuple[str, ...]) -> None:
     """Read both tables, whatever the videos; raises as `read_own` does."""
-    rows, events = _read_labels(folder / "labels.csv", classes), folder / "events.csv"
-    if events.exists():
-        _read_events(events, classes, rows.keys(), UNAV_LONGEST)
+    _read_events(folder / "events.csv", classes, _read_labels(folder / "labels.csv", classes), UNAV_LONGEST)
 
 
 def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, int], missing: str = "stop",
@@ -344,78 +332,59 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     of labels.csv must agree in it. missing = "skip" leaves out videos without features. A video with rows in
     events.csv goes to val, one without to train, unless the column `split` says otherwise. What is only odd is counted
     and told to `report` in one line each. Raises FileNotFoundError or ValueError naming file and cause."""
-    path, events_path = Path(folder) / "labels.csv", Path(folder) / "events.csv"
-    rows = _read_labels(path, classes)  # video -> (split, (C,))
-    ids = [video for video in rows if video in lengths]
-    absent = [video for video in rows if video not in lengths]
+    path = Path(folder) / "labels.csv"
+    rows = _read_labels(path, classes)
+    ids, absent = [v for v in rows if v in lengths], [v for v in rows if v not in lengths]
     if absent and (missing == "stop" or not ids):
         raise FileNotFoundError(f"{path}: {len(absent)} of its videos have no features in {folder}: {some(absent)} "
                                 "(failures.csv there may say why; --missing skip leaves them out)")
-    T = _common_length({video: lengths[video] for video in ids}, path)
-    truth, cut = _read_events(events_path, classes, rows.keys(), T) if events_path.exists() else ({}, 0)
+    shortest, longest = min(ids, key=lengths.get), max(ids, key=lengths.get)
+    if (T := lengths[longest]) != lengths[shortest]:
+        raise ValueError(f"{path}: its videos differ in length, {shortest} has {lengths[shortest]} segments and "
+                         f"{longest} {T}; give all of them the same with `features.py extract --segments N`, into "
+                         "another folder")
+    events, cut = _read_events(Path(folder) / "events.csv", classes, rows, T)
 
-    split_of = {video: rows[video][0] or ("val" if video in truth else "train") for video in ids}
-    dated = [video for video in ids if split_of[video] != "train"]
-    for video in dated:
-        if video not in truth and rows[video][1].any():
-            raise ValueError(f"{path}: video {video!r} is of split {split_of[video]}, but events.csv does not say when "
-                             "its events happen")
-        truth.setdefault(video, np.zeros((2, T, len(classes)), np.uint8))
-    occurs = {video: truth[video].any((0, 1)) for video in dated}  # (C,)
-
-    def split(name: str) -> LLPSplit | None:
-        members = [video for video in ids if split_of[video] == name]
-        weak = [rows[video][1] | occurs.get(video, False) for video in members]
-        dense = np.stack([truth[video] for video in members], 1) if members and name != "train" else ()  # (2, N, T, C)
-        return LLPSplit(members, np.array(weak), *dense) if members else None
-
-    own = LLP(classes, *map(split, LLP_WEAK_FILES), segments=T)
+    videos, truth = {}, {}
+    for video in ids:
+        name, split, weak = rows[video]
+        split = split or ("val" if video in events else "train")
+        if split != "train":
+            if video not in events and weak.any():
+                raise ValueError(f"{path}: video {video!r} is of split {split}, but events.csv does not say when its "
+                                 "events happen")
+            truth[video] = events.get(video, np.zeros((2, T, len(classes)), np.uint8))
+        videos[video] = name, split, weak
+    without, added = _disagreements(videos, truth)
+    for video, x in truth.items():
+        name, split, weak = videos[video]
+        videos[video] = name, split, weak | x.any((0, 1))
+    own = _in_splits(classes, videos, truth, T)
     if own.train is None:
         raise ValueError(f"{path}: no video to train on: all of them are annotated, or of split val or test")
 
     never = [name for name, n in zip(classes, own.train.weak.sum(0)) if n == 0]
-    for count, what in (
-            (len(absent), "videos have no features (left out)"),
-            (len(lengths.keys() - rows.keys()), "videos with features are not in labels.csv (left out)"),
-            (sum(video in truth for video in own.train.ids), "training videos are annotated (not used)"),
-            (int((own.train.weak.sum(1) == 0).sum()), "training videos have no label: none of the classes is there"),
-            (cut, "rows of events.csv reach beyond the last segment of their video (cut there)"),
-            (sum(int((rows[v][1] & ~occurs[v]).sum()) for v in dated),
-             "labels of annotated videos have no row in events.csv (kept as labels)"),
-            (sum(int((occurs[v] & (rows[v][1] == 0)).sum()) for v in dated),
-             "times events.csv finds a class that is not among the labels of its video (added)"),
-            (len(never), f"classes are in no training video, the parser will not learn them: {some(never)}")):
-        if count:
-            report(f"own data: {count} {what}")
+    _tell(report, "own data", {
+        "videos have no features (left out)": len(absent),
+        "videos with features are not in labels.csv (left out)": len(lengths) - len(ids),
+        "training videos are annotated (not used)": len(events.keys() & own.train.ids),
+        "training videos have no label: none of the classes is there": int((own.train.weak.sum(1) == 0).sum()),
+        "rows of events.csv reach beyond the last segment of their video (cut there)": cut,
+        "labels of annotated videos have no row in events.csv (kept as labels)": without,
+        "times events.csv finds a class that is not among the labels of its video (added)": added,
+        f"classes are in no training video, the parser will not learn them: {some(never)}": len(never)})
     sizes = ", ".join(f"{len(x.ids)} videos in {name}" for name, x in own.splits.items())
     report(f"own data: {sizes}; {T} segments each, {len(classes)} classes")
     return own
 
 
-def _read_labels(path: Path, classes: tuple[str, ...]) -> dict[str, tuple[str, np.ndarray]]:
-    """video -> (split, "" if the file does not say; weak label (C,) uint8), in the order of the file."""
-    class_index, rows = {name: c for c, name in enumerate(classes)}, {}
-    for line, row in _read_table(path, ("video", "labels")):
-        video, split = _video_id(row["video"], path, line), row.get("split", "").lower()
-        if video in rows:
-            raise ValueError(f"{path}, line {line}: the video {video} is listed twice")
-        if split not in ("", *LLP_WEAK_FILES):
-            raise ValueError(f"{path}, line {line}: split is {split!r}, not train, val, test or empty")
-        weak = np.zeros(len(classes), np.uint8)
-        for name in filter(None, map(str.strip, row["labels"].split(";"))):
-            weak[_class_number(name, class_index, path, line)] = 1
-        rows[video] = split, weak
-    if not rows:
-        raise ValueError(f"{path}: no video in it")
-    return rows
-
-
-def _read_events(path: Path, classes: tuple[str, ...], known: Container[str],
-                 T: int) -> tuple[dict[str, np.ndarray], int]:
-    """video -> dense truth (2, T, C) uint8, audible and visible; and how many rows reach beyond T.
+def _read_events(path: Path, classes: tuple[str, ...], known: Container[str], T: int) -> tuple[Truth, int]:
+    """The truth of the videos in a table of events, which need not exist; and how many rows reach beyond T.
 
     As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset)."""
-    class_index, truth, lines, cut = {name: c for c, name in enumerate(classes)}, {}, {}, 0
+    truth, cut = {}, 0
+    if not path.exists():
+        return truth, cut
     for line, row in _read_table(path, EVENT_COLUMNS):
         if not any(row[key] for key in EVENT_COLUMNS[1:]):  # of a template, not filled in
             continue
@@ -427,40 +396,8 @@ def _read_events(path: Path, classes: tuple[str, ...], known: Container[str],
         onset, offset = (_time(row[key], path, line) for key in ("onset", "offset"))
         if onset >= offset:
             raise ValueError(f"{path}, line {line}: the event ends at {row['offset']} s, not after {row['onset']} s")
-        event = video, modality, onset, offset, row["label"]
-        if event in lines:
-            raise ValueError(f"{path}, line {line}: the same event as in line {lines[event]}")
-        lines[event] = line
-        c = _class_number(row["label"], class_index, path, line)
+        c = _class_number(row["label"], classes, path, line)
         truth.setdefault(video, np.zeros((2, T, len(classes)), np.uint8))
         truth[video][MODALITIES[modality], math.floor(onset) : math.ceil(offset), c] = 1
         cut += math.ceil(offset) > T
     return truth, cut
-
-
-def _video_id(name: str, path: Path, line: int) -> str:
-    """A video's id is the name of its file without the ending, which may stand there or not."""
-    video = name[: -len(ending)] if (ending := Path(name).suffix).lower() in VIDEO_NAMES else name
-    if not video:
-        raise ValueError(f"{path}, line {line}: no video is named")
-    return _file_name(video, path, line)
-
-
-def _time(text: str, path: Path, line: int) -> float:
-    if not TIME.fullmatch(text):
-        raise ValueError(f"{path}, line {line}: {text!r} is not a time in seconds")
-    return float(text.replace(",", "."))
-
-
-def _common_length(lengths: dict[str, int], path: Path) -> int:
-    """T, if all videos agree in it."""
-    shortest, longest = min(lengths, key=lengths.get), max(lengths, key=lengths.get)
-    if lengths[shortest] != lengths[longest]:
-        raise ValueError(f"{path}: its videos differ in length, {shortest} has {lengths[shortest]} segments and "
-                         f"{longest} {lengths[longest]}; give all of them the same with `features.py extract "
-                         "--segments N`, into another folder")
-    return lengths[longest]
-
-
-def some(items: list[str], most: int = 10) -> str:
-    return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command import progress
-from common.files import write_array, write_rows
+from common.files import write_array
 from data.annotations import LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit
 from data.layout import TEXTED, begin_pack, finish_pack, make_plan, read_index, write_annotations
 
@@ -351,7 +351,6 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
         write_array(part / dataset / f"text_{feature}.npy", world.geometry[dataset, feature].text)
         path = part / dataset / split / f"{feature}.npy"
         if not path.exists():
-            annotations = getattr(getattr(world, dataset), split)
-            shape = (len(annotations.ids), LLP_SEGMENTS) if dataset == "llp" else (sum(map(len, annotations.labels)),)
-            write_rows(path, (*shape, SIZES[feature]), world.embeddings(dataset, split, feature))
+            x = np.concatenate(list(world.embeddings(dataset, split, feature)))  # (segments, D)
+            write_array(path, x.reshape(-1, LLP_SEGMENTS, SIZES[feature]) if dataset == "llp" else x)
     return finish_pack(out, plan)

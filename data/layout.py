@@ -15,7 +15,6 @@ only what you annotated. N videos in a split, T segments, C classes, D size of a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -25,8 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import (CONTROL, file_hash, json_text, read_json, read_sealed, temporary_of, write_array, write_json,
-                          write_sealed)
+from common.files import file_hash, hash_of, json_text, read_json, read_sealed, write_array, write_json, write_sealed
 from data.annotations import LLP, UNAV_SPLITS, UnAV, some
 
 @dataclass(frozen=True)
@@ -64,9 +62,8 @@ ENCODERS = {  # by the names of packed arrays
     "r2plus1d_18": Encoder(512, "feats/r2plus1d_18"),
 }
 TEXTED = {name: encoder for name, encoder in ENCODERS.items() if encoder.texts}
-# The same by data set: folder inside the source, vectors per second of LLP, size
+# The same for LLP: folder inside the source, vectors per second, size
 LLP_FEATURES = {name: (f"LLP/{e.folder}", e.per_second, e.size) for name, e in ENCODERS.items()}
-UNAV_FEATURES = {name: (f"UnAV/{e.folder}", e.size) for name, e in TEXTED.items()}
 SEGMENT_FILES = {name: Path(e.folder) for name, e in TEXTED.items()}
 TEXT_FILES = {name: (e.texts, e.size) for name, e in TEXTED.items()}
 FORMAT = 2  # of the packed folder; raised when its layout changes
@@ -106,18 +103,15 @@ def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: lis
     """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
     labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]
     labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels] if unav else []
-    fingerprint = hashlib.sha256()
-    for x in labels:
-        fingerprint.update(f"{x.shape}".encode() + x.tobytes())
     plan = {
         "format": FORMAT,
         "source": source,
-        "labels": fingerprint.hexdigest(),
+        "labels": hash_of(b"".join(f"{x.shape}".encode() + x.tobytes() for x in labels)),
         "llp": {"classes": list(llp.classes), "features": llp_features,
                 "videos": {s: split.ids for s, split in llp.splits.items()}},
     }
     if unav:
-        plan["unav"] = {"classes": list(unav.classes), "features": list(UNAV_FEATURES),
+        plan["unav"] = {"classes": list(unav.classes), "features": list(TEXTED),
                         "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}}
     return plan
 
@@ -132,8 +126,7 @@ def write_annotations(out: Path, llp: LLP, unav: UnAV | None) -> None:
     for split in UNAV_SPLITS if unav else ():
         labels = getattr(unav, split).labels
         write_array(out / "unav" / split / "length.npy", np.array([len(x) for x in labels], np.int64))
-        empty = np.zeros((0, len(unav.classes)), np.uint8)
-        write_array(out / "unav" / split / "label.npy", np.concatenate([empty, *labels]))
+        write_array(out / "unav" / split / "label.npy", np.concatenate(labels))
 
 
 def read_index(folder: str | Path) -> dict:
@@ -148,12 +141,6 @@ def read_index(folder: str | Path) -> dict:
     return index
 
 
-def is_list_of_names(names: object) -> bool:
-    """At least one, and none twice."""
-    return (isinstance(names, list) and len(names) > 0 and len(set(map(str, names))) == len(names)
-            and all(isinstance(x, str) and x and not CONTROL.search(x) for x in names))
-
-
 PART = ".packing"  # inside a packed folder: what is not complete yet
 
 
@@ -164,12 +151,10 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
     part, finished = out / PART, (out / "index.json").exists()
     index = read_index(out) if finished else {"files": {}}
     ours = {*index["files"], "index.json"}
-    for manifest in ("index.json", "replaced.json"):  # of a swap that was interrupted
-        if (part / manifest).exists():
-            ours |= read_sealed(part / manifest, "python features.py pack")["files"].keys()
-    ours |= {f"{PART}/{name}" for name in (*ours, *_names(plan), "plan.json", "replaced.json")}
-    ours |= {str(temporary_of(Path(name))) for name in ours}
+    if (part / "index.json").exists():  # of a swap that was interrupted
+        ours |= read_sealed(part / "index.json", "python features.py pack")["files"].keys()
     found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_symlink() or not file.is_dir()}
+    ours |= {name for name in found if name.startswith(f"{PART}/") and name.endswith((".npy", ".json"))}
     if foreign := sorted(found - ours):
         raise ValueError(f"{out}: holds files that no pack wrote ({some(foreign, 3)}); choose another folder")
     if finished and {k: index.get(k) for k in plan} == plan:
@@ -191,12 +176,9 @@ def finish_pack(out: Path, plan: dict) -> dict:
     if not (part / "index.json").exists():
         files = sorted(str(file.relative_to(part)) for file in part.rglob("*.npy"))
         write_sealed(part / "index.json", plan | dict(files={name: file_hash(part / name) for name in files}))
-    if (out / "index.json").exists():
-        os.replace(out / "index.json", part / "replaced.json")
-    if (part / "replaced.json").exists():
-        for name in read_sealed(part / "replaced.json", "python features.py pack")["files"]:
+    if (out / "index.json").exists():  # of the pack that is replaced; it goes last, so that what is left stays known
+        for name in (*read_index(out)["files"], "index.json"):
             (out / name).unlink(missing_ok=True)
-        (part / "replaced.json").unlink()
     for name in read_sealed(part / "index.json", "python features.py pack")["files"]:
         if (part / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -204,12 +186,3 @@ def finish_pack(out: Path, plan: dict) -> dict:
     os.replace(part / "index.json", out / "index.json")
     shutil.rmtree(part)
     return read_index(out)
-
-
-def _names(plan: dict) -> set[str]:
-    """The arrays that a pack of `plan` consists of."""
-    names = {f"{d}/text_{name}.npy" for d in ("llp", "unav") for name in TEXT_FILES}
-    for dataset, more in (("llp", ("weak", "audio", "visual")), ("unav", ("length", "label"))):
-        part = plan.get(dataset, {"videos": {}, "features": []})
-        names |= {f"{dataset}/{s}/{name}.npy" for s in part["videos"] for name in (*part["features"], *more)}
-    return names

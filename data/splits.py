@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.files import hash_of, made_by, regular
-from data.layout import FEATURE_SETS, TEXT_FILES, UNAV_FEATURES, read_index
+from data.layout import FEATURE_SETS, TEXTED, read_index
 from uwav import SourceSplit, TargetSplit
 
 
@@ -58,14 +58,14 @@ def load_truth(folder: str | Path, split: str, device: str | torch.device = "cpu
 
 def load_source(folder: str | Path, split: str, device: str | torch.device) -> SourceSplit:
     """Read one split of `unav/` from a packed folder."""
-    names = (*UNAV_FEATURES, "label")
+    names = (*TEXTED, "label")
     return SourceSplit(*(_tensor(folder, f"unav/{split}/{name}.npy", device) for name in names),
                        load(folder, f"unav/{split}/length.npy"))
 
 
 def load_text(folder: str | Path, dataset: str, device: str | torch.device) -> tuple[Tensor, Tensor]:
     """Class text embeddings (C, 512) for audio and (C, 768) for visual; dataset: llp | unav."""
-    return tuple(_tensor(folder, f"{dataset}/text_{name}.npy", device) for name in TEXT_FILES)
+    return tuple(_tensor(folder, f"{dataset}/text_{name}.npy", device) for name in TEXTED)
 
 
 def _tensor(folder: str | Path, name: str, device: str | torch.device) -> Tensor:

@@ -49,7 +49,8 @@ def write_source(folder: Path, videos: int = 1) -> Path:
         for video in ids:
             np.save(folder / place / f"{video}.npy", rng.standard_normal((10 * vectors, size), np.float32))
     write_unav(folder / "UnAV/unav100_annotations.json")
-    for place, size in layout.UNAV_FEATURES.values():
+    for encoder in layout.TEXTED.values():
+        place, size = f"UnAV/{encoder.folder}", encoder.size
         (folder / place).mkdir(parents=True)
         for video, length in (("u1", 9), ("u2", 12), ("u3", 30)):
             np.save(folder / place / f"{video}.npy", rng.standard_normal((length, size), np.float32))

@@ -38,9 +38,9 @@ def content_of(x: object) -> object:
     return repr(x)
 
 
-def rows_of(path: Path, separators: str) -> list[dict[str, str]]:
+def rows_of(path: Path) -> list[dict[str, str]]:
     text = path.read_text(encoding="utf-8-sig").lstrip("\n")
-    separator = max(separators, key=text.split("\n")[0].count)
+    separator = max(",;\t", key=text.split("\n")[0].count)
     lines = [cells for cells in csv.reader(io.StringIO(text), delimiter=separator) if any(map(str.strip, cells))]
     return [dict(zip([name.strip().lower() for name in lines[0]], map(str.strip, cells))) for cells in lines[1:]]
 
@@ -49,18 +49,19 @@ def slow_llp(folder: Path) -> annotations.LLP:
     """Every video, class and second of the five files, one after the other."""
     number, found = {name: c for c, name in enumerate(annotations.LLP_CLASSES)}, {}
     for split, file in annotations.LLP_WEAK_FILES.items():
-        rows = rows_of(folder / file, "\t")
+        rows = rows_of(folder / file)
         ids, weak = [re.sub(r"_[0-9]+_[0-9]+$", "", row["filename"]) for row in rows], np.zeros((len(rows), 25), np.uint8)
         for n, row in enumerate(rows):
-            for name in row["event_labels"].split(","):
+            for name in filter(None, map(str.strip, row["event_labels"].split(","))):
                 weak[n, number[name]] = 1
         dense = {}
         for modality, table in annotations.LLP_DENSE_FILES.items() if split != "train" else ():
             dense[modality] = np.zeros((len(rows), 10, 25), np.uint8)
-            for row in rows_of(folder / table, "\t"):
+            for row in rows_of(folder / table):
+                start, end = (float(row[k].replace(",", ".")) for k in ("onset", "offset"))
                 for n, video in enumerate(rows):
-                    for t in range(int(row["onset"]), int(row["offset"])) if video["filename"] == row["filename"] else ():
-                        dense[modality][n, t, number[row["event_labels"]]] = 1
+                    for t in range(10) if video["filename"] == row["filename"] and start < end else ():
+                        dense[modality][n, t, number[row["event_labels"]]] |= t + 1 > start and t < end
         found[split] = annotations.LLPSplit(ids, weak, **dense)
     return annotations.LLP(annotations.LLP_CLASSES, *found.values())
 
@@ -84,8 +85,8 @@ def slow_own(folder: Path, classes: tuple[str, ...], lengths: dict[str, int]) ->
     def name_of(cell: str) -> str:
         return Path(cell).stem if Path(cell).suffix.lower() in annotations.VIDEO_NAMES else cell
 
-    events = [row | dict(video=name_of(row["video"])) for row in rows_of(folder / "events.csv", ",;\t")]
-    rows = {name_of(row["video"]): row for row in rows_of(folder / "labels.csv", ",;\t")}
+    events = [row | dict(video=name_of(row["video"])) for row in rows_of(folder / "events.csv")]
+    rows = {name_of(row["video"]): row for row in rows_of(folder / "labels.csv")}
     dated, T = {row["video"] for row in events}, next(iter(lengths.values()))
     splits = {}
     for split in annotations.LLP_WEAK_FILES:

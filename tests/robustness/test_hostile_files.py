@@ -198,8 +198,7 @@ def test_pack_does_not_continue_in_files_behind_a_link(tmp_path, outside):
 
 
 def test_a_download_does_not_go_through_a_link(tmp_path, outside):
-    for name in ("a.bin.part", "a.bin.part.tag"):
-        (tmp_path / name).symlink_to(outside)
+    (tmp_path / "a.bin.part").symlink_to(outside)
     with pytest.raises(ValueError, match="cannot be downloaded"):
         fetch.download("http://127.0.0.1:9/a.bin", tmp_path / "a.bin", pause=0)
     assert not (tmp_path / "a.bin.part").is_symlink()
