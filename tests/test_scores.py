@@ -170,31 +170,71 @@ def random_parser(C: int = 4) -> tuple[uwav.HAN, uwav.TargetSplit]:
     return model, uwav.TargetSplit(torch.randn(70, 5, 6), torch.randn(70, 5, 8), None, (truth[0] | truth[1]).amax(1).float(), *truth)
 
 
-def slow_predictions(model: uwav.HAN, data: uwav.TargetSplit, n: int) -> np.ndarray:
-    """Of video n, number by number: what is audible and visible, (2, T, C)."""
+def slow_gates(model: uwav.HAN, data: uwav.TargetSplit, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of video n, number by number: segment probabilities (2, T, C), and for each gate the probability (3, 2, C)."""
     with torch.no_grad():
         out = model(data.audio[n : n + 1], data.visual_2d[n : n + 1])
         feat = torch.cat([out.audio_feat, out.visual_feat]).numpy()  # (2, T, h)
         time, modal, logit = (linear.weight.numpy() @ feat.swapaxes(1, 2) + linear.bias.numpy()[:, None]
                               for linear in (model.time_pool, model.modal_pool, model.classifier))  # (2, C, T) each
     p, (_, C, T) = 1 / (1 + np.exp(-logit)), time.shape
-    gate = np.zeros(C)
+    gates = np.zeros((3, 2, C))
     for m in range(2):
         for c in range(C):
             for t in range(T):
                 over_time = np.exp(time[m, c, t]) / sum(np.exp(time[m, c, u]) for u in range(T))
                 over_modalities = np.exp(modal[m, c, t]) / sum(np.exp(modal[k, c, t]) for k in range(2))
-                gate[c] += over_time * over_modalities * p[m, c, t]
-    return (p.swapaxes(1, 2) > 0.5) & (gate > 0.5)
+                gates[0, :, c] += over_time * over_modalities * p[m, c, t]
+                gates[1, m, c] += over_time * p[m, c, t]
+    gates[2] = 1
+    return p.swapaxes(1, 2), gates
 
 
-def test_scores_through_the_gate_are_those_of_a_slow_version():
+def test_each_gate_scores_what_a_slow_version_predicts_through_it():
     model, data = random_parser()
-    predicted = np.stack([slow_predictions(model, data, n) for n in range(70)], 1)  # (2, N, T, C)
-    truth = data.audio_truth.numpy() > 0, data.visual_truth.numpy() > 0
-    assert uwav.han_scores(model, data) == pytest.approx(plain_scores(*predicted, *truth), abs=1e-6)
-    _, audio, visual = uwav.han_probabilities(model, data)
-    assert not np.array_equal(predicted, np.stack([audio > 0.5, visual > 0.5])), "else this shows nothing"
+    with torch.no_grad():
+        scores = stages.gate_scores(model, data, *uwav.han_probabilities(model, data))
+    predicted = np.zeros((3, 2, *data.audio_truth.shape), bool)  # (gates, modalities, N, T, C)
+    for n in range(70):
+        p, gates = slow_gates(model, data, n)
+        predicted[:, :, n] = (p > 0.5) & (gates[:, :, None] > 0.5)
+    for name, (audio, visual) in zip(stages.GATES, predicted):
+        assert scores[name] == pytest.approx(plain_scores(audio, visual, data.audio_truth.numpy() > 0, data.visual_truth.numpy() > 0), abs=1e-6)
+    assert len({s["seg_type"] for s in scores.values()}) == 3, "else this shows nothing"
+    assert scores["joint"] == uwav.han_scores(model, data)
+
+
+def test_a_modality_s_own_probability_forgets_the_other_by_hand():
+    """Two seconds, one class; even attention: audio 0.9 and 0.3, visual 0.1 and 0.1; joint (0.6 + 0.1)/2 = 0.35."""
+    model, _ = random_parser(C=1)
+    for linear in (model.time_pool, model.modal_pool):
+        torch.nn.init.zeros_(linear.weight)
+        torch.nn.init.zeros_(linear.bias)
+    audio, visual, feat = torch.tensor([[[0.9], [0.3]]]).logit(), torch.tensor([[[0.1], [0.1]]]).logit(), torch.zeros(1, 2, 8)
+    with torch.no_grad():
+        joint = model.pool(feat, feat, audio, visual)
+        own = model.modality_prob(uwav.HANOutput(joint, audio, visual, feat, feat))
+    assert float(joint) == pytest.approx(0.35) and own.flatten().tolist() == pytest.approx([0.6, 0.1])
+
+
+def test_another_gate_is_told_beside_the_published_one_and_changes_no_file(finished, tmp_path, capsys):
+    shutil.copytree(finished / "seed0/clip_clap/full", tmp_path / "full")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "full").iterdir()}
+
+    def told(gate: str) -> list[str]:
+        cli.main(["evaluate", str(finished / "data"), str(tmp_path / "full/han.pt"), "--gate", gate])
+        return capsys.readouterr().out.splitlines()[2:]  # after the published scores and the heads of the columns
+
+    joint, modality, gained, none, _ = every = told("all")
+    assert [line[:34].strip() for line in every] == ["joint (published)", "modality (as JoMoLD)", "over joint", "none", "over joint"]
+    assert told("joint") == [joint] and told("modality") == [modality, gained] and told("none")[0] == none
+    numbers = [[float(x) for x in re.findall(r"[-+]?\d+\.\d", line[34:])] for line in (joint, modality, gained)]
+    assert numbers[2] == pytest.approx([m - j for j, m, _ in zip(*numbers)], abs=0.11) and len(numbers[2]) == 10
+    saved = files.read_sealed(tmp_path / "full/scores_test.json", "")
+    assert numbers[0] == [round(saved[name], 1) for name in uwav.SCORES]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "full").iterdir()} == before
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(finished / "data"), str(tmp_path / "full/han.pt"), "--gate", "jiont"])
 
 
 def test_every_test_that_the_page_names_is_here():

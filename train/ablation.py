@@ -27,8 +27,8 @@ from common.command import follow_the_parent, progress
 from common.files import atomic, read_sealed, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
-from train.stages import (Context, alone, evaluate, label, need_source, pretrain, read_predictions, train,
-                          trivial_scores)
+from train.stages import (SHORT, Context, alone, evaluate, label, need_source, pretrain, read_predictions, table_row,
+                          train, trivial_scores)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -171,7 +171,7 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
                 "OURS IS ANOTHER DATASET: its features are invented. Do not compare the numbers.")
     seeds = len(next(iter(label_scores.values())))
     spread = f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    segment_level, heads = SCORES[:5], [s.replace("event_", "ev_") for s in SCORES]
+    segment_level = SCORES[:5]
     lines = [f"Label quality: segment-level F-scores of the hard labels on the test split ({spread})",
              table_row("", [s[4:] for s in segment_level])]
     for name, title in (("segment", "per segment, no teacher"), ("teacher", "teacher")):
@@ -180,7 +180,7 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
     nothing, everything = trivial  # a parser does not know the weak labels of the test split, so may not name them
     lines.append(table_row(everything, [f"{trivial[everything][c]:.1f}" for c in segment_level]))
     for feature_set, rows in scores.items():
-        header = heads + (["  | paper: seg_type"] if paper_column(feature_set, source) else [])
+        header = SHORT + (["  | paper: seg_type"] if paper_column(feature_set, source) else [])
         lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
         for name, values in rows.items():
             row = (ROWS | SWEEP)[name]
@@ -189,10 +189,6 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
         lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
         lines.append(table_row(nothing, [f"{trivial[nothing][c]:.1f}" for c in SCORES]))
     return "\n".join([*lines, "", note, ""])
-
-
-def table_row(title: str, cells: list[str]) -> str:
-    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
 def difference_table(features: str, differences: list[dict], seeds: int) -> str:

@@ -10,7 +10,7 @@ from common.devices import choose_device
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
 from train.presets import ABLATION, PRESETS
-from train.stages import THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by, train
+from train.stages import GATES, THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by, train
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("val", "test"), default="test")
     sub.add_argument("--out", type=Path,
                      help="folder for scores_SPLIT.json and predictions_SPLIT.npz; None: that of the checkpoint")
+    sub.add_argument("--gate", choices=(*GATES, "all"), help="also print what another gate, or all of them, would make "
+                     "of the same predictions (docs/scoring.md); the scores that are saved are the published gate's")
     sub = command("ablate", "every stage, every row of the ablation, every seed; prints the tables", trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
@@ -89,7 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
         elif options.command == "train":
             train(context, options.out, options.labels, options.setting, options.features)
         elif options.command == "evaluate":
-            evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent)
+            evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent, options.gate)
         else:
             ablate(context, options.out, options.seeds, options.features, options.sweep)
 

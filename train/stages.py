@@ -282,8 +282,10 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
         print(f"{path}: no annotated video to choose an epoch by, the last one is kept", flush=True)
 
 
-def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[str, float]:
-    """The ten scores of a HAN -> out/scores_SPLIT.json, its probabilities -> out/predictions_SPLIT.npz."""
+def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: str | None = None) -> dict[str, float]:
+    """The ten scores of a HAN -> out/scores_SPLIT.json, its probabilities -> out/predictions_SPLIT.npz.
+
+    gate: of which gate a table tells besides, a key of GATES or "all"; the files hold what the published one gives."""
     index = read_index(context.data)
     if split not in index["llp"]["videos"]:
         raise ValueError(f"{context.data}: has no annotated split {split} to score, only "
@@ -306,6 +308,8 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
                      **{k: p.cpu().numpy() for k, p in named})
         write_sealed(scores_path, dict(scores, made_from=made_from))
     print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
+    if gate:
+        print(gate_table(gate_scores(model, data, *probabilities), gate), flush=True)
     if not any(x.any() for x in predicted):
         print(f"WARNING: {checkpoint} predicts no event at all; these are the scores of silence", flush=True)
     if "unav" not in index:
@@ -314,6 +318,42 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path) -> dict[
         if why := (load_file(checkpoint).get("settings") or {}).get("dry_run"):
             print(f"A DRY RUN ({why}): these numbers mean nothing", flush=True)
     return scores
+
+
+# A class may occur only in a video whose probability is above uwav.GATE: that of both modalities together, each
+# modality's own, or whatever it is.
+GATES = {"joint": "joint (published)", "modality": "modality (as JoMoLD)", "none": "none"}
+
+
+@torch.no_grad()
+def gate_scores(model: uwav.HAN, data: TargetSplit, video: Tensor, audio: Tensor,
+                visual: Tensor) -> dict[str, dict[str, float]]:
+    """The ten scores by each of GATES, of the same segment probabilities: video (N, C), audio, visual (N, T, C)."""
+    batches = [slice(i, i + uwav.EVAL_BATCH) for i in range(0, len(data.weak), uwav.EVAL_BATCH)]
+    own = torch.cat([model.modality_prob(model(*data.inputs(videos))) for videos in batches])  # (N, 2, C)
+    scores = {}
+    for name, gates in zip(GATES, ((video, video), own.unbind(1), [torch.ones_like(video)] * 2)):  # of audio, of visual
+        predicted = [uwav.gated_predictions(gate, audio, visual)[m] for m, gate in enumerate(gates)]  # (N, T, C) each
+        scores[name] = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)
+    return scores
+
+
+def gate_table(scores: dict[str, dict[str, float]], gate: str) -> str:
+    """`gate`, or all of them: its scores, and in points what it brings over the published one."""
+    lines = [table_row("gate", SHORT)]
+    for name in GATES if gate == "all" else (gate,):
+        lines.append(table_row(GATES[name], [f"{x:.1f}" for x in scores[name].values()]))
+        if name != "joint":
+            gained = [x - published for x, published in zip(scores[name].values(), scores["joint"].values())]
+            lines.append(table_row("  over joint", [f"{x:+.1f}" for x in gained]))
+    return "\n".join(lines)
+
+
+SHORT = [name.replace("event_", "ev_") for name in uwav.SCORES]  # heads of columns
+
+
+def table_row(title: str, cells: list[str]) -> str:
+    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
 def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, dict[str, float]]:
