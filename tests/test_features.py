@@ -37,7 +37,7 @@ def test_llp_by_hand(tmp_path):
     assert llp.val.audio[0, :, cat].tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 0, 0] and llp.val.audio.sum() == 3
     assert llp.val.visual[0, :, cat].tolist() == [1] + [0] * 9
     assert llp.test.audio[0, :, 0].all() and not llp.test.visual.any()
-    assert reported == [f"LLP: {tmp_path} differs from commit fde5611: do not compare scores with published ones"]
+    assert len(reported) == 1 and "differ from AVVP-ECCV20 at commit fde5611: do not compare scores" in reported[0]
 
 
 def test_warts_of_llp_are_counted_and_reported_once_each(tmp_path):
@@ -54,7 +54,7 @@ def test_real_llp_has_the_known_sizes_and_warts(shared):
     llp = annotations.read_llp(shared / "data/llp", reported.append)
     assert [len(s.ids) for s in (llp.train, llp.val, llp.test)] == [10_000, 649, 1_200]
     assert [[int(n) for n in re.findall(r"\d+", line)][0] for line in reported[:-1]] == [14, 6, 11, 38, 65]
-    assert reported[-1] == "LLP: classes, videos and labels are those of commit fde5611"
+    assert reported[-1] == "LLP: the five annotation files are those of AVVP-ECCV20 at commit fde5611 (2024-04-16)"
     assert np.concatenate([llp.val.audio, llp.test.audio]).mean() == pytest.approx(0.049, abs=5e-4)
     assert np.concatenate([llp.val.visual, llp.test.visual]).mean() == pytest.approx(0.039, abs=5e-4)
 
@@ -65,10 +65,11 @@ REPAIRED = {"JfZEqeLZqWk_30_40\t0\t4\tSpeech": "Baby_cry_infant_cry\t0\t4\tSpeec
 
 
 @pytest.mark.parametrize("change, said", [
-    (lambda text: text, "labels are those of commit fde5611"),
-    (lambda text: text.replace("\n", "\r\n"), "labels are those of commit fde5611"),  # git on Windows
-    (lambda text: functools.reduce(lambda t, row: t.replace(row, REPAIRED[row]), REPAIRED, text), "differs from commit fde5611: do not"),
-    (lambda text: text.replace("\t0\t2\t", "\t0\t3\t", 1), "differs from commit fde5611: do not"),
+    (lambda text: text, "the five annotation files are those of AVVP-ECCV20 at commit fde5611"),
+    (lambda text: text.replace("\n", "\r\n"), "the five annotation files are those of"),  # git on Windows
+    (lambda text: functools.reduce(lambda t, row: t.replace(row, REPAIRED[row]), REPAIRED, text),
+     "AVVP_eval_audio.csv is older than commit fde5611 (2024-04-16) of AVVP-ECCV20, which repaired three rows"),
+    (lambda text: text.replace("\t0\t2\t", "\t0\t3\t", 1), "AVVP_eval_audio.csv differs from AVVP-ECCV20 at commit fde5611: do not"),
 ])
 def test_an_outdated_or_unknown_annotation_file_is_said_in_one_sentence_and_read(shared, tmp_path, change, said):
     for path in (shared / "data/llp").iterdir():
@@ -77,7 +78,7 @@ def test_an_outdated_or_unknown_annotation_file_is_said_in_one_sentence_and_read
     audio.write_bytes(change(audio.read_text()).encode())
     reported = []
     assert len(annotations.read_llp(tmp_path, reported.append).test.ids) == 1_200
-    assert said in reported[-1] and sum("commit" in line for line in reported) == 1
+    assert said in reported[-1] and sum("AVVP" in line for line in reported) == 1
 
 
 def test_annotations_of_unav_are_compared_by_what_they_say_not_by_their_bytes(shared, tmp_path):
@@ -129,6 +130,7 @@ def test_the_rows_without_learning_are_those_of_the_checklist(shared):
     ("AVVP_eval_audio", "val00000001_0_10\t-1\t5\tCat\n", r"line 2: '-1' is not a time from 0 to 10 s"),
     ("AVVP_eval_audio", "val00000001_0_10\t0\t11\tCat\n", r"line 2: '11' is not a time from 0 to 10 s"),
     ("AVVP_eval_audio", "val00000001_0_10\t0\n", r"line 2: 2 cells, but the header line has 4"),
+    ("AVVP_eval_audio", "val00000001_0_10\t5\t2\tCat\n", "1 of 1 events end before they begin; are onset and offset exchanged"),
     ("AVVP_val_pd", WEAK["AVVP_train.csv"], r"line 2: the video a-_b_c_d_e1 is listed twice"),
 ])
 def test_bad_llp_row_is_refused_with_file_and_line(tmp_path, file, rows, message):
