@@ -373,7 +373,8 @@ def mix(x: Tensor, lam: float | Tensor, perm: Tensor) -> Tensor:
 def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | Tensor, perm: Tensor) -> Tensor:
     """L_mix of one modality: segments mixed across the batch, judged by equally mixed labels.
 
-    feat (B, T, h), label (B, T, C), lam in [0, 1], perm a permutation of the B * T segments."""
+    feat (B, T, h), released code: the HAN's, not the teacher's as the paper's notation has it; label (B, T, C); lam in
+    [0, 1], perm a permutation of the B * T segments."""
     feat, label = feat.flatten(0, 1), label.flatten(0, 1)  # (B T, h), (B T, C)
     mixed_feat, mixed_label = mix(feat, lam, perm), mix(label, lam, perm)  # (B T, h), (B T, C)
     return F.binary_cross_entropy_with_logits(classifier(mixed_feat).float(), mixed_label)
