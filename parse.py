@@ -1,16 +1,16 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy", "onnxruntime", "av", "pillow", "matplotlib", "tokenizers"]
+# dependencies = ["numpy", "onnxruntime", "av", "pillow", "tokenizers"]
 # ///
 """Parse a video with an exported bundle: which events are audible, visible or both in every second. No PyTorch.
 
     python parse.py VIDEO --bundle OUT                   # a video; the bundle has the encoders
     python parse.py FEATURES.npz --bundle OUT            # features: audio (T, Da), visual_2d (T, D2), visual_3d (T, D3)
     python parse.py OUT/sample.npz --bundle OUT          # to try it: a video that the bundle brings
-    python parse.py ... --json events.json --csv events.csv --plot timeline.png
+    python parse.py ... --json events.json --csv events.csv
     python parse.py VIDEO --bundle OUT --classes "kettle,dog,rain"      # your own, by the teacher; needs tokenizers
 
-Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot. OUT was made by export_onnx.py.
+Needs numpy and onnxruntime; av and pillow for videos. OUT was made by export_onnx.py.
 `uv run parse.py ...` brings all of them by itself, in an environment of its own.
 """
 
@@ -94,9 +94,6 @@ class Bundle:
             raise ValueError(f"{self.path(name)}: cannot be run ({_first_line(error)})") from None
         return dict(zip((o.name for o in session.get_outputs()), outputs))
 
-    def run_parser(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self.run("parser", inputs)
-
     def session(self, name: str):
         """Of a graph, opened once."""
         name = self.chosen(name)
@@ -121,13 +118,11 @@ class Bundle:
             raise ValueError(f"{path}: keeps weights in other files, which are not read")
         if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
             raise ValueError(f"{path}: not the file that bundle.json describes (its checksum differs)")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # a GPU that is not there is no news
+        onnxruntime.set_default_logger_severity(4)  # a GPU that is not there is no news
         gpu = self.wanted != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         wanted = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
         try:
-            with _quiet():
-                session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+            session = onnxruntime.InferenceSession(str(path), providers=wanted)
         except Exception as error:  # onnxruntime's own kinds have no common parent
             raise ValueError(f"{path}: onnxruntime cannot read it ({_first_line(error)})") from None
         self.providers[name] = session.get_providers()[0].removesuffix("ExecutionProvider")
@@ -145,20 +140,6 @@ def _file(path: Path) -> Path:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """onnxruntime's libraries complain about a missing GPU past Python, on file descriptor 2."""
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 # ---- Features: from a file, or of a video by the bundle's encoders -------------------------------
@@ -293,13 +274,9 @@ class Parse:
     @property
     def lacks(self) -> dict[str, str]:
         """The modalities that the video does not have -> why; what is not there has no events, nor has "both"."""
-        probs = {"audible": ("no sound", self.audio_prob), "visible": ("no picture", self.visual_prob)}
-        gone = {m: reason for m, (reason, p) in probs.items() if p is None}
+        there = ("audible", "no sound", self.audio_prob), ("visible", "no picture", self.visual_prob)
+        gone = {modality: reason for modality, reason, prob in there if prob is None}
         return gone | {"both": reason for reason in gone.values()}
-
-    def shown(self) -> list[int]:
-        """The classes that have an event."""
-        return np.flatnonzero((self.audio_event | self.visual_event).any(0)).tolist()
 
     def events(self) -> list[dict]:
         """Every run of positive segments: class, modality, onset and offset in s, mean probability."""
@@ -321,7 +298,9 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle, classes: list[str] | 
     where a file begins. Probabilities are averaged, a segment weighing the more the farther it lies from the ends of a
     window; an event needs one window that admits it (docs/deploy.md). The parser is given zeros for inputs that are not
     there, and what it says of their modality is left out. classes: others than the bundle's, by the teacher."""
-    run, graph = (teacher_of(classes, bundle), "teacher") if classes else (bundle.run_parser, "parser")
+    graph, run = "parser", lambda inputs: bundle.run("parser", inputs)
+    if classes:
+        graph, run = "teacher", teacher_of(classes, bundle)
     classes = classes or bundle.classes
     T, C = len(next(iter(features.values()))), len(classes)
     absent = [m for m, names in bundle.inputs.items() if not features.keys() & set(names)]
@@ -356,7 +335,7 @@ def timeline(result: Parse, width: int = 100) -> str:
     """A line per event class and modality; a character is a second, or several in a long video (# if any has it)."""
     T = len(result.av_event)
     per = -(-T // width)  # seconds a character
-    shown = result.shown()
+    shown = np.flatnonzero((result.audio_event | result.visual_event).any(0)).tolist()  # classes that have an event
     if not shown:
         return f"no event in {T} s" + "".join(f" ({why})" for why in set(result.lacks.values()))
     indent = max(len(result.classes[c]) for c in shown) + 11
@@ -369,34 +348,6 @@ def timeline(result: Parse, width: int = 100) -> str:
             marks = f"({result.lacks[modality]})" if modality in result.lacks else marks
             lines.append(f"{result.classes[c] if modality == 'audible' else '':{indent - 10}s}{modality:9s} {marks}")
     return "\n".join(lines)
-
-
-def plot(result: Parse, title: str, path: Path) -> None:
-    """The same as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["text.parse_math"] = False  # a name with a $ is a name
-    shown = result.shown()
-    colours = {"audible": "#0072b2", "visible": "#d55e00", "both": "#555555"}
-    T = len(result.av_event)
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.75 * max(1, len(shown))), layout="constrained")
-    for e in result.events():
-        row = shown.index(result.classes.index(e["label"])) + 0.27 * (list(MODALITIES).index(e["modality"]) - 1)
-        axes.barh(row, e["offset"] - e["onset"], 0.24, left=e["onset"], color=colours[e["modality"]])
-    axes.set_yticks(range(len(shown)), [result.classes[c].replace("_", " ") for c in shown])
-    axes.set(xlim=(0, T), ylim=(max(1, len(shown)) - 0.5, -0.5), xlabel="s", title=title)
-    labels = {m: f"{m}: {result.lacks[m]}" if m in result.lacks else m for m in colours}
-    figure.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=x, label=labels[m]) for m, x in colours.items()], ncols=3,
-                  frameon=False, loc="outside lower center")
-    if not shown:
-        axes.text(T / 2, 0, "no event", ha="center", va="center")
-    axes.spines[["top", "right"]].set_visible(False)
-    with _written(path) as temporary:
-        figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
-    plt.close(figure)
 
 
 @contextlib.contextmanager
@@ -437,10 +388,8 @@ def write_csv(result: Parse, path: Path) -> None:
         writer.writerows(result.events())
 
 
-def own_classes(names: str | None) -> list[str] | None:
+def own_classes(names: str) -> list[str]:
     """The names of --classes, which commas separate."""
-    if names is None:
-        return None
     classes = [name.strip() for name in names.split(",")]
     if not all(classes) or len(set(classes)) < len(classes) or CONTROL.search(names):
         raise ValueError(f"--classes {names!r}: names of classes, each once, separated by commas")
@@ -458,7 +407,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--port", type=int, default=8000, help="of --serve (default: 8000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="events and all probabilities")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="events: label, modality, onset, offset, probability")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
     parser.add_argument("--save-features", type=Path, metavar="FILE.npz", help="the video's features, to parse again")
     parser.add_argument("--classes", metavar="A,B,...", help="other classes than the bundle's: found by the teacher")
     parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller files, if the bundle has them")
@@ -477,7 +425,7 @@ def main(arguments: list[str] | None = None) -> None:
 
             return serve(Bundle(options.serve).folder, options.port)
         bundle = Bundle(options.bundle, options.device, options.variant)
-        classes = own_classes(options.classes)
+        classes = None if options.classes is None else own_classes(options.classes)
         if options.source.suffix.lower() == ".npz":
             features = features_of_file(options.source, bundle)
         else:
@@ -495,8 +443,6 @@ def main(arguments: list[str] | None = None) -> None:
             write_json(result, options.source, bundle, options.json)
         if options.csv:
             write_csv(result, options.csv)
-        if options.plot:
-            plot(result, options.source.name, options.plot)
     except (ValueError, OSError) as error:
         named = isinstance(error, OSError) and error.filename
         sys.exit(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}")

@@ -278,8 +278,6 @@ def test_names_that_look_like_mathematics_are_drawn_as_they_are(tmp_path, monkey
     x = np.ones((3, 4), np.float32)
     panels = [figures.dots("$\\frac$ $", "x", names, {"of $5 and $6": np.arange(4.0)}), figures.timeline("$a$", "audible", names, x > 0, x, x > 0)]
     assert len(figures.Picture("p", panels).write(tmp_path)) == 2
-    parse.plot(parse.Parse(names, x, x, x[0], x > 0, x > 0, x > 0), "a video of $\\frac$ and $5", tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").exists()
 
 
 @pytest.mark.parametrize("device", ["foo", "mps", "meta", "cuda:99", "cuda"])
