@@ -54,7 +54,7 @@ def find(encoder: str, choice: str) -> Path | None:
 
 
 def online() -> bool:
-    """Whether the hub answers within 2 s. `HF_HUB_OFFLINE=1` says no without asking.
+    """Whether the hub answers; each of its addresses has 2 s. `HF_HUB_OFFLINE=1` says no without asking.
 
     Called before anything imports the hub's library: that would try for minutes, unless the variable is set, as it is
     here if the answer is no."""
