@@ -95,9 +95,6 @@ class Bundle:
             raise ValueError(f"{self.path(name)}: cannot be run ({_first_line(error)})") from None
         return dict(zip((o.name for o in session.get_outputs()), outputs))
 
-    def run_parser(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return self.run("parser", inputs)
-
     def session(self, name: str):
         """Of a graph, opened once."""
         name = self.chosen(name)
@@ -122,13 +119,11 @@ class Bundle:
             raise ValueError(f"{path}: keeps weights in other files, which are not read")
         if hashlib.sha256(content).hexdigest() != self.files[name]["sha256"]:
             raise ValueError(f"{path}: not the file that bundle.json describes (its checksum differs)")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # a GPU that is not there is no news
+        onnxruntime.set_default_logger_severity(4)  # a GPU that is not there is no news
         gpu = self.wanted != "cpu" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         wanted = ["CUDAExecutionProvider"] * gpu + ["CPUExecutionProvider"]
         try:
-            with _quiet():
-                session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+            session = onnxruntime.InferenceSession(str(path), providers=wanted)
         except Exception as error:  # onnxruntime's own kinds have no common parent
             raise ValueError(f"{path}: onnxruntime cannot read it ({_first_line(error)})") from None
         self.providers[name] = session.get_providers()[0].removesuffix("ExecutionProvider")
@@ -146,20 +141,6 @@ def _file(path: Path) -> Path:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0][:200]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """onnxruntime's libraries complain about a missing GPU past Python, on file descriptor 2."""
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 # ---- Features: from a file, or of a video by the bundle's encoders -------------------------------
@@ -296,8 +277,8 @@ class Parse:
     @property
     def lacks(self) -> dict[str, str]:
         """The modalities that the video does not have -> why; what is not there has no events, nor has "both"."""
-        probs = {"audible": ("no sound", self.audio_prob), "visible": ("no picture", self.visual_prob)}
-        gone = {m: reason for m, (reason, p) in probs.items() if p is None}
+        there = ("audible", "no sound", self.audio_prob), ("visible", "no picture", self.visual_prob)
+        gone = {modality: reason for modality, reason, prob in there if prob is None}
         return gone | {"both": reason for reason in gone.values()}
 
     def shown(self) -> list[int]:
@@ -324,7 +305,9 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle, classes: list[str] | 
     where a file begins. Probabilities are averaged, a segment weighing the more the farther it lies from the ends of a
     window; an event needs one window that admits it (docs/deploy.md). The parser is given zeros for inputs that are not
     there, and what it says of their modality is left out. classes: others than the bundle's, by the teacher."""
-    run, graph = (teacher_of(classes, bundle), "teacher") if classes else (bundle.run_parser, "parser")
+    graph, run = "parser", lambda inputs: bundle.run("parser", inputs)
+    if classes:
+        graph, run = "teacher", teacher_of(classes, bundle)
     classes = classes or bundle.classes
     T, C = len(next(iter(features.values()))), len(classes)
     absent = [m for m, names in bundle.inputs.items() if not features.keys() & set(names)]
@@ -440,10 +423,8 @@ def write_csv(result: Parse, path: Path) -> None:
         writer.writerows(result.events())
 
 
-def own_classes(names: str | None) -> list[str] | None:
+def own_classes(names: str) -> list[str]:
     """The names of --classes, which commas separate."""
-    if names is None:
-        return None
     classes = [name.strip() for name in names.split(",")]
     if not all(classes) or len(set(classes)) < len(classes) or CONTROL.search(names):
         raise ValueError(f"--classes {names!r}: names of classes, each once, separated by commas")
@@ -480,7 +461,7 @@ def main(arguments: list[str] | None = None) -> None:
 
             return serve(Bundle(options.serve).folder, options.port)
         bundle = Bundle(options.bundle, options.device, options.variant)
-        classes = own_classes(options.classes)
+        classes = None if options.classes is None else own_classes(options.classes)
         if options.source.suffix.lower() == ".npz":
             features = features_of_file(options.source, bundle)
         else:

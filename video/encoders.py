@@ -15,7 +15,6 @@ import pickle
 import sys
 import types
 import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,13 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.files import check_zip, reason
+from common.files import check_zip, reading, reason
 from data.layout import ENCODERS
 from uwav import TeacherConfig
 from video import SAMPLE_RATE
 
 CLIP_MODEL = ENCODERS["clip"].model
-OPENAI_SETTINGS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archive, beside the weights
 ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenizer's files cannot be had
 
 # ---- Reading files of weights --------------------------------------------------------------------
@@ -48,19 +46,11 @@ class _TensorsOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _refuse_code(path: Path) -> None:
-    """Reading a TorchScript archive runs its methods `__setstate__`, which may write files; OpenAI's has none."""
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if b"__setstate__" in archive.read(member):
-                raise ValueError(f"{member.filename} in it would be executed")
-
-
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint), OpenAI's TorchScript.
+    """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint).
 
-    Raises ValueError naming the file."""
-    try:
+    Raises FileNotFoundError or ValueError naming the file."""
+    with reading(path, "not a file of weights ({cause})"):
         check_zip(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -68,30 +58,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except RuntimeError as error:
-            if "TorchScript" not in str(error):
-                raise
-            _refuse_code(path)
-            content = torch.jit.load(path, map_location="cpu").state_dict()
         except pickle.UnpicklingError:  # CLAP's: a pickle protocol and NumPy numbers that weights_only does not read
             reader = types.SimpleNamespace(
                 __name__="tensors_only", Unpickler=_TensorsOnly, load=lambda f, **k: _TensorsOnly(f, **k).load())
             content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
         state = content.get("state_dict", content)
-        return {name.removeprefix("module."): x for name, x in state.items()
-                if isinstance(x, Tensor) and name not in OPENAI_SETTINGS}
-    except Exception as error:  # pickle, zip, safetensors and torch raise a dozen kinds
-        raise ValueError(f"{path}: not a file of weights ({reason(error)})") from None
+        return {name.removeprefix("module."): x for name, x in state.items() if isinstance(x, Tensor)}
 
 
 def told_by_scale(name: str, path: Path) -> str:
     """Whether weights may be the authors': their teacher holds the raw (log) scale of logits of the ones they had."""
     key, released = dict(clip=("logit_scale", TeacherConfig.visual_scale),
                          clap=("logit_scale_a", TeacherConfig.audio_scale))[name]
-    state = read_state_dict(path)
-    if key not in state:
-        return f"{name.upper()}: {path.name} holds no {key}, which would tell whether the authors used these weights"
-    scale = float(state[key])
+    scale = float(read_state_dict(path)[key])
     return (f"{name.upper()}: {key} of {path.name} is {scale:.4f}, that of the released teacher {released:.4f}: the "
             f"authors {'may have' if f'{scale:.4f}' == f'{released:.4f}' else 'had not'} used these weights")
 
@@ -129,19 +108,16 @@ class ClipEncoder:
     def __init__(self, weights: Path | None, device: str | torch.device = "cpu", model: str | None = None):
         import_torchvision()
         import open_clip
-        from open_clip.transformer import QuickGELU
 
-        self.device, self.name = torch.device(device), model or CLIP_MODEL
+        self.device, name = torch.device(device), model or CLIP_MODEL
         torch.manual_seed(0)  # random weights are the same each time
-        self.model = open_clip.create_model(self.name, pretrained=None)
+        self.model = open_clip.create_model(name, pretrained=None)
         if weights is not None:
-            _load(self.model, read_state_dict(weights), weights, f"CLIP {self.name}")
-        activation = self.model.visual.transformer.resblocks[0].mlp.gelu
-        assert isinstance(activation, QuickGELU), f"OpenAI's CLIP needs QuickGELU, this model has {activation}"
+            _load(self.model, read_state_dict(weights), weights, f"CLIP {name}")
         self.model = self.model.to(self.device).eval()
         constants = torch.tensor([open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD], device=self.device)
         self.mean, self.std = constants.view(2, 1, 3, 1, 1)  # (1, 3, 1, 1) each
-        self.tokenizer = open_clip.get_tokenizer(self.name)
+        self.tokenizer = open_clip.get_tokenizer(name)
 
     @torch.inference_mode()
     def images(self, pixels: np.ndarray) -> np.ndarray:

@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import progress
-from common.files import CONTROL, atomic, made_by, read_json, reason, regular, write_array, write_json
+from common.files import CONTROL, atomic, made_by, read_json, reading, regular, write_array, write_json
 from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav
 from data.layout import ENCODERS, SEGMENT_FILES, TEXT_FILES
 from video import RECIPES, Recipe, decode
@@ -240,13 +240,11 @@ def read_classes(source: str) -> list[str]:
         return list(LLP_CLASSES)
     if source.endswith(".json"):
         return list(read_unav(source).classes)
-    try:
-        lines = (classes_of_labels(Path(source)) if source.endswith(".csv") else
-                 regular(source).read_text(encoding="utf-8-sig").splitlines())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{source}: no such file, and not `llp`") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not a text file ({reason(error)})") from None
+    if source.endswith(".csv"):
+        lines = classes_of_labels(Path(source))
+    else:
+        with reading(source, "not a text file ({cause})", "no such file, and not `llp`"):
+            lines = regular(source).read_text(encoding="utf-8-sig").splitlines()
     names = [line.strip() for line in lines if line.strip()]
     if any(map(CONTROL.search, names)):
         raise ValueError(f"{source}: not a text file: control characters in it")

@@ -108,7 +108,7 @@ class WritesWhenRead(torch.nn.Module):
 
 
 def test_torchscript_that_writes_a_file_when_it_is_read_is_refused():
-    """OpenAI's CLIP comes as TorchScript, which may hold code that runs on reading."""
+    """OpenAI offers CLIP as TorchScript, too, which may hold code that runs on reading."""
     torch.jit.script(WritesWhenRead()).save("clip.pt")
     torch.jit.load("clip.pt")
     assert Path("canary").read_text() == "AAAA", "else this shows nothing"
