@@ -41,7 +41,7 @@ import uwav
 from common import devices
 from common.command import one_sentence_errors
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS, read_unav
-from data.layout import FEATURE_SETS, LLP_FEATURES
+from data.layout import ENCODERS, FEATURE_SETS
 from train.presets import PRESETS
 from uwav import SourceSplit, TargetSplit, parsing_scores
 
@@ -100,7 +100,7 @@ def random_target(videos: int, device: torch.device) -> TargetSplit:
     """A split of LLP with the features `base`."""
     torch.manual_seed(videos)
     weak = (torch.rand(videos, C, device=device) < 1.8 / C).float()  # 1.8 classes a video, as in LLP
-    sizes = (LLP_FEATURES[name][2] for name in FEATURE_SETS["base"])
+    sizes = (ENCODERS[name].size for name in FEATURE_SETS["base"])
     arrays = (torch.randn(videos, T, size, dtype=torch.half, device=device) for size in sizes)
     return TargetSplit(*arrays, weak, *random_truth(weak))
 
@@ -118,10 +118,11 @@ class Files(torch.utils.data.Dataset):
     def __init__(self, folder: Path, features: tuple[str, ...], length: np.ndarray):
         self.length, self.longest, rng = length, int(length.max()), np.random.default_rng(0)
         self.folders = [folder / name for name in features]
-        for place, (_, per_second, size) in zip(self.folders, map(LLP_FEATURES.get, features)):
+        for place, encoder in zip(self.folders, map(ENCODERS.get, features)):
             place.mkdir(parents=True)
             for n, seconds in enumerate(length[:FILES]):
-                np.save(place / f"{n}.npy", rng.standard_normal((seconds * per_second, size), np.float32))
+                shape = seconds * encoder.per_second, encoder.size
+                np.save(place / f"{n}.npy", rng.standard_normal(shape, np.float32))
 
     def __len__(self) -> int:
         return len(self.length)
@@ -245,7 +246,7 @@ class Bench:
         torch.manual_seed(0)
         own = uwav.Teacher(self.preset.teacher).to(device)
         model = copy.deepcopy(own)
-        audio, visual = (torch.randn(segments, LLP_FEATURES[x][2], dtype=torch.half, device=device)
+        audio, visual = (torch.randn(segments, ENCODERS[x].size, dtype=torch.half, device=device)
                          for x in ("clap", "clip"))
         text = [F.normalize(x[:SOURCE_CLASSES].float(), dim=-1) for x in (audio, visual)]  # (C, D) each
         label = (torch.rand(segments, SOURCE_CLASSES, device=device) < 0.03).byte()

@@ -56,8 +56,9 @@ except ModuleNotFoundError as error:
 import uwav
 from common.command import one_sentence_errors, working_in
 from common.files import atomic, file_hash, hash_of, read_json, read_sealed, write_json
+from data import layout
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
-from data.layout import FEATURE_SETS, LLP_FEATURES, read_index, recipe_of
+from data.layout import FEATURE_SETS, read_index, recipe_of
 from data.splits import load_target, load_text, load_truth
 from train.checkpoints import load_file, load_model
 from train.stages import read_labels
@@ -423,8 +424,8 @@ class Source:
         inputs = {}
         for feature, (name, size) in zip(FEATURE_SETS[self.features], _feature_sizes(self.han).items()):
             inputs[name] = dict(feature=feature, size=size, per_second=1)
-            if feature and LLP_FEATURES[feature][1] > 1:
-                inputs[name]["averaged_from"] = LLP_FEATURES[feature][1]
+            if feature and layout.ENCODERS[feature].per_second > 1:
+                inputs[name]["averaged_from"] = layout.ENCODERS[feature].per_second
         thresholds = self.thresholds and {  # JSON has no infinity: null is a threshold of -inf
             m: [x if math.isfinite(x) else None for x in theta.tolist()]
             for m, theta in zip(("audio", "visual"), self.thresholds)}

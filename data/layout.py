@@ -62,10 +62,6 @@ ENCODERS = {  # by the names of packed arrays
     "r2plus1d_18": Encoder(512, "feats/r2plus1d_18"),
 }
 TEXTED = {name: encoder for name, encoder in ENCODERS.items() if encoder.texts}
-# The same for LLP: folder inside the source, vectors per second, size
-LLP_FEATURES = {name: (f"LLP/{e.folder}", e.per_second, e.size) for name, e in ENCODERS.items()}
-SEGMENT_FILES = {name: Path(e.folder) for name, e in TEXTED.items()}
-TEXT_FILES = {name: (e.texts, e.size) for name, e in TEXTED.items()}
 FORMAT = 2  # of the packed folder; raised when its layout changes
 RANDOM_SOURCE = "pack, encoders with random weights"
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays.

@@ -15,8 +15,8 @@ import numpy as np
 from common.command import progress
 from common.files import CONTROL, finite, hash_of, made_by, read_array, read_json, regular, shaped, write_array
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
-from data.layout import (ENCODERS, RANDOM_SOURCE, SEGMENT_FILES, TEXT_FILES, TEXTED, begin_pack, finish_pack, make_plan,
-                         read_index, write_annotations)
+from data.layout import (ENCODERS, RANDOM_SOURCE, TEXTED, begin_pack, finish_pack, make_plan, read_index,
+                         write_annotations)
 
 MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
 
@@ -72,15 +72,15 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         plan["made_with"] = notes
     jobs = _jobs(roots, found, llp, unav)
     plan["read"] = _fingerprint([*(path for job in jobs for path, _ in job.videos),
-                                 *(root / file for root in roots.values() for file, _ in TEXT_FILES.values())])
+                                 *(root / e.texts for root in roots.values() for e in TEXTED.values())])
     part = begin_pack(out, plan, replace)
     if part is None:
         return read_index(out)
     write_annotations(part, llp, unav)
     for dataset, root in roots.items():
-        for name, (file, size) in TEXT_FILES.items():
-            path, C = root / file, len(plan[dataset]["classes"])
-            text = finite(shaped(read_array(path), (C, size), path), path)
+        for name, e in TEXTED.items():
+            path, C = root / e.texts, len(plan[dataset]["classes"])
+            text = finite(shaped(read_array(path), (C, e.size), path), path)
             write_array(part / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
     unusable, todo = [], [job for job in jobs if not (part / job.target).exists()]
     with (ThreadPoolExecutor(workers) as pool,
@@ -104,9 +104,9 @@ def _read_published(source: Path, missing: str) -> tuple[LLP, UnAV, list[str]]:
     """Both datasets of the authors' download, and which of LLP's features are there."""
     llp, unav = read_llp(source / "LLP"), read_unav(source / "UnAV/unav100_annotations.json")
     found = [name for name, encoder in ENCODERS.items() if (source / "LLP" / encoder.folder).is_dir()]
-    for name, folder in SEGMENT_FILES.items():
+    for name, encoder in TEXTED.items():
         if name not in found:
-            raise FileNotFoundError(f"{source / 'LLP' / folder}: no such folder (the teacher needs it)")
+            raise FileNotFoundError(f"{source / 'LLP' / encoder.folder}: no such folder (the teacher needs it)")
     if missing == "skip":
         llp = LLP(llp.classes, *_with_features(source / "LLP", found, llp, LLP_WEAK_FILES))
         unav = UnAV(unav.classes, *_with_features(source / "UnAV", list(TEXTED), unav, UNAV_SPLITS))
@@ -141,7 +141,7 @@ def _read_own_folder(source: Path, missing: str) -> LLP:
         if any(map(CONTROL.search, classes)):
             raise ValueError("control characters in its classes")
     folder, size = source / ENCODERS["clap"].folder, ENCODERS["clap"].size
-    paths = {video: folder / f"{video}.npy" for video in _ids([source / x for x in SEGMENT_FILES.values()])}
+    paths = {video: folder / f"{video}.npy" for video in _ids([source / e.folder for e in TEXTED.values()])}
     lengths = {video: len(shaped(read_array(p, mmap=True), (None, size), p)) for video, p in paths.items()}
     return read_own(source, classes, lengths, missing)
 

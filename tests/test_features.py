@@ -203,11 +203,11 @@ def packed(source, tmp_path_factory) -> Path:
 
 def test_pack_holds_what_the_files_hold(source, packed):
     index = layout.read_index(packed)
-    assert index["llp"]["features"] == list(layout.LLP_FEATURES)
+    assert index["llp"]["features"] == list(layout.ENCODERS)
     n = index["llp"]["videos"]["train"].index("train000042")
-    for name, (place, vectors, size) in layout.LLP_FEATURES.items():
-        original = np.load(source / place / "train000042.npy")
-        expected = original.reshape(10, vectors, size).mean(1)
+    for name, encoder in layout.ENCODERS.items():
+        original, size = np.load(source / "LLP" / encoder.folder / "train000042.npy"), encoder.size
+        expected = original.reshape(10, encoder.per_second, size).mean(1)
         array = np.load(packed / "llp/train" / f"{name}.npy", mmap_mode="r")
         assert array.shape == (70, 10, size) and array.dtype == np.float16
         np.testing.assert_allclose(array[n], expected, atol=2e-3)

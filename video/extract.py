@@ -31,7 +31,7 @@ from tqdm import tqdm
 from common.command import progress
 from common.files import CONTROL, atomic, made_by, read_json, reading, regular, write_array, write_json
 from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav
-from data.layout import ENCODERS, SEGMENT_FILES, TEXT_FILES
+from data.layout import ENCODERS, TEXTED
 from video import RECIPES, Recipe, decode
 
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
@@ -85,7 +85,7 @@ class Failures:
 
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
-    return {name: out / folder / f"{id}.npy" for name, folder in SEGMENT_FILES.items()}
+    return {name: out / e.folder / f"{id}.npy" for name, e in TEXTED.items()}
 
 
 def is_finished(out: Path, id: str) -> bool:
@@ -215,7 +215,7 @@ def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[
     """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512)."""
     out, made_with = Path(out), made_with | dict(classes=classes)
     with contextlib.suppress(ValueError, OSError):
-        if read_json(out / "text.json") == made_with and all((out / file).exists() for file, _ in TEXT_FILES.values()):
+        if read_json(out / "text.json") == made_with and all((out / e.texts).exists() for e in TEXTED.values()):
             print(f"{out}: these classes were embedded before, kept")
             return
     for name, embed_texts in (("clip", clip_texts), ("clap", clap_texts)):

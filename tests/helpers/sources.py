@@ -44,10 +44,11 @@ def write_source(folder: Path, videos: int = 1) -> Path:
     train = "".join(f"train{n:06d}_0_10\tSpeech\n" for n in range(videos))
     write_llp(folder / "LLP", AVVP_train=train)
     ids = [f"train{n:06d}" for n in range(videos)] + ["val00000001", "test0000001"]
-    for place, vectors, size in layout.LLP_FEATURES.values():
-        (folder / place).mkdir(parents=True)
+    for encoder in layout.ENCODERS.values():
+        place = folder / "LLP" / encoder.folder
+        place.mkdir(parents=True)
         for video in ids:
-            np.save(folder / place / f"{video}.npy", rng.standard_normal((10 * vectors, size), np.float32))
+            np.save(place / f"{video}.npy", rng.standard_normal((10 * encoder.per_second, encoder.size), np.float32))
     write_unav(folder / "UnAV/unav100_annotations.json")
     for encoder in layout.TEXTED.values():
         place, size = f"UnAV/{encoder.folder}", encoder.size
@@ -55,9 +56,9 @@ def write_source(folder: Path, videos: int = 1) -> Path:
         for video, length in (("u1", 9), ("u2", 12), ("u3", 30)):
             np.save(folder / place / f"{video}.npy", rng.standard_normal((length, size), np.float32))
     for dataset, classes in (("LLP", 25), ("UnAV", 2)):
-        for file, size in layout.TEXT_FILES.values():
-            (folder / dataset / file).parent.mkdir(parents=True)
-            np.save(folder / dataset / file, rng.standard_normal((classes, size), np.float32))
+        for encoder in layout.TEXTED.values():
+            (folder / dataset / encoder.texts).parent.mkdir(parents=True)
+            np.save(folder / dataset / encoder.texts, rng.standard_normal((classes, encoder.size), np.float32))
     return folder
 
 

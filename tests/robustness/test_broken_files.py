@@ -309,7 +309,7 @@ def packed(folder: Path) -> None:
     """A packed folder of tiny splits, with all features but the largest."""
     source = write_source(folder.parent / f"{folder.name}-source", videos=3)
     for name in ("res152", "r2plus1d_18"):
-        os.rename(source / layout.LLP_FEATURES[name][0], folder.parent / f"{folder.name}-{name}")
+        os.rename(source / "LLP" / layout.ENCODERS[name].folder, folder.parent / f"{folder.name}-{name}")
     pack.pack(source, folder, workers=1)
 
 

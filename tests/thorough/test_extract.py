@@ -324,9 +324,9 @@ def test_class_lists_of_llp_of_unav_and_ones_own(tmp_path, shared):
 def test_text_command_embeds_both_prompts_in_the_layout_of_the_authors(tmp_path, capsys):
     (tmp_path / "own.txt").write_text("Door_bell\nkettle\ndrill\n")
     subprocess.run([sys.executable, TINY, "text", tmp_path / "own.txt", tmp_path / "out"], check=True, capture_output=True, timeout=300)
-    for name, (file, size) in layout.TEXT_FILES.items():
-        x = np.load(tmp_path / "out" / file)
-        assert x.shape == (3, size) and x.dtype == np.float32, name
+    for name, encoder in layout.TEXTED.items():
+        x = np.load(tmp_path / "out" / encoder.texts)
+        assert x.shape == (3, encoder.size) and x.dtype == np.float32, name
         np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)
         assert np.linalg.norm(x[0] - x[1]) > 1e-3
     prompts = {}
