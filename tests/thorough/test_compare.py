@@ -142,7 +142,7 @@ def test_labels_agree_where_features_do_and_the_share_of_those_that_do_not_is_th
     found = compare.agreement(sides, llp, ids, None)
     events = llp.val.audio[:10].sum((0, 1))  # (C,): s that mine miss
     seconds = 10 * llp.val.weak.sum(0)
-    assert found["audible, single seconds"][:3].tolist() == pytest.approx((100 - 100 * events / seconds)[:3].tolist())
+    assert found["audible, single seconds"][:3].tolist() == pytest.approx((100 - 100 * events[:3] / seconds[:3]).tolist())
     assert (found["visible, single seconds"][:3] == 100).all()
     assert compare.agreement(sides, llp, {"another"}, None) == {}
 
