@@ -40,7 +40,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import uwav
 from common import devices
 from common.command import one_sentence_errors
-from data.annotations import LLP_CLASSES, LLP_SEGMENTS, read_unav
+from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import ENCODERS, FEATURE_SETS
 from train.presets import PRESETS
 from uwav import SourceSplit, TargetSplit, parsing_scores
@@ -205,8 +205,6 @@ class Bench:
         shortest, longest, mean, deviation = SOURCE_SECONDS
         drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
         self.length = np.clip(drawn.round(), shortest, longest).astype(np.int64)
-        if options.unav:
-            self.length = np.array([len(x) for x in read_unav(options.unav, lambda line: None).train.labels])
 
     @functools.cached_property
     def han(self) -> uwav.HAN:
@@ -349,7 +347,6 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, help="sizes of the models (default: paper on a GPU, or demo)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
     parser.add_argument("--fast", action="store_true", help="train in bf16 and, on a GPU, with compiled kernels")
-    parser.add_argument("--unav", type=Path, metavar="FILE", help="unav100_annotations.json, for the real lengths")
     options = parser.parse_args()
     with one_sentence_errors("begins again"):
         if unknown := set(options.rows) - set(ROWS):

@@ -221,14 +221,6 @@ class HAN(nn.Module):
         w_modal = self.modal_pool(x).float().softmax(2)  # (B, T, 2, C), sums to 1 over the modalities
         return (w_time * w_modal * p).sum((1, 2))  # (B, C); the products of weights may sum to more than 1
 
-    def modality_prob(self, output: HANOutput) -> Tensor:
-        """MMIL of audio alone and of visual alone, without the weights over modalities -> (B, 2, C), from 0 to 1.
-
-        No part of UWAV: JoMoLD gates by it (docs/scoring.md)."""
-        x = torch.stack([output.audio_feat, output.visual_feat], 2)  # (B, T, 2, h)
-        p = torch.stack([output.audio_logit, output.visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
-        return (self.time_pool(x).float().softmax(1) * p).sum(1)  # (B, 2, C)
-
 
 # ---- 4  Teacher: the pseudo-label generator (Eq. 2-3) --------------------------------------------
 

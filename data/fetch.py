@@ -111,7 +111,7 @@ def extract_features(archive: Path, folder: Path) -> int:
     """Feature files of a zip -> folder/segment_feats/ID.npy and folder/event_feats/all_event_feats.npy; how many.
 
     `folder` appears when it is whole. Raises ValueError naming the archive."""
-    with reading(archive, "not a whole zip file of features ({cause}); fetch again"):
+    with reading(archive, "not a whole zip file of features ({cause}); delete it if it is there, and fetch again"):
         members = _features_in(regular(archive))
     part = folder.with_name(f".{folder.name}.part")
     if part.exists():  # of a run that was stopped
@@ -174,12 +174,14 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
             if place.exists():
                 print(f"{place}: is there, and kept")
                 continue
-            if not archive.exists():
+            brought = archive.exists()  # perhaps by you: one that is damaged is yours to delete
+            if not brought:
                 download(f"{mirror or FEATURES}/{archive.name}", archive)
             try:
                 print(f"{archive.name}: {extract_features(archive, place)} files")
             except ValueError:
-                archive.unlink()  # a second try must not find it
+                if not brought:  # a second try must not find it
+                    archive.unlink()
                 raise
             archive.unlink()
     if "LLP" in datasets:

@@ -213,7 +213,7 @@ def test_a_modality_s_own_probability_forgets_the_other_by_hand():
     audio, visual, feat = torch.tensor([[[0.9], [0.3]]]).logit(), torch.tensor([[[0.1], [0.1]]]).logit(), torch.zeros(1, 2, 8)
     with torch.no_grad():
         joint = model.pool(feat, feat, audio, visual)
-        own = model.modality_prob(uwav.HANOutput(joint, audio, visual, feat, feat))
+        own = stages.modality_prob(model, uwav.HANOutput(joint, audio, visual, feat, feat))
     assert float(joint) == pytest.approx(0.35) and own.flatten().tolist() == pytest.approx([0.6, 0.1])
 
 

@@ -325,12 +325,19 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
 GATES = {"joint": "joint (published)", "modality": "modality (as JoMoLD)", "none": "none"}
 
 
+def modality_prob(model: uwav.HAN, out: uwav.HANOutput) -> Tensor:
+    """HAN.pool without the weights over modalities, for each modality -> (B, 2, C), from 0 to 1. JoMoLD's gate."""
+    x = torch.stack([out.audio_feat, out.visual_feat], 2)  # (B, T, 2, h)
+    p = torch.stack([out.audio_logit, out.visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
+    return (model.time_pool(x).float().softmax(1) * p).sum(1)  # (B, 2, C)
+
+
 @torch.no_grad()
 def gate_scores(model: uwav.HAN, data: TargetSplit, video: Tensor, audio: Tensor,
                 visual: Tensor) -> dict[str, dict[str, float]]:
     """The ten scores by each of GATES, of the same segment probabilities: video (N, C), audio, visual (N, T, C)."""
     batches = [slice(i, i + uwav.EVAL_BATCH) for i in range(0, len(data.weak), uwav.EVAL_BATCH)]
-    own = torch.cat([model.modality_prob(model(*data.inputs(videos))) for videos in batches])  # (N, 2, C)
+    own = torch.cat([modality_prob(model, model(*data.inputs(videos))) for videos in batches])  # (N, 2, C)
     scores = {}
     for name, gates in zip(GATES, ((video, video), own.unbind(1), [torch.ones_like(video)] * 2)):  # of audio, of visual
         predicted = [uwav.gated_predictions(gate, audio, visual)[m] for m, gate in enumerate(gates)]  # (N, T, C) each

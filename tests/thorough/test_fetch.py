@@ -301,6 +301,14 @@ def test_a_broken_archive_is_fetched_anew_by_the_next_run(mirror, tmp_path):
     assert len(list((tmp_path / "data/LLP/feats_CLIP").rglob("*.npy"))) == 4
 
 
+def test_a_damaged_archive_that_somebody_brought_is_named_and_stays(mirror, tmp_path):
+    archive = tmp_path / "data/LLP_CLIP.zip"
+    archive.parent.mkdir()
+    archive.write_bytes(mirror.files["LLP_CLIP.zip"][:-1000])
+    result = command(tmp_path / "data", "--llp", "--mirror", mirror.url)
+    assert result.returncode == 1 and "LLP_CLIP.zip: not a whole zip file of features" in result.stderr and archive.exists()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="run_all.sh needs a POSIX shell")
 def test_run_all_fetches_packs_trains_and_scores_in_one_command(mirror, tmp_path):
     """The full reproduction, with a toy server and the smallest models."""
