@@ -364,8 +364,7 @@ def run(options: argparse.Namespace) -> None:
           f"{bytes_per_s / 1e9:.1f} GB/s in a copy\n\n" + line("what", "ours", "plain way", "ratio", "floor"))
     with tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder:
         bench = Bench(options, device, preset, Path(folder))
-        chosen = [name for name in ROWS if name in (options.rows or ROWS)]
-        for name in chosen:
+        for name in sorted(set(options.rows or ROWS), key=ROWS.index):
             for row in getattr(bench, name)():
                 floor = max(row.operations / operations_per_s, row.bytes / bytes_per_s)
                 print(line(row.what, in_units(row.seconds), in_units(row.plain), f"{row.plain / row.seconds:.2f}x",

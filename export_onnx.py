@@ -62,7 +62,7 @@ from data.layout import FEATURE_SETS, read_index, recipe_of
 from data.splits import load_target, load_text, load_truth
 from train.checkpoints import load_file, load_model
 from train.stages import read_labels
-from video import IMAGE_SIZE, PROMPTS, SAMPLE_RATE
+from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE
 from video.encoders import quiet
 
 OPSET = 20
@@ -100,7 +100,6 @@ LICENCE = "MIT (code and export); the weights follow the terms of the data and e
 
 # ---- What is exported: functions of named inputs -------------------------------------------------
 
-GRAPHS = "parser", "teacher", "labels"
 PROBABILITIES, EVENTS = ("audio_prob", "visual_prob", "video_prob"), ("audio_event", "visual_event", "av_event")
 
 
@@ -394,8 +393,6 @@ def keep_variants(name: str, kinds: list[str], out: Path, entry: dict, inputs: d
     for file, x in {name: entry, **entries}.items():
         numbers = dict(bytes=x["bytes"]) | {k: n for k, n in x["measured"].items() if isinstance(n, int | float)}
         print(f"  {file}: " + ", ".join(f"{k} {n:{',' if isinstance(n, int) else '.3g'}}" for k, n in numbers.items()))
-        if scores := x["measured"].get("scores"):
-            print("      " + "  ".join(f"{k} {score:.2f}" for k, score in scores.items()))
     return entries
 
 
@@ -437,7 +434,7 @@ class Source:
                 picture=dict(shown_at=0.5, short_side=IMAGE_SIZE, resize="bicubic, antialiased, as Pillow does",
                              crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
                 sound=dict(rate=SAMPLE_RATE, channels="averaged", samples=SAMPLE_RATE, values="float32 in [-1, 1]"),
-                prompts=PROMPTS),
+                prompts=RECIPES["uwav"].prompts),
             label_thresholds=thresholds, label_temperature=uwav.TrainConfig().temperature,
             open_classes=self.open_classes,
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")})
@@ -573,7 +570,7 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
         (out / "bundle.json").unlink(missing_ok=True)  # no bundle while its files change
         (out / "onnx").mkdir(exist_ok=True)
         for path in (out / "onnx").iterdir():
-            if re.fullmatch(rf"({'|'.join((*GRAPHS, *ENCODERS))})(_fp16|_int8)?\.onnx", path.name):
+            if re.fullmatch(rf"(parser|teacher|labels|{'|'.join(ENCODERS)})(_fp16|_int8)?\.onnx", path.name):
                 path.unlink()  # of an earlier export with other options
         made = sorted(filter(Path.is_file, part.rglob("*")), key=lambda p: p.name == "bundle.json")  # that one last
         for path in made:

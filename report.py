@@ -439,17 +439,16 @@ def build(saved: Saved) -> str:
     own, notice = False, ""
     with contextlib.suppress(FileNotFoundError):  # said in the sections
         own, notice = saved.is_own, data_notice(saved)
-    sections = {
-        "Result": [own_result] if own else [result, score_tables],
-        "What each step adds": [] if own else [difference_figure],
-        "Labels": [] if own else [label_table],
+    sections = {"Result": [own_result]} if own else {
+        "Result": [result, score_tables], "What each step adds": [difference_figure], "Labels": [label_table]}
+    sections |= {
         "Timelines": [timeline_figure],
         "Classes and modalities": [class_figure, threshold_figure],
         "Uncertainty": [reliability_figure],
         "Training": [method_picture, parser_figure, balance] + ([] if own else [teacher_figure]),
         "What ran": [run_table, stage_table],
     }
-    return html(notice, {title: section(saved, *parts) for title, parts in sections.items() if parts})
+    return html(notice, {title: section(saved, *parts) for title, parts in sections.items()})
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from common.command import Parser, one_sentence_errors
@@ -21,9 +22,10 @@ def build_parser() -> argparse.ArgumentParser:
                "DATA is a packed folder made by `python features.py pack` or `python features.py demo`.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, *, trains: bool) -> argparse.ArgumentParser:
+    def command(name: str, text: str, run: Callable, trains: bool) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.",
                                   formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(run=run)
         sub.add_argument("data", type=Path, metavar="DATA", help="packed folder")
         sub.add_argument("--device", help="cpu, cuda or cuda:1; None: cuda where there is a GPU")
         if trains:
@@ -37,9 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
                              help="train in bf16 and, on a GPU, with compiled kernels; the same as --set fast=true")
         return sub
 
-    sub = command("pretrain", "pre-train the teacher on UnAV", trains=True)
+    sub = command("pretrain", "pre-train the teacher on UnAV", lambda c, o: pretrain(c, o.out), trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for teacher.pt and its history")
-    sub = command("label", "write pseudo-labels for LLP: logits, and thresholds fitted on validation", trains=False)
+    sub = command("label", "write pseudo-labels for LLP: logits, and thresholds fitted on validation",
+                  lambda c, o: label(c, o.out, o.teacher, o.thresholds, o.dry_run), trains=False)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for labels_teacher.npz or labels_segment.npz")
     who = sub.add_mutually_exclusive_group(required=True)
     who.add_argument("--teacher", type=Path, help="teacher.pt, or a teacher checkpoint of the released code")
@@ -48,20 +51,23 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="take a teacher that has seen invented features only")
     sub.add_argument("--thresholds", choices=THRESHOLDS, default="val",
                      help="; ".join(f"{rule}: {text}" for rule, text in THRESHOLDS.items()))
-    sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels", trains=True)
+    sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels",
+                  lambda c, o: train(c, o.out, o.labels, o.setting, o.features), trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
     sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
     sub.add_argument("--setting", choices=ABLATION, default="full", help="row of the ablation; full is UWAV")
     sub.add_argument("--features", choices=FEATURE_SETS,
                      help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP; None: base if it was packed")
-    sub = command("evaluate", "the ten parsing scores of a trained HAN", trains=False)
+    sub = command("evaluate", "the ten parsing scores of a trained HAN",
+                  lambda c, o: evaluate(c, o.checkpoint, o.split, o.out or o.checkpoint.parent, o.gate), trains=False)
     sub.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="han.pt, or one of the released code")
     sub.add_argument("--split", choices=("val", "test"), default="test")
     sub.add_argument("--out", type=Path,
                      help="folder for scores_SPLIT.json and predictions_SPLIT.npz; None: that of the checkpoint")
     sub.add_argument("--gate", choices=(*GATES, "all"), help="also print what another gate, or all of them, would make "
                      "of the same predictions (docs/scoring.md); the scores that are saved are the published gate's")
-    sub = command("ablate", "every stage, every row of the ablation, every seed; prints the tables", trains=True)
+    sub = command("ablate", "every stage, every row of the ablation, every seed; prints the tables",
+                  lambda c, o: ablate(c, o.out, o.seeds, o.features, o.sweep), trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
     sub.add_argument("--features", choices=FEATURE_SETS, nargs="+", help="None: all that were packed")
@@ -83,17 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     with one_sentence_errors():
         given = {k: getattr(options, k) for k in ("preset", "seed", "overrides") if hasattr(options, k)}
         parse_overrides(given.get("overrides", ()))
-        context = Context(options.data, device=choose_device(options.device), **given)
-        if options.command == "pretrain":
-            pretrain(context, options.out)
-        elif options.command == "label":
-            label(context, options.out, options.teacher, options.thresholds, options.dry_run)
-        elif options.command == "train":
-            train(context, options.out, options.labels, options.setting, options.features)
-        elif options.command == "evaluate":
-            evaluate(context, options.checkpoint, options.split, options.out or options.checkpoint.parent, options.gate)
-        else:
-            ablate(context, options.out, options.seeds, options.features, options.sweep)
+        options.run(Context(options.data, device=choose_device(options.device), **given), options)
 
 
 if __name__ == "__main__":

@@ -26,4 +26,3 @@ RECIPES = {
     "valor": Recipe("squash", "linspace", "slices", {"clip": "openai", "clap": "630k-fusion-best"},
                     {"clip": "A photo of {}", "clap": "This is a sound of {}"}),
 }
-PROMPTS = RECIPES["uwav"].prompts

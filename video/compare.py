@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,16 +28,10 @@ HINTS = {"clip": "pictures cropped or squashed, another frame of each second", "
          "clip texts": "other prompts", "clap texts": "other prompts"}
 
 
-class Likeness(NamedTuple):
-    """Of the vectors that one encoder made of N videos, mine and theirs."""
-
-    cosine: np.ndarray  # (all seconds,)
-    row: dict[str, str]  # of the table
-    verdict: str  # begins with "the same", or with capitals
-
-
-def likeness(name: str, ids: list[str], pairs: Iterable[list[np.ndarray]]) -> Likeness:
-    """Of videos that both sides have: mine and theirs, (T, D) each; if one is longer, what both have is compared."""
+def likeness(name: str, ids: list[str],
+             pairs: Iterable[list[np.ndarray]]) -> tuple[np.ndarray, dict[str, str], str]:
+    """Of videos that both sides have, mine and theirs (T, D), as far as both go: the cosines (all seconds,), a row of
+    the table, and a verdict, which begins with "the same" or with capitals."""
     lengths, equal, means, norms = 0, True, [], []
     shifted = {s: [] for s in SHIFTS}  # cosines of mine at t + s and theirs at t, by video
     for both in progress(pairs, total=len(ids), desc=name):
@@ -76,7 +69,7 @@ def likeness(name: str, ids: list[str], pairs: Iterable[list[np.ndarray]]) -> Li
     else:
         verdict = (f"PREPARED OTHERWISE: {HINTS[name]}" if middle > RELATED else
                    "ANOTHER CHECKPOINT of the encoder, or other videos")
-    return Likeness(cosine, row, verdict)
+    return cosine, row, verdict
 
 
 def read(path: Path, size: int, length: int | None = None) -> np.ndarray:
@@ -116,8 +109,8 @@ def agreement(sides: tuple[Path, Path], llp: LLP, ids: set[str], teacher: uwav.T
     return {name: (100 - 100 * (a != b).sum((0, 1)) / seconds).numpy() for name, (a, b) in hard.items()}
 
 
-def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> dict[str, Likeness]:
-    """Print table and verdict, draw MINE/compare.png. Raises FileNotFoundError or ValueError naming the file."""
+def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> dict[str, str]:
+    """Tables, MINE/compare.png and verdicts, by name. Raises FileNotFoundError or ValueError naming the file."""
     sides, picture = (mine, theirs), mine / "compare.png"
     ids = {name: set.intersection(*({x.stem for x in (folder / e.folder).glob("[!.]*.npy")} for folder in sides))
            for name, e in TEXTED.items()}
@@ -131,7 +124,8 @@ def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> di
             found[f"{name} texts"] = likeness(f"{name} texts", [f"class {c}" for c in range(len(texts))], texts)
     if not found:
         raise FileNotFoundError(f"{mine} and {theirs}: no file of features in both, {TEXTED['clap'].folder}/ID.npy")
-    table({name: x.row for name, x in found.items()})
+    cosines, rows, verdicts = ({name: x[k] for name, x in found.items()} for k in range(3))
+    table(rows)
     annotated = [folder for folder in sides if (folder / LLP_DENSE_FILES["audio"]).exists()]
     if annotated and found.keys() >= HINTS.keys():
         llp = read_llp(annotated[0], lambda line: None)
@@ -139,11 +133,11 @@ def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> di
             print("\nThe same hard label, in % of the seconds of videos of val that have the class:")
             table({name: {column: f"{x[c]:.1f}" for column, x in agrees.items()} for c, name in enumerate(llp.classes)
                    if not np.isnan([x[c] for x in agrees.values()]).any()})
-    draw({name: x.cosine for name, x in found.items()}, picture)
-    print(*(f"{name}: {x.verdict}" for name, x in found.items()), f"{picture}: written", sep="\n")
-    wrong = ", ".join(name for name, x in found.items() if not x.verdict.startswith("the same"))
+    draw(cosines, picture)
+    print(*map(": ".join, verdicts.items()), f"{picture}: written", sep="\n")
+    wrong = ", ".join(name for name, verdict in verdicts.items() if not verdict.startswith("the same"))
     print(f"VERDICT: NOT the same features: {wrong}" if wrong else "VERDICT: the same features")
-    return found
+    return verdicts
 
 
 def table(rows: dict[str, dict[str, str]]) -> None:

@@ -77,12 +77,6 @@ class Failures:
             rows = [(*key, cause) for key, cause in sorted(self.causes.items())]
             csv.writer(file).writerows([("file", "bytes", "cause"), *rows])
 
-    def keep(self, unfinished: list[Path]) -> None:
-        """Forget all but the videos that have no features now."""
-        keys = {self.key(path) for path in unfinished}
-        self.causes = {key: cause for key, cause in self.causes.items() if key in keys}
-        self.write()
-
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
     return {name: out / e.folder / f"{id}.npy" for name, e in TEXTED.items()}
@@ -137,7 +131,9 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     result = dict(videos=len(videos) + len(same), finished=len(after), new=len(after - before),
                   failed=len(videos) + len(same) - len(after), **notes)
     failures.causes |= {failures.key(file): cause for file, cause in same.items()}
-    failures.keep([*same, *(videos[v] for v in videos if v not in after)])
+    without = {failures.key(path) for path in (*same, *(videos[v] for v in videos if v not in after))}
+    failures.causes = {key: cause for key, cause in failures.causes.items() if key in without}
+    failures.write()
     causes = collections.Counter(cause.split(":")[0] for cause in failures.causes.values())
     hint = "; failures.csv says why, --retry tries them again" if causes else ""
     print(f"{result['videos']} videos: {len(after)} have features in {out} ({result['new']} new), "
