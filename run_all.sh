@@ -79,7 +79,8 @@ if [ "${1:-}" = test ]; then
     shift
     if [[ " $* " == *" --thorough "* ]]; then
         setup "onnx,test,thorough,features${UWAV_EXTRAS:+,$UWAV_EXTRAS}" "$needs pytest xdist hypothesis av pebble open_clip laion_clap"
-        exec "$python" -m pytest -n auto --dist loadfile "$@" # a file of tests a core
+        # A file of tests a process, one process more than cores: many tests wait for another program.
+        exec "$python" -m pytest -n "$("$python" -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist loadfile "$@"
     fi
     setup onnx,test "$needs pytest"
     exec "$python" -m pytest "$@"
