@@ -80,7 +80,8 @@ if [ "${1:-}" = test ]; then
     if [[ " $* " == *" --thorough "* ]]; then
         setup "onnx,test,thorough,features${UWAV_EXTRAS:+,$UWAV_EXTRAS}" "$needs pytest xdist hypothesis av pebble open_clip laion_clap"
         # A file of tests a process, one process more than cores: many tests wait for another program.
-        exec "$python" -m pytest -n "$("$python" -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist loadfile "$@"
+        exec "$python" -m pytest -n "$("$python" -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist loadfile \
+            --no-loadscope-reorder "$@"
     fi
     setup onnx,test "$needs pytest"
     exec "$python" -m pytest "$@"

@@ -26,7 +26,7 @@ try:
 except ModuleNotFoundError:  # Windows: runs are not kept apart there
     fcntl = None
 
-PATIENCE = 3.0  # s, for the workers of a run that was just killed
+PATIENCE = 2.0  # s, for a run that was just stopped, and its workers
 _ours: set[Path] = set()  # folders that this process works in
 
 
@@ -97,6 +97,7 @@ def one_sentence_errors(again: str = "goes on from here") -> Iterator[None]:
         came.append(signal.Signals(number))
         if len(came) > 1:  # the second one does not wait
             _stop(came[0], again)
+        threading.Timer(PATIENCE, _stop, (came[0], again)).start()  # a destructor swallows the exception
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

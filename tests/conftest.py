@@ -41,6 +41,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if any(collection_path in (path, *path.parents) for path in named) else True
 
 
+LONG = ("test_faults", "test_runtimes", "test_own", "test_notebook", "test_commands", "test_extract", "test_export")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes first: for what is begun last, everything waits."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with `golden/` and `data/`; tests that need it are skipped where it is absent (never in CI)."""

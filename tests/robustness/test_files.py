@@ -210,6 +210,12 @@ def test_a_second_ctrl_c_does_not_wait_for_the_cleaning_up():
     assert ended.returncode == 130 and ended.stderr.count("stopped by SIGINT") == 1 and "Traceback" not in ended.stderr
 
 
+def test_a_signal_whose_exception_is_swallowed_ends_the_command_all_the_same():
+    """As a destructor does in which it happens to arrive."""
+    ended = script("print('on', flush=True)\nwhile True:\n    try:\n        time.sleep(30)\n    except KeyboardInterrupt:\n        pass", signal.SIGTERM)
+    assert ended.returncode == 128 + signal.SIGTERM and ended.stderr.count("stopped by SIGTERM") == 1
+
+
 def test_a_keyboard_interrupt_without_a_signal_is_passed_on_and_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
