@@ -467,6 +467,7 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, bundle, anno
     # The encoders take a minute to export: in one of the two cases. The other is given the features of a clip.
     weights = ["--int8"] if annotated else ["--clip-weights", "random", "--clap-weights", "random"]
     monkeypatch.setattr(encoders, "CLIP_MODEL", tiny_extract.register())
+    monkeypatch.setattr(export_onnx, "SIZES", ((1, 1), (2, 10)))  # that are compared with PyTorch; test_export.py has all
     trace = export_onnx.trace  # of encoders, the graphs that the same random weights gave before
     monkeypatch.setattr(export_onnx, "trace", lambda export, opset: onnx.load(export_onnx.file_of(bundle, export.name))
                         if export.name in export_onnx.ENCODERS else trace(export, opset))
