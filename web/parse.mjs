@@ -1,6 +1,5 @@
 // Parse a features file in Node:  node parse.mjs BUNDLE FEATURES.npz [fp16|int8]   -> the JSON that parse.py --json writes
 import {readFile, stat} from "node:fs/promises";
-import * as ort from "onnxruntime-node";
 import {basename} from "node:path";
 import {Bundle, describe, parse, readNpz} from "./parser.js";
 
@@ -20,6 +19,9 @@ async function read(path) {
 }
 
 try {
+  const ort = await import("onnxruntime-node").catch(() => {
+    throw new Error("this needs onnxruntime-node: npm ci --prefix web");
+  });
   const bundle = await Bundle.open({cpu: () => ort}, (name) => read(`${folder}/${name}`), variant);
   const result = await parse(await readNpz(await read(file)), bundle);
   console.log(JSON.stringify(describe(result, bundle, basename(file))));
