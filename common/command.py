@@ -97,7 +97,7 @@ def one_sentence_errors(again: str = "goes on from here") -> Iterator[None]:
         came.append(signal.Signals(number))
         if len(came) > 1:  # the second one does not wait
             _stop(came[0], again)
-        threading.Timer(PATIENCE, _stop, (came[0], again)).start()  # a destructor swallows the exception
+        threading.Timer(PATIENCE, _stop, (came[0], again)).start()  # a destructor would swallow the exception
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

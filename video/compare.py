@@ -127,7 +127,7 @@ def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> di
     cosines, rows, verdicts = ({name: x[k] for name, x in found.items()} for k in range(3))
     table(rows)
     annotated = [folder for folder in sides if (folder / LLP_DENSE_FILES["audio"]).exists()]
-    if annotated and found.keys() >= HINTS.keys():
+    if annotated and found.keys() >= HINTS.keys():  # vectors and texts of both encoders
         llp = read_llp(annotated[0], lambda line: None)
         if agrees := agreement(sides, llp, set.intersection(*ids.values()), teacher):
             print("\nThe same hard label, in % of the seconds of videos of val that have the class:")
