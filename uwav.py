@@ -69,6 +69,9 @@ class PretrainConfig:
     length_pool: int = 8  # batches drawn together and sorted by length, so that padding is rare; 1: plain shuffling
     fast: bool = False  # bf16, and compiled on a GPU: common/devices.py
 
+    def learning_rate(self, epoch: int) -> float:
+        return learning_rate(epoch, self.epochs, self.peak_lr, self.min_lr, self.warmup)
+
 
 @dataclass(frozen=True)
 class HANConfig:
@@ -83,6 +86,7 @@ class HANConfig:
     dropout: float = 0.1
     project_visual: bool = True  # False: visual features enter as they are (their size must be `hidden`)
     audio_first: bool = True  # released code: visual attends to the already updated audio; False: symmetric
+    audio_mlp: bool = True  # False: one linear layer for the audio features, as in the HAN of 2020 and in VALOR's
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,9 @@ class TrainConfig:
     mixup: bool = True  # uncertainty-weighted feature mixup
     alpha: float = 1.7  # lambda ~ Beta(alpha, alpha)
     fast: bool = False  # bf16, and compiled on a GPU: common/devices.py
+
+    def learning_rate(self, epoch: int) -> float:
+        return learning_rate(epoch, self.epochs, self.peak_lr, self.min_lr, self.warmup)
 
 
 # The HAN of feature set `clip_clap`; released code: its visual input, CLIP, enters the encoder unprojected.
@@ -193,7 +200,7 @@ class HAN(nn.Module):
         h, C, visual_dim = config.hidden, config.classes, config.visual_2d_dim + config.visual_3d_dim
         if not config.project_visual and visual_dim != h:
             raise ValueError(f"project_visual = False needs hidden = {visual_dim} (the visual features), not {h}")
-        self.audio_proj = mlp(config.audio_dim, 2 * h, h)
+        self.audio_proj = mlp(config.audio_dim, 2 * h, h) if config.audio_mlp else nn.Linear(config.audio_dim, h)
         self.visual_proj = nn.Linear(visual_dim, h) if config.project_visual else nn.Identity()
         self.layers = nn.ModuleList(HANLayer(config) for _ in range(config.layers))
         self.classifier = nn.Linear(h, C)  # shared by both modalities
@@ -202,14 +209,24 @@ class HAN(nn.Module):
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> HANOutput:
         """audio (B, T, Da); visual_2d (B, T, D2), or (B, k T, D2) at k vectors a second; visual_3d (B, T, D3)."""
+        return self.head(*self.encode(*self.project(audio, visual_2d, visual_3d)))
+
+    def project(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features of both modalities, one vector of size h a second: (B, T, h) each."""
         B, T, _ = audio.shape
         if visual_2d.shape[1] != T:
             visual_2d = visual_2d.reshape(B, T, -1, visual_2d.shape[2]).mean(2)  # (B, k T, D2) -> (B, T, D2)
         visual = visual_2d if visual_3d is None else torch.cat([visual_2d, visual_3d], -1)  # (B, T, D2 + D3)
-        a, v = self.audio_proj(audio), self.visual_proj(visual)  # (B, T, h) each
+        return self.audio_proj(audio), self.visual_proj(visual)  # (B, T, h) each
+
+    def encode(self, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Each second in the light of the others and of the other modality: (B, T, h) each, in and out."""
         for layer in self.layers:
             new_a = layer(a, v)
             a, v = new_a, layer(v, new_a if self.config.audio_first else a)  # released code: the updated audio
+        return a, v
+
+    def head(self, a: Tensor, v: Tensor) -> HANOutput:
         audio_logit, visual_logit = self.classifier(a), self.classifier(v)  # (B, T, C) each
         return HANOutput(self.pool(a, v, audio_logit, visual_logit), audio_logit, visual_logit, a, v)
 
@@ -560,10 +577,9 @@ class Run:
     def epochs(self) -> Iterator[tuple[int, float]]:
         """The epochs still to do, with their learning rates; each has random numbers of its own, so that a resumed run
         repeats them."""
-        config = self.config
-        for epoch in range(len(self.history) + 1, config.epochs + 1):
-            torch.manual_seed(config.seed * SEED_STRIDE + epoch)
-            lr = learning_rate(epoch, config.epochs, config.peak_lr, config.min_lr, config.warmup)
+        for epoch in range(len(self.history) + 1, self.config.epochs + 1):
+            torch.manual_seed(self.config.seed * SEED_STRIDE + epoch)
+            lr = self.config.learning_rate(epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             yield epoch, lr
@@ -572,10 +588,10 @@ class Run:
         """Go through an epoch; the mean of its losses, a number or (K,) each."""
         return (sum(losses) / self.steps).reshape(-1).tolist()
 
-    def end_epoch(self, record: dict, score: float) -> None:
-        """Note an epoch; keep its weights if its validation score is the best so far."""
+    def end_epoch(self, record: dict, score: float, last_of_equals: bool = False) -> None:
+        """Note an epoch; keep its weights if its score is the best so far, of equal ones the first (or the last)."""
         self.history.append(record)
-        if score > self.best_score:
+        if score > self.best_score or last_of_equals and score == self.best_score:
             self.best_score = score
             self.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
@@ -680,14 +696,14 @@ def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tenso
 
 
 def train_han(data: TargetSplit, validation: TargetSplit | None, labels: PseudoLabels | None, model_config: HANConfig,
-              config: TrainConfig, run: Run | None = None) -> HAN:
-    """Train the HAN (Eq. 9) and keep the epoch of best validation Type score; without a validation split (own data,
-    nothing annotated), the last."""
+              config: TrainConfig, run: Run | None = None, network: type[HAN] = HAN) -> HAN:
+    """Train the HAN (Eq. 9), or a network that ends like it, and keep the epoch of best validation Type score; without
+    a validation split (own data, nothing annotated), the last."""
     run = run or Run()
     if config.mixup and labels is None:
         raise ValueError("mixup needs pseudo-labels: pseudo_label = none goes with mixup = False")
     torch.manual_seed(config.seed)
-    model = HAN(model_config).to(data.weak.device)
+    model = network(model_config).to(data.weak.device)
     optimizer = run.begin(model, config, videos=len(data.weak))
     forward, losses_of = run.fast(model, one_shape=True), run.fast(han_losses, one_shape=True)
     for epoch, lr in run.epochs():

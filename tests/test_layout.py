@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {"common": 0, "uwav": 1, "data": 2, "video": 3, "train": 3, "reporting": 4, "web": 4}  # the commands at the root: 5
+FLOORS = {"common": 0, "uwav": 1, "field": 2, "data": 2, "video": 3, "train": 3, "reporting": 4, "web": 4}  # the commands at the root: 5
 TEXTS = {path.relative_to(ROOT).with_suffix(""): path.read_text(encoding="utf-8")
          for path in (*ROOT.glob("*.py"), *ROOT.glob("[!.]*/*.py")) if path.parent.name != "tests"}
 MODULES = {".".join(path.parts).removesuffix(".__init__"): text for path, text in TEXTS.items()}
@@ -42,8 +42,9 @@ def test_everything_imports_downwards_and_nothing_in_a_circle():
 
 def test_the_house_is_small():
     lines = {name: len(text.splitlines()) for name, text in MODULES.items()}
-    assert len(list(ROOT.glob("*.py"))) <= 6 and lines["uwav"] <= 800
-    assert sum(lines.values()) <= 7_400
+    assert len(list(ROOT.glob("*.py"))) <= 6 and lines["uwav"] <= 780
+    field = sum(count for name, count in lines.items() if name.startswith("field"))
+    assert field <= 1_150 and sum(lines.values()) - field <= 7_500
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 

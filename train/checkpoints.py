@@ -65,12 +65,12 @@ class Run(uwav.Run):
 
         return super().mean(watched())
 
-    def end_epoch(self, record: dict, score: float) -> None:
+    def end_epoch(self, record: dict, score: float, last_of_equals: bool = False) -> None:
         """Note the epoch and keep the best; save the state now and then."""
         if not math.isfinite(record["loss"]):
             raise ValueError(f"{self.path}: the loss became {record['loss']} in epoch {record['epoch']}; "
                              "lower the learning rate (--set peak_lr=...)")
-        super().end_epoch(record, score)
+        super().end_epoch(record, score, last_of_equals)
         validation = f", validation {score:.1f}" if record["val"] else ""
         self.bar.set_postfix_str(f"epoch {record['epoch']}/{self.config.epochs}, loss {record['loss']:.4f}{validation}",
                                  refresh=sys.stderr.isatty())
