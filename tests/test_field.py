@@ -1,0 +1,252 @@
+"""LEAP, MM-Pyramid, MGN and the public HANs agree with inputs and outputs recorded from their public code, and with hand-made cases."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import uwav
+from field import leap, mm_pyramid
+
+TOLERANCE = 2e-5  # of the larger of 1 and the array
+
+
+def assert_near(ours, theirs, name: str = "") -> None:
+    ours, theirs = torch.as_tensor(ours).detach(), torch.as_tensor(theirs)
+    assert ours.shape == theirs.shape, f"{name}: {tuple(ours.shape)} {tuple(theirs.shape)}"
+    difference = float((ours - theirs).abs().max()) / max(1.0, float(theirs.abs().max()))
+    assert difference <= TOLERANCE, f"{name}: {difference:.1e}"
+
+
+def weights(case: dict, prefix: str) -> dict:
+    return {k[len(prefix):]: v for k, v in case.items() if k.startswith(prefix)}
+
+
+def renamed(state: dict, names: tuple[tuple[str, str], ...]) -> dict:
+    """Under our names; what has none of them is left out."""
+    found = {}
+    for name, x in state.items():
+        new = name
+        for theirs, ours in names:
+            new = re.sub(theirs, ours, new)
+        if new.startswith("="):
+            found[new[1:]] = x
+    return found
+
+
+class ThreeLinear(nn.Module):
+    """The visual projection as the public code has it: 2D and 3D features each through a layer, then both through a third."""
+
+    def __init__(self, dim_2d: int, dim_3d: int, hidden: int):
+        super().__init__()
+        self.dims = dim_2d, dim_3d
+        self.fc_v, self.fc_st, self.fc_fusion = nn.Linear(dim_2d, hidden), nn.Linear(dim_3d, hidden), nn.Linear(2 * hidden, hidden)
+
+    def forward(self, x):
+        two, three = x.split(self.dims, -1)
+        return self.fc_fusion(torch.cat([self.fc_v(two), self.fc_st(three)], -1))
+
+
+# ---- MM-Pyramid ------------------------------------------------------------------------------------
+
+LAYER = ((r"self_attn\.linears\.0", "query"), (r"self_attn\.linears\.1", "key"), (r"self_attn\.linears\.2", "value"), (r"self_attn\.linears\.3", "out"),
+         (r"feed_forward\.w_", "linear"), (r"sublayer\.0\.norm", "norm1"), (r"sublayer\.1\.norm", "norm2"))
+PYRAMID = (*LAYER, (r"MMP\.capture\.msa\.(\d)\.vsablock\.layer", r"=layers.\1.visual.attention"),
+           (r"MMP\.capture\.msa\.(\d)\.asablock\.layer", r"=layers.\1.audio.attention"),
+           (r"MMP\.capture\.msa\.(\d)\.cmablock\.layer", r"=layers.\1.cross"),
+           (r"MMP\.capture\.vnetwork\.(\d)\.conv1", r"=layers.\1.visual.conv3"), (r"MMP\.capture\.anetwork\.(\d)\.conv1", r"=layers.\1.audio.conv3"),
+           (r"MMP\.capture\.vnetwork\.(\d)\.conv2", r"=layers.\1.visual.conv1"), (r"MMP\.capture\.anetwork\.(\d)\.conv2", r"=layers.\1.audio.conv1"),
+           (r"MMP\.capture\.msa\.(\d)\.l([av])gates", lambda m: f"=layers.{m[1]}.{dict(a='audio', v='visual')[m[2]]}.gates"),
+           (r"MMP\.fusion\.vadaptiveinteraction", "=visual_fusion.layer"), (r"MMP\.fusion\.aadaptiveinteraction", "=audio_fusion.layer"),
+           (r"MMP\.fusion\.vselectfusion", "=visual_fusion.gate"), (r"MMP\.fusion\.aselectfusion", "=audio_fusion.gate"),
+           (r"^fc_(v|st|fusion)\.", r"=visual_proj.fc_\1."), (r"^fc_a\.", "=audio_proj."),
+           (r"^fc_prob\.", "=classifier."), (r"^fc_frame_att\.", "=time_pool."), (r"^fc_av_att\.", "=modal_pool."))
+
+
+def of_pyramid(state: dict) -> dict:
+    """Recorded weights, or gradients, under our names: the two gates of a modality are one matrix here."""
+    state = dict(state)
+    for name in [n for n in state if re.search(r"\.l[av]1\.", n)]:
+        state[re.sub(r"(l[av])1\.", r"\1gates.", name)] = torch.cat([state[name], state[name.replace("1.weight", "2.weight").replace("1.bias", "2.bias")]])
+    return renamed(state, PYRAMID)
+
+
+@pytest.fixture(scope="module")
+def pyramid(golden):
+    case = golden("mmpyramid")
+    model = mm_pyramid.MMPyramid(mm_pyramid.MMPyramidConfig(
+        audio_dim=6, visual_2d_dim=8, visual_3d_dim=5, hidden=16, heads=4, feedforward=24)).eval()
+    model.visual_proj = ThreeLinear(8, 5, 16)
+    model.load_state_dict(of_pyramid(weights(case, "sd.")))
+    return case, model
+
+
+@pytest.mark.parametrize("name, inputs", [("eval", "in"), ("long", "in_long")])
+def test_mm_pyramid_equals_the_public_code(pyramid, name, inputs):
+    case, model = pyramid
+    features = [case[f"{inputs}.{k}"] for k in ("audio", "visual_2d", "visual_3d")]
+    a, v = model.project(*features)
+    assert_near(a, case[f"{name}.a0"])
+    assert_near(v, case[f"{name}.v0"])
+    levels = []
+    for n, unit in enumerate(model.layers):
+        a, v = unit(a, v)
+        levels.append((a, v))
+        assert_near(a, case[f"{name}.l{n}.a_out"], f"unit {n}")
+        assert_near(v, case[f"{name}.l{n}.v_out"], f"unit {n}")
+    output = model(*features)
+    assert_near(output.audio_feat, case[f"{name}.a_feat"])
+    assert_near(output.visual_feat, case[f"{name}.v_feat"])
+    swapped = torch.stack([output.visual_logit, output.audio_logit], 2)  # there, stream 0 is that of pictures
+    assert_near(swapped, case[f"{name}.logit"])
+    assert_near(swapped.sigmoid(), case[f"{name}.out.frame_prob"])
+    assert_near(output.video_prob, case[f"{name}.out.video_prob"])
+
+
+@pytest.mark.parametrize("name, inputs", [("eval", "in"), ("long", "in_long")])
+def test_mm_pyramid_losses_and_gradients_equal_the_public_code(pyramid, name, inputs):
+    case, model = pyramid
+    model.zero_grad()
+    output = model(*(case[f"{inputs}.{k}"] for k in ("audio", "visual_2d", "visual_3d")))
+    exchanged = output._replace(audio_logit=output.visual_logit, visual_logit=output.audio_logit,  # what is called audio there
+                                audio_feat=output.visual_feat, visual_feat=output.audio_feat)
+    losses = mm_pyramid.published_losses(model, exchanged, case[f"{inputs}.target"])
+    for ours, theirs in zip([*losses, losses.sum()], ("video", "first", "second", "total"), strict=True):
+        assert_near(ours, case[f"{name}.loss.{theirs}"], theirs)
+    losses.sum().backward()
+    norm = torch.stack([p.grad.square().sum() for p in model.parameters()]).sum().sqrt()
+    assert_near(norm, case[f"{name}.grad_norm_total"], "norm")
+    recorded = of_pyramid(weights(case, f"{name}.grad."))
+    if name == "eval":
+        for parameter, x in model.named_parameters():
+            assert_near(x.grad, recorded[parameter], parameter)
+
+
+# ---- LEAP ------------------------------------------------------------------------------------------
+
+DECODER = (*LAYER, (r"AVL\.lv_cma_network", "=visual_decoder"), (r"AVL\.la_cma_network", "=audio_decoder"),
+           (r"^fc_l\.", "=name_proj."), (r"^fc_la\.", "=heard."), (r"^fc_lv\.", "=seen."))
+
+
+def of_leap(state: dict) -> dict:
+    found = of_pyramid(state)
+    own = {k: found.pop(k) for k in list(found) if k.startswith(("audio_proj", "visual_proj"))}
+    return {f"pyramid.{k}": x for k, x in found.items()} | own | renamed(state, DECODER)
+
+
+class Recorded(leap.LEAP):
+    """With the encoder and the visual projection that the public code has."""
+
+    def __init__(self):
+        sizes = dict(audio_dim=6, visual_2d_dim=10, visual_3d_dim=7, hidden=16, dropout=0.0, audio_mlp=False)
+        super().__init__(leap.LEAPConfig(**sizes, layers=0, text_dim=9, decoder_heads=2, decoder_feedforward=12, decoder_dropout=0.0,
+                                         attention_dropout=0.0))
+        self.visual_proj = ThreeLinear(10, 7, 16)
+        self.pyramid = mm_pyramid.MMPyramid(mm_pyramid.MMPyramidConfig(**sizes, heads=4, feedforward=12, attention_dropout=0.0))
+        for name in ("audio_proj", "visual_proj", "classifier", "time_pool", "modal_pool"):
+            delattr(self.pyramid, name)
+
+    def encode(self, a, v):
+        return self.pyramid.encode(a, v)
+
+
+def recorded_leap(case: dict, prefix: str = "sd.") -> Recorded:
+    model = Recorded().eval()
+    model.load_state_dict(of_leap(weights(case, prefix)) | dict(names=case["in.texts"]))
+    return model
+
+
+def batch_of(case: dict, n: int) -> tuple[list, tuple]:
+    return [case[f"in.{k}"][n] for k in ("audio", "visual_2d", "visual_3d")], (case["in.pseudo_audio"][n], case["in.pseudo_visual"][n])
+
+
+def test_the_decoder_of_leap_equals_the_public_code(golden):
+    """From the recorded features of the encoder alone."""
+    case = golden("leap")
+    model = recorded_leap(case)
+    assert_near(model.name_proj(model.names).expand(8, -1, -1), case["fwd.label_in"])
+    for m, layers in (("audio", model.audio_decoder), ("visual", model.visual_decoder)):
+        x = case["fwd.label_in"]
+        for n, layer in enumerate(layers):
+            x, logit = layer(x, case[f"fwd.feat_{m}"])
+            assert_near(x, case[f"fwd.decoder_{m}.{n}.label"])
+            assert_near(logit, case[f"fwd.decoder_{m}.{n}.score"].mean(1).transpose(1, 2))  # the mean over heads
+    output = model.head(case["fwd.feat_audio"], case["fwd.feat_visual"])
+    assert_near(output.heard_prob, case["fwd.audio_prob"])
+    assert_near(output.seen_prob, case["fwd.visual_prob"])
+    assert torch.equal((output.video_prob >= uwav.GATE).float(), case["fwd.global_prob"])
+    assert_near(output.audio_logit.sigmoid(), case["fwd.audio_frame_prob"])
+    assert_near(output.visual_logit.sigmoid(), case["fwd.visual_frame_prob"])
+
+
+def test_leap_equals_the_public_code_from_features_to_scores(golden):
+    case = golden("leap")
+    model, predicted = recorded_leap(case), []
+    for n in range(2):
+        output = model(*batch_of(case, n)[0])
+        if n == 0:
+            assert_near(output.audio_feat, case["fwd.feat_audio"])
+            assert_near(output.visual_feat, case["fwd.feat_visual"])
+            assert_near(output.audio_logit.sigmoid(), case["fwd.audio_frame_prob"])
+        predicted.append(torch.stack(uwav.gated_predictions(output.video_prob, output.audio_logit.sigmoid(), output.visual_logit.sigmoid())))
+    predicted = torch.cat(predicted, 1)  # (2, N, T, C)
+    assert torch.equal(predicted.to(case["eval.pred"].dtype), case["eval.pred"])
+    assert uwav.parsing_scores(*predicted, *case["eval.truth"])["seg_type"] == pytest.approx(float(case["eval.seg_type"]), abs=1e-6)
+
+
+def test_leap_losses_and_gradients_equal_the_public_code(golden):
+    case = golden("leap")
+    model = recorded_leap(case)
+    features, labels = batch_of(case, 0)
+    output = model(*features)
+    assert_near(leap.similarity_target(*labels), case["step0.avss_target"])
+    assert_near(leap.similarity(output.audio_feat, output.visual_feat), case["step0.avss_similarity"])
+    losses = leap.leap_losses(output, *labels)
+    assert_near(losses, case["step0.terms"][[0, 1, 3, 4, 5]])
+    constant = uwav.video_loss((output.video_prob >= uwav.GATE).float(), case["in.weak"][0])  # the third there: without a gradient
+    assert_near(constant, case["step0.terms"][2])
+    losses.sum().backward()
+    recorded = of_leap(weights(case, "step0.grad."))
+    for name, parameter in model.named_parameters():
+        assert_near(parameter.grad, recorded[name], name)
+
+
+def test_ten_training_steps_of_leap_follow_the_public_code(golden):
+    case = golden("leap")
+    model = recorded_leap(case)
+    config = leap.LEAPTraining(peak_lr=1e-3, drop_every=2)
+    optimizer = uwav.adamw(model, config)
+    for step in range(10):
+        optimizer.param_groups[0]["lr"] = config.learning_rate(1 + step // 2)
+        assert config.learning_rate(1 + step // 2) == pytest.approx(float(case["traj.lr"][step // 2]))
+        features, labels = batch_of(case, step % 2)
+        losses = leap.leap_losses(model(*features), *labels)
+        losses.sum().backward()
+        assert_near(losses, case["traj.terms"][step][[0, 1, 3, 4, 5]], f"step {step}")
+        assert_near(nn.utils.get_total_norm(p.grad for p in model.parameters()), case["traj.grad_norm"][step], f"step {step}")
+        optimizer.step()
+        optimizer.zero_grad()
+    end = recorded_leap(case, "end.").state_dict()
+    for name, ours in model.state_dict().items():
+        # A softmax cancels the biases of keys, so Adam turns their rounding into steps; the last block's act on the logits, too.
+        if not name.endswith("key.bias") or name.endswith("decoder.1.key.bias"):
+            assert_near(ours, end[name], name)
+
+
+def test_leap_target_of_similarity_by_hand():
+    """Two seconds; A: {0}, {0, 1, 2}; V: {0, 1}, {}. The most labels of a second: 3."""
+    a, v = torch.tensor([[[1.0, 0, 0], [1, 1, 1]]]), torch.tensor([[[1.0, 1, 0], [0, 0, 0]]])
+    shared = torch.tensor([[[1.0, 0], [2, 0]]]) / 3
+    torch.testing.assert_close(leap.similarity_target(a, v), shared / (1 + shared) + 0.01)
+    assert leap.similarity_target(0 * a, 0 * v).eq(0.01).all()  # no label at all: no NaN
+
+
+def test_leap_begins_with_equal_projections_and_blocks():
+    model = leap.LEAP(leap.LEAPConfig(hidden=16, heads=2, layers=1))
+    first = model.audio_decoder[0].state_dict()
+    assert torch.equal(first["query.weight"], first["out.weight"]) and torch.equal(first["query.bias"], first["key.bias"])
+    for layer in (*model.audio_decoder, *model.visual_decoder):
+        assert all(torch.equal(x, first[name]) for name, x in layer.state_dict().items())
