@@ -1,0 +1,1 @@
+"""The systems that the paper compares itself with, one flat file each; `uwav.py` never imports them."""
