@@ -1,1 +1,1 @@
-"""The systems that the paper compares itself with, and two other backbones: one file each, to be read alone."""
+"""The systems that the paper compares itself with, one flat file each; `uwav.py` imports none of them."""

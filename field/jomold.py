@@ -1,0 +1,300 @@
+"""JoMoLD, joint-modal label denoising (ECCV 2022), in one file.
+
+The idea. A weak label holds in at least one modality, often not in both. So each modality gets a video-level loss of its
+own, and in every batch, class by class, labels are taken from the modality that does not seem to have the event: visual
+labels of videos whose visual loss is large while their audio loss is small, and the reverse. How many, the *noise ratio*
+of a class and modality says. It is estimated once, from a first network that sees no other modality.
+
+What it changes on the HAN: one layer, one head, no MLP on audio, a switch that leaves cross-attention out, dropout on the
+visual features before the heads, a pooled probability of each modality besides that of the video, and the gate.
+
+    stage 1  train_estimator   without cross-attention, no label removed
+    stage 2  noise_ratios      from the pooled probabilities of the training videos
+    stage 3  train             a new network, in every step refine_labels and then the losses
+
+Departures of ours from the public code:
+
+    1  noise_ratios compares with the plain mean over all videos; the public code averages the means of its batches, of
+       which the last is smaller
+    2  two LayerNorms that the public code makes and never uses are not here; random numbers are drawn in another order
+    3  a label that is in no modality any more is kept for the video, as there; soft weak labels are not meant
+
+Its full text was not to be had, so every constant is the public code's. It removes labels by class frequency and batch:
+k = ratio x (positives in the batch), cut to a whole number. On LLP nine in ten visual slots are Speech's, which occurs in
+half of all videos; a class in over about half of the videos loses nearly all its visual labels, whatever is true.
+
+Source: Cheng, Liu, Zhou, Qian, Wu, Wang, arXiv 2204.11573; public code MCG-NJU/JoMoLD at a7dc2d5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import uwav
+
+# ---- 1  Configurations ---------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class JoMoLDConfig(uwav.HANConfig):
+    heads: int = 1
+    feedforward: int = 512
+    layers: int = 1
+    audio_first: bool = False  # both modalities read what entered the layer
+    audio_mlp: bool = False
+    visual_dropout: float = 0.5  # of the visual features, before the heads
+
+
+@dataclass(frozen=True)
+class JoMoLDTraining:
+    """Of stages 1 and 3 alike."""
+
+    seed: int = 6
+    epochs: int = 25
+    batch: int = 128  # videos; what is removed depends on it
+    peak_lr: float = 5e-4
+    beta1: float = 0.9  # of AdamW, which without decay is Adam
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    lr_epochs: int = 6  # the rate falls after every so many, without warm-up
+    lr_factor: float = 0.25
+    audio_weight: float = 2.0  # of the audio loss in stage 3; 1 in stage 1
+    fast: bool = False  # bf16, and compiled on a GPU: common/devices.py
+
+    def learning_rate(self, epoch: int) -> float:
+        return self.peak_lr * self.lr_factor ** ((epoch - 1) // self.lr_epochs)
+
+
+# ---- 2  The network ------------------------------------------------------------------------------
+
+class Layer(uwav.HANLayer):
+    """The HAN's layer with a switch: without cross-attention, all else with the same weights."""
+
+    def forward(self, x: Tensor, other: Tensor, cross: bool = True) -> Tensor:
+        if cross:
+            return super().forward(x, other)
+        return self.feedforward(self.norm(x + self.drop(self.self_attn(x, x))))  # (B, T, h)
+
+
+class VisualInput(nn.Module):
+    """A linear map of the 2D features, one of the 3D features, one of both together; nothing nonlinear anywhere. So the
+    mean of a second's frames may be taken first, as HAN.project does, or last, as the public code does."""
+
+    def __init__(self, visual_2d_dim: int, visual_3d_dim: int, hidden: int):
+        super().__init__()
+        self.sizes = [visual_2d_dim, visual_3d_dim] if visual_3d_dim else [visual_2d_dim]
+        self.parts = nn.ModuleList(nn.Linear(size, hidden) for size in self.sizes)
+        self.fusion = nn.Linear(len(self.sizes) * hidden, hidden)
+
+    def forward(self, visual: Tensor) -> Tensor:
+        parts = [part(x) for part, x in zip(self.parts, visual.split(self.sizes, -1))]  # (B, T, h) each
+        return self.fusion(torch.cat(parts, -1))  # (B, T, D2 + D3) -> (B, T, h)
+
+
+class JoMoLDOutput(NamedTuple):
+    """HANOutput and two more."""
+
+    video_prob: Tensor  # (B, C)
+    audio_logit: Tensor  # (B, T, C)
+    visual_logit: Tensor  # (B, T, C)
+    audio_feat: Tensor  # (B, T, h)
+    visual_feat: Tensor  # (B, T, h), before the dropout that the heads see
+    audio_prob: Tensor  # (B, C), pooled over time within the modality
+    visual_prob: Tensor  # (B, C)
+
+
+class JoMoLD(uwav.HAN):
+    def __init__(self, config: JoMoLDConfig = JoMoLDConfig()):
+        super().__init__(config)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        if config.project_visual:
+            self.visual_proj = VisualInput(config.visual_2d_dim, config.visual_3d_dim, config.hidden)
+        self.visual_drop = nn.Dropout(config.visual_dropout)
+
+    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None,
+                cross: bool = True) -> JoMoLDOutput:
+        """Features as of HAN.forward; cross = False: self-attention only."""
+        a, v = self.encode(*self.project(audio, visual_2d, visual_3d), cross)  # (B, T, h) each
+        dropped = self.visual_drop(v)  # for the classifier and both poolings, not for the contrast
+        output = self.head(a, dropped)._replace(visual_feat=v)
+        return JoMoLDOutput(*output, self.pool_time(a, output.audio_logit), self.pool_time(dropped, output.visual_logit))
+
+    def encode(self, a: Tensor, v: Tensor, cross: bool = True) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            new_a = layer(a, v, cross)
+            a, v = new_a, layer(v, new_a if self.config.audio_first else a, cross)
+        return a, v  # (B, T, h) each
+
+    def pool_time(self, x: Tensor, logit: Tensor) -> Tensor:
+        """Probability of one modality: x (B, T, h), logit (B, T, C) -> (B, C). Softmax over time only, so it is <= 1."""
+        return (self.time_pool(x).float().softmax(1) * logit.float().sigmoid()).sum(1)
+
+
+# ---- 3  Losses -----------------------------------------------------------------------------------
+
+VISUAL_SMOOTHING = 0.9  # visual targets are 0.95 and 0.05; audio targets are not smoothed
+TEMPERATURE = 0.2  # of the contrast
+OWN_SECOND = 0.9  # share of the contrast's goal; the video's other seconds have the rest
+
+
+def targets(weak: Tensor) -> tuple[Tensor, Tensor]:
+    """Video-level targets of audio and visual, (B, C) each."""
+    return weak, VISUAL_SMOOTHING * weak + (1 - VISUAL_SMOOTHING) / 2
+
+
+def contrast(asks: Tensor, answers: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Features of one second in two modalities shall be alike, (B, T, h) each of unit length; weight (B, 1) or 1.
+
+    One direction only: each second of the first finds its own among the second's seconds of the same video, never of
+    other videos. The smoothing stands inside the logarithm: ln of a mix of probabilities, not a mix of their ln."""
+    T = asks.shape[1]
+    q = (asks @ answers.transpose(1, 2) / TEMPERATURE).softmax(2)  # (B, T, T), over the second's seconds
+    own = q.diagonal(dim1=1, dim2=2)  # (B, T)
+    others = q.sum(2) - own
+    return -(weight * (OWN_SECOND * own + (1 - OWN_SECOND) / max(1, T - 1) * others).log()).mean()
+
+
+def losses(output: JoMoLDOutput, weak: Tensor, audio_target: Tensor, visual_target: Tensor) -> Tensor:
+    """Audio, visual, video, contrast, (4,), unweighted. The video's target is the weak label, never denoised."""
+    return torch.stack([
+        uwav.video_loss(output.audio_prob, audio_target), uwav.video_loss(output.visual_prob, visual_target),
+        uwav.video_loss(output.video_prob, weak),
+        contrast(F.normalize(output.audio_feat, dim=-1), F.normalize(output.visual_feat, dim=-1))])
+
+
+# ---- 4  Denoising --------------------------------------------------------------------------------
+
+AUDIO_DOUBT, VISUAL_DOUBT = 0.6, 1.8  # a positive below so many times the class's mean probability counts as noise
+
+
+def noise_ratio(prob: Tensor, mean: Tensor, weak: Tensor, doubt: float) -> Tensor:
+    """Share of a class's positives that are doubtful, (C,) double. prob, weak (N, C); mean (C,) over *all* videos, not
+    the positives: so the ratio depends on how frequent the class is."""
+    positive = weak > 0
+    return (positive & (prob / mean < doubt)).sum(0).double() / positive.sum(0).clamp(min=1)
+
+
+def noise_ratios(model: JoMoLD, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]:
+    """Stage 2, of audio and visual, (C,) each, from the estimator and the training videos."""
+    audio, visual, _, _ = probabilities(model, data, cross=False)  # (N, C) each
+    smoothed = (1 + VISUAL_SMOOTHING) / 2 * visual  # public code: times the smoothed target, so in truth 1.895 x mean
+    return (noise_ratio(audio, audio.mean(0), data.weak, AUDIO_DOUBT),
+            noise_ratio(smoothed, visual.mean(0), data.weak, VISUAL_DOUBT))
+
+
+def refine_labels(audio_prob: Tensor, visual_prob: Tensor, weak: Tensor,
+                  ratios: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Targets of a batch without the labels that look wrong. Probabilities and weak (B, C), ratios (C,) double.
+
+    Per class, among its positives: a visual label goes if its video is among the k of smallest audio loss *and* among
+    the k of largest visual loss. Both choices see the labels before any removal; a label may go in both."""
+    audio_target, visual_target = targets(weak)
+    audio_loss, visual_loss = bce(audio_prob, audio_target), bce(visual_prob, visual_target)  # (B, C) each
+    audio_k, visual_k = ((ratio * (weak > 0).sum(0)).long() for ratio in ratios)  # (C,); in double, then cut
+
+    def lowest(loss: Tensor, k: Tensor) -> Tensor:
+        """Is it among the k lowest of the positives?"""
+        order = loss.masked_fill(weak == 0, torch.inf).argsort(dim=0, stable=True)
+        return order.argsort(0) < k  # (B, C)
+
+    no_audio = lowest(-audio_loss, audio_k) & lowest(visual_loss, audio_k)
+    no_visual = lowest(audio_loss, visual_k) & lowest(-visual_loss, visual_k)
+    return audio_target.masked_fill(no_audio, 0.0), visual_target.masked_fill(no_visual, 0.0)  # 0, not 0.05
+
+
+def in_force(ratios: tuple[Tensor, Tensor], epoch: int) -> tuple[Tensor, Tensor]:
+    """The public code means a ramp over the first 0.9 epochs, but multiplies the already multiplied ratios, and the first
+    factor is 0. So the published run has a step: epoch 1 removes nothing, from epoch 2 on the full ratios hold."""
+    return ratios if epoch > 1 else tuple(map(torch.zeros_like, ratios))
+
+
+def bce(prob: Tensor, target: Tensor) -> Tensor:
+    """uwav.video_loss before its mean."""
+    p = prob.clamp(uwav.PROBABILITY_MARGIN, 1 - uwav.PROBABILITY_MARGIN)
+    return -(target * p.log() + (1 - target) * (1 - p).log())
+
+
+# ---- 5  Training ---------------------------------------------------------------------------------
+
+LOSSES = ("loss_audio", "loss_visual", "loss_video", "loss_contrast")
+
+
+def train_estimator(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, model_config: JoMoLDConfig,
+                    config: JoMoLDTraining, run: uwav.Run | None = None) -> JoMoLD:
+    """Stage 1: without cross-attention in training, validation and all later use; no label is removed."""
+    return train(data, validation, None, model_config, config, run)
+
+
+def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor] | None,
+          model_config: JoMoLDConfig, config: JoMoLDTraining, run: uwav.Run | None = None) -> JoMoLD:
+    """Stage 3, or stage 1 if there are no ratios. Nothing is carried over from the estimator but the ratios. Kept: the
+    epoch of best event-level audio F on the validation split, of equals the last; without that split, the last."""
+    run = run or uwav.Run()
+    torch.manual_seed(config.seed)
+    model = JoMoLD(model_config).to(data.weak.device)
+    optimizer = run.begin(model, config, videos=len(data.weak))
+    forward = run.fast(model, one_shape=True)
+    for epoch, lr in run.epochs():
+        terms = run.mean(train_epoch(model, forward, optimizer, data, ratios, config, epoch))  # (4,)
+        scores = validation and parsing_scores(model, validation, cross=ratios is not None)
+        run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(LOSSES, terms)), val=scores),
+                      scores["event_a"] if scores else epoch, last_of_equals=True)
+    return run.finish()
+
+
+def train_epoch(model: JoMoLD, forward: Callable, optimizer: torch.optim.Optimizer, data: uwav.TargetSplit,
+                ratios: tuple[Tensor, Tensor] | None, config: JoMoLDTraining, epoch: int) -> Iterator[Tensor]:
+    """One epoch, step by step; yields the losses, (4,), of each."""
+    rng = np.random.default_rng((config.seed, epoch))
+    order = torch.from_numpy(rng.permutation(len(data.weak))).to(data.weak.device)  # (N,)
+    cross, audio_weight = (True, config.audio_weight) if ratios else (False, 1.0)
+    model.train()  # for both passes: the one without gradient draws its own dropout, too
+    for index in order.split(config.batch):
+        inputs, weak = data.inputs(index), data.weak[index]  # weak (B, C)
+        audio_target, visual_target = targets(weak)  # (B, C) each; removal lasts for this step only
+        if ratios:
+            with torch.no_grad():
+                output = forward(*inputs, False)  # without cross-attention: what each modality knows by itself
+                audio_target, visual_target = refine_labels(output.audio_prob, output.visual_prob, weak,
+                                                            in_force(ratios, epoch))
+        terms = losses(forward(*inputs, cross), weak, audio_target, visual_target)  # (4,)
+        (audio_weight * terms[0] + terms[1:].sum()).backward()  # no clipping
+        optimizer.step()
+        optimizer.zero_grad()
+        yield terms.detach()
+
+
+# ---- 6  Decision ---------------------------------------------------------------------------------
+
+@torch.no_grad()
+def probabilities(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of audio and visual, pooled (N, C) each, then by the second (N, T, C) each, of a whole split."""
+    model.eval()
+    starts = range(0, len(data.weak), uwav.EVAL_BATCH)
+    outputs = [model(*data.inputs(slice(i, i + uwav.EVAL_BATCH)), cross) for i in starts]
+    audio_logit, visual_logit, audio, visual = (torch.cat([o[k] for o in outputs]) for k in (1, 2, 5, 6))
+    return audio, visual, audio_logit.sigmoid(), visual_logit.sigmoid()
+
+
+def gated(pooled: Tensor, prob: Tensor) -> Tensor:
+    """The gate of its own modality, and `>=` where UWAV has the video's and `>`: (N, C), (N, T, C) -> bool (N, T, C)."""
+    return (prob >= uwav.GATE) & (pooled >= uwav.GATE)[:, None, :]
+
+
+def predictions(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> tuple[Tensor, Tensor]:
+    """Audible and visible, bool (N, T, C) each, by JoMoLD's own rule; `uwav.han_probabilities` has those of UWAV's."""
+    audio, visual, audio_segments, visual_segments = probabilities(model, data, cross)
+    return gated(audio, audio_segments), gated(visual, visual_segments)
+
+
+joint = uwav.han_probabilities
+
+
+def parsing_scores(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> dict[str, float]:
+    return uwav.parsing_scores(*predictions(model, data, cross), data.audio_truth, data.visual_truth)

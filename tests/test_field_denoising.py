@@ -1,0 +1,242 @@
+"""The systems that train with denoised or self-made labels: prototypes, JoMoLD, CoLeaF."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import uwav
+from data import annotations
+from field import jomold, prototypes
+
+C, T = 4, 10
+
+
+def world(videos: int, seed: int, seconds: int = T, visual_3d: int = 3) -> uwav.TargetSplit:
+    """A small split whose features show its classes: dense truth, the weak label that follows, features of truth + noise."""
+    rng = torch.Generator().manual_seed(seed)
+    audio, visual = ((torch.rand(videos, 1, C, generator=rng) < 0.5) & (torch.rand(videos, seconds, C, generator=rng) < 0.6) for _ in range(2))
+    weak = (audio | visual).any(1).float()
+
+    def features(truth, size: int):
+        basis = torch.randn(C, size, generator=torch.Generator().manual_seed(size))
+        return (truth.float() @ basis + 0.1 * torch.randn(videos, seconds, size, generator=rng)).half()
+
+    return uwav.TargetSplit(features(audio, 6), features(visual, 8), features(visual, visual_3d) if visual_3d else None, weak, audio.byte(), visual.byte())
+
+
+TINY = dict(classes=C, audio_dim=6, visual_2d_dim=8, visual_3d_dim=3, hidden=16, heads=1, feedforward=16, layers=1)
+
+
+# ---- prototype labels: no recorded case, so cases by hand ----
+
+
+def test_k_means_finds_clusters_made_by_hand_and_drops_empty_ones():
+    axes = torch.eye(3, 5)
+    x = F.normalize(axes.repeat_interleave(20, 0) + 0.05 * torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), dim=-1)
+    found = 0
+    for seed in range(8):
+        centres = prototypes.k_means(x, 3, 10, torch.Generator().manual_seed(seed))
+        assert torch.allclose(centres.norm(dim=-1), torch.ones(len(centres)))
+        found += bool(((centres @ axes.T).amax(0) > 0.99).all())
+        mine = F.one_hot((x @ centres.T).argmax(1), len(centres)).float()
+        assert torch.allclose(centres, F.normalize(mine.T @ x, dim=-1), atol=1e-6), "each centre is the mean of its own"
+    assert found >= 1
+    same = torch.ones(4, 5) / 5**0.5
+    assert prototypes.k_means(same, 3, 10, torch.Generator().manual_seed(0)).shape == (1, 5)
+    assert prototypes.k_means(same[:0], 3, 10, torch.Generator().manual_seed(0)).shape == (0, 5)
+
+
+def test_prototypes_come_from_the_highest_seconds_of_the_videos_that_have_the_class():
+    feat = torch.eye(6).reshape(2, 3, 6)  # six seconds, each its own direction
+    logit = torch.tensor([[5.0, 1.0, 4.0], [9.0, 9.0, 9.0]])[..., None].expand(2, 3, 3)
+    weak = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    config = prototypes.PrototypeConfig(share=0.67, clusters=2)
+    first, none, both = prototypes.prototypes(feat, logit, weak, config, torch.Generator().manual_seed(0))
+    assert sorted(first.argmax(1).tolist()) == [0, 2] and none.shape == (0, 6)
+    assert set(both.nonzero()[:, 1].tolist()) == {0, 3, 4, 5}, "4 of 6 seconds: those of 9, and 5"
+    z = prototypes.similarity(feat, [first, none, both])
+    assert z[0, :, 0].tolist() == [1, 0, 1] and (z[..., 1] == -1).all() and z.shape == (2, 3, 3)
+    few = prototypes.prototypes(feat, logit, weak, prototypes.PrototypeConfig(share=0.01, clusters=3), torch.Generator().manual_seed(0))
+    assert len(few[0]) == 3 and sorted(few[2].argmax(1).tolist()) == [3, 4, 5], "at least as many seconds as clusters"
+
+
+@pytest.mark.parametrize("visual_3d", (3, 0))
+def test_prototype_labels_train_a_parser_better_than_the_one_that_made_them(visual_3d):
+    splits = dict(train=world(96, 0, visual_3d=visual_3d), validation=world(48, 1, visual_3d=visual_3d))
+    model_config = uwav.HANConfig(**TINY | dict(visual_3d_dim=visual_3d))
+    config = uwav.TrainConfig(epochs=12, batch=16, peak_lr=0.005, pseudo_label="none", reweight=False, mixup=False)
+    han = uwav.train_han(*splits.values(), None, model_config, config)
+    z = prototypes.logits(han, splits)
+    again = prototypes.logits(han, splits)
+    for name, data in splits.items():
+        assert all(torch.equal(a, b) and a.shape == data.audio_truth.shape and a.abs().max() <= 1 + 1e-6 for a, b in zip(z[name], again[name]))
+    validation = splits["validation"]
+    thresholds = [uwav.fit_thresholds(x, truth, validation.weak)[0] for x, truth in zip(z["validation"], (validation.audio_truth, validation.visual_truth))]
+    hard = uwav.TrainConfig(epochs=12, batch=16, peak_lr=0.005, pseudo_label="hard", reweight=False, mixup=False)
+    labels = uwav.pseudo_labels(z["train"], thresholds, splits["train"].weak, hard)
+    parser = uwav.train_han(*splits.values(), labels, model_config, hard)
+    assert uwav.han_scores(parser, validation)["seg_type"] > uwav.han_scores(han, validation)["seg_type"] + 3
+
+
+# ---- JoMoLD: recorded from its public code ----
+
+
+def close(ours: torch.Tensor, recorded: torch.Tensor, what: str = "") -> None:
+    """Within 2e-5 of the larger of 1 and the array."""
+    ours, recorded = ours.detach().double(), recorded.double()
+    assert ours.shape == recorded.shape, what
+    assert (ours - recorded).abs().max() <= 2e-5 * max(1.0, float(recorded.abs().max())), what
+
+
+LAYER = {"self_attn.in_proj_": "self_attn.in_proj.", "cm_attn.in_proj_": "cross_attn.in_proj.", "cm_attn.out": "cross_attn.out",
+         "linear": "feedforward.linear", "norm1": "norm", "norm2": "feedforward.norm", "hat_encoder.": ""}
+JOMOLD = LAYER | {"fc_prob.": "classifier.", "fc_frame_att.": "time_pool.", "fc_av_att.": "modal_pool.", "fc_a.": "audio_proj.",
+                  "fc_v.": "visual_proj.parts.0.", "fc_st.": "visual_proj.parts.1.", "fc_fusion.": "visual_proj.fusion."}
+
+
+def renamed(case: dict, prefix: str, names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """What lies under a prefix, by our names; the two LayerNorms that the public code never uses left out."""
+    found = {k[len(prefix):]: v for k, v in case.items() if k.startswith(prefix) and not k.startswith(prefix + "hat_encoder.norm")}
+    for public, ours in names.items():
+        found = {k.replace(public, ours): v for k, v in found.items()}
+    return found
+
+
+def same_weights(model: torch.nn.Module, recorded: dict[str, torch.Tensor]) -> None:
+    """All weights but those that a softmax cannot see: their gradient is rounding, which Adam turns into steps."""
+    assert recorded
+    for name, ours in model.state_dict().items():
+        if name in recorded and not name.endswith(("time_pool.bias", "modal_pool.bias")):
+            theirs = recorded[name].reshape(ours.shape)
+            if name.endswith("in_proj.bias"):
+                ours, theirs = (torch.cat([x[: len(x) // 3], x[2 * len(x) // 3:]]) for x in (ours, theirs))
+            close(ours, theirs, name)
+
+
+def recorded_split(arrays: dict, config, epoch: int) -> uwav.TargetSplit:
+    """The recorded videos, placed so that the shuffle of an epoch meets them in the recorded order."""
+    order = np.random.default_rng((config.seed, epoch)).permutation(len(arrays["in.weak"]))
+    place = torch.from_numpy(np.argsort(order))
+    return uwav.TargetSplit(*(arrays[f"in.{name}"][place] for name in ("audio", "visual_2d", "visual_3d", "weak")), None, None)
+
+
+@pytest.fixture(scope="module")
+def recorded(golden) -> dict:
+    return golden("jomold")
+
+
+def recorded_jomold(case: dict) -> jomold.JoMoLD:
+    config = jomold.JoMoLDConfig(audio_dim=6, visual_2d_dim=8, visual_3d_dim=7, hidden=16, feedforward=24, dropout=0.0, visual_dropout=0.0)
+    model = jomold.JoMoLD(config)
+    model.load_state_dict(renamed(case, "sd.", JOMOLD))
+    return model
+
+
+def watch(optimizer, model) -> list[dict]:
+    """The gradients of every step, as the optimiser finds them."""
+    seen = []
+    optimizer.register_step_pre_hook(lambda *_: seen.append({k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}))
+    return seen
+
+
+def norm(gradients: dict) -> torch.Tensor:
+    return torch.stack([g.norm() for g in gradients.values()]).norm()
+
+
+def test_jomold_forward_equals_the_public_code(recorded):
+    model = recorded_jomold(recorded).eval()
+    inputs = [recorded[f"in.{name}"][:6] for name in ("audio", "visual_2d", "visual_3d")]
+    for cross in (True, False):
+        case = {k: recorded[f"forward.{'cross' if cross else 'self'}.{k}"] for k in ("video_prob", "audio_prob", "visual_prob", "segment_prob", "audio_feat", "visual_feat", "similarity")}
+        output = model(*inputs, cross=cross)
+        for name in ("video_prob", "audio_prob", "visual_prob", "audio_feat", "visual_feat"):
+            close(getattr(output, name), case[name], name)
+        close(torch.stack([output.audio_logit, output.visual_logit], 2).sigmoid(), case["segment_prob"])
+        a, v = F.normalize(output.audio_feat, dim=-1), F.normalize(output.visual_feat, dim=-1)
+        close((a @ v.transpose(1, 2) / jomold.TEMPERATURE).flatten(0, 1), case["similarity"])
+
+
+def test_jomold_estimator_takes_the_recorded_steps(recorded):
+    model, config = recorded_jomold(recorded), jomold.JoMoLDTraining(batch=8)
+    optimizer = uwav.adamw(model, config)
+    seen = watch(optimizer, model)
+    data = recorded_split(recorded, config, 1)
+    terms = torch.stack(list(jomold.train_epoch(model, model, optimizer, data, None, config, 1)))  # (6, 4)
+    for k, name in enumerate(("audio", "visual", "global", "nce")):
+        close(terms[:, k], recorded[f"estimator.loss_{name}"], name)
+    close(terms.sum(1), recorded["estimator.loss"])
+    close(torch.stack([norm(g) for g in seen]), recorded["estimator.grad_norm"])
+    gradients = renamed(recorded, "estimator.grad.", JOMOLD)
+    assert seen[0].keys() == gradients.keys(), "cross-attention has none"
+    for name, gradient in gradients.items():
+        close(seen[0][name], gradient, name)
+    same_weights(model, renamed(recorded, "estimator.end.", JOMOLD))
+
+
+def test_jomold_noise_ratios_equal_the_public_code(recorded, monkeypatch):
+    probs, weak = [recorded[f"noise.{m}_prob"] for m in ("audio", "visual")], recorded["noise.weak"]
+    monkeypatch.setattr(jomold, "probabilities", lambda model, data, cross: (*probs, None, None))
+    ours = jomold.noise_ratios(None, uwav.TargetSplit(None, None, None, weak, None, None))
+    batch_means = [torch.stack([x.mean(0) for x in p.split(int(recorded["noise.batch"]))]).mean(0) for p in probs]
+    theirs = (jomold.noise_ratio(probs[0], batch_means[0], weak, 0.6), jomold.noise_ratio(0.95 * probs[1], batch_means[1], weak, 1.8))
+    for k, m in enumerate(("audio", "visual")):
+        assert torch.equal(ours[k], recorded[f"noise.ratio_{m}_equal_batches"])
+        assert torch.equal(theirs[k], recorded[f"noise.ratio_{m}"])
+
+
+@pytest.mark.parametrize("level", ("low", "mid", "high"))
+def test_jomold_removes_the_recorded_labels(recorded, level):
+    ratios = [recorded[f"refine.{level}.ratio_{m}"] for m in ("audio", "visual")]
+    refined = jomold.refine_labels(recorded["refine.audio_prob"], recorded["refine.visual_prob"], recorded["refine.weak"], ratios)
+    for ours, m in zip(refined, ("audio", "visual")):
+        theirs = recorded[f"refine.{level}.{m}"]
+        assert torch.equal(ours == 0, theirs == 0)
+        close(ours, theirs)
+
+
+def test_jomold_denoising_takes_the_recorded_steps(recorded, monkeypatch):
+    model, config = recorded_jomold(recorded), jomold.JoMoLDTraining(batch=16)
+    optimizer = uwav.adamw(model, config)
+    seen, labels, in_force = watch(optimizer, model), [], []
+    refine = jomold.refine_labels
+
+    def watched(audio_prob, visual_prob, weak, ratios):
+        in_force.append(torch.stack(list(ratios), -1))
+        labels.append((audio_prob, visual_prob, *refine(audio_prob, visual_prob, weak, ratios)))
+        return labels[-1][2:]
+
+    monkeypatch.setattr(jomold, "refine_labels", watched)
+    ratios, terms = [recorded[f"denoise.ratio_{m}"] for m in ("audio", "visual")], []
+    for epoch in (1, 2, 3):
+        data = recorded_split(recorded, config, epoch)
+        terms += jomold.train_epoch(model, model, optimizer, data, ratios, config, epoch)
+    terms = torch.stack(terms)  # (9, 4)
+    for k, name in enumerate(("audio", "visual", "global", "nce")):
+        close(terms[:, k], recorded[f"denoise.loss_{name}"], name)
+    close(terms.sum(1) + terms[:, 0], recorded["denoise.loss"])
+    close(torch.stack([norm(g) for g in seen]), recorded["denoise.grad_norm"])
+    assert torch.equal(torch.stack(in_force), recorded["denoise.ratio_used"].flatten(0, 1))
+    for k, name in enumerate(("audio_prob_self", "visual_prob_self", "audio_labels", "visual_labels")):
+        ours, theirs = torch.stack([x[k] for x in labels]), recorded[f"denoise.{name}"]
+        close(ours, theirs, name)
+        assert torch.equal(ours == 0, theirs == 0)
+    for name, gradient in renamed(recorded, "denoise.grad5.", JOMOLD).items():
+        close(seen[4][name], gradient, name)
+    same_weights(model, renamed(recorded, "denoise.end.", JOMOLD))
+
+
+def val_truth(shared, videos: int) -> list[torch.Tensor]:
+    """Dense truth of LLP's first validation videos, audio and visual (N, T, C)."""
+    val = annotations.read_llp(shared / "data/llp", report=lambda line: None).val
+    return [torch.from_numpy(x[:videos]) for x in (val.audio, val.visual)]
+
+
+def test_jomold_rate_gate_and_scores_are_the_recorded_ones(recorded, shared):
+    config = jomold.JoMoLDTraining()
+    assert [config.learning_rate(e) for e in range(1, 26)] == pytest.approx(recorded["lr"].tolist())
+    pooled = [recorded[f"eval.{m}_prob"].float() for m in ("audio", "visual")]
+    segments = recorded["eval.segment_prob"].float()
+    truth = val_truth(shared, 60)
+    scores = uwav.parsing_scores(*(jomold.gated(pooled[m], segments[:, :, m]) for m in (0, 1)), *truth)
+    assert list(scores.values()) == pytest.approx(recorded["eval.scores"].tolist(), abs=2e-5)
