@@ -29,6 +29,7 @@ from data.layout import dry_run, read_index, recipe_of
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
+from train import field
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
 from train.checkpoints import check_fields, load_file
 from train.stages import THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, trivial_scores
@@ -285,6 +286,20 @@ def difference_figure(saved: Saved) -> str:
     return "".join(parts)
 
 
+# ---- The field -----------------------------------------------------------------------------------
+
+def field_tables(saved: Saved) -> str:
+    """Every system of the paper's tables, its labels, and other networks in the place of the HAN."""
+    path = saved.run / "field.json"
+    made = read_sealed(path, "python uwav.py field")
+    if made["data"] != saved.index["sha256"]:
+        raise ValueError(f"{path}: made from other data than {saved.data}; run `python uwav.py field` again")
+    shown = [paragraph(escape(heading) + ".") + table(["", *header], [list(map(escape, row)) for row in rows])
+             for heading, header, rows in field.tables(made)]
+    return "".join(shown) + paragraph("The paper's rows are LLP's, with real features." + (
+        "" if saved.is_llp else " Compare our rows with each other, not with the paper's."))
+
+
 # ---- Training ------------------------------------------------------------------------------------
 
 def method_picture(saved: Saved) -> str:
@@ -441,6 +456,8 @@ def build(saved: Saved) -> str:
         own, notice = saved.is_own, data_notice(saved)
     sections = {"Result": [own_result]} if own else {
         "Result": [result, score_tables], "What each step adds": [difference_figure], "Labels": [label_table]}
+    if not own and (saved.run / "field.json").exists():
+        sections["The systems of the paper's tables"] = [field_tables]
     sections |= {
         "Timelines": [timeline_figure],
         "Classes and modalities": [class_figure, threshold_figure],

@@ -19,6 +19,7 @@ bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 
   --fast           train in bf16 and, on a GPU, with compiled kernels
   --fetch          download the published annotations and CLIP/CLAP features into the folder of --data
   --sweep          also train UWAV with alpha and W varied, one at a time
+  --field          also train every system of the paper's tables, each as published: docs/field.md
   --videos CLIPS   with --own: the folder of clips; without it, DIR has their features
   --segments N     with --own: seconds of every clip that are used (default: 10)
   --teacher FILE   with --own: a teacher of real features; without it, labels come from single seconds
@@ -87,7 +88,7 @@ if [ "${1:-}" = test ]; then
     exec "$python" -m pytest "$@"
 fi
 
-data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' sweep='' extra=()
+data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' sweep='' field='' extra=()
 own='' videos='' segments='' teacher='' clip_weights='' clap_weights='' dry_run=''
 while [ $# -gt 0 ]; do
     case $1 in
@@ -95,6 +96,7 @@ while [ $# -gt 0 ]; do
         --fetch) fetch=yes; shift; continue ;;
         --fast) fast=yes; shift; continue ;;
         --sweep) sweep=yes; shift; continue ;;
+        --field) field=yes; shift; continue ;;
         --dry-run) dry_run=yes; shift; continue ;;
         -h | --help) usage; exit 0 ;;
         --) shift; extra=("$@"); break ;;
@@ -115,7 +117,7 @@ done
     die "--videos, --segments, --teacher, --clip-weights, --clap-weights and --dry-run go with --own DIR"
 if [ -n "$own" ]; then
     out=${out:-runs/own} preset=${preset:-paper}
-    [ -z "$data$llp$unav$fetch$sweep$features" ] && [ "$seeds" = 1 ] ||
+    [ -z "$data$llp$unav$fetch$sweep$field$features" ] && [ "$seeds" = 1 ] ||
         die "--own goes with --videos, --segments, --teacher, --clip-weights, --clap-weights, --dry-run, --out, --preset, --device, --fast and --fresh"
     [ -e "$own/labels.csv" ] ||
         die "$own/labels.csv: no such file; \`python features.py template ${videos:-CLIPS} $own\` writes one to fill in"
@@ -245,6 +247,10 @@ stage "Pre-train the teacher on UnAV (Eq. 2-3)" \
 stage "Pseudo-labels (Eq. 4), then the HAN (Eq. 5-9): every row of the paper's ablation, seeds: $seeds" \
     "$python" uwav.py ablate "$packed" "$out" --seeds "$seeds" ${features:+--features "$features"} \
     ${sweep:+--sweep} "${train_options[@]}"
+if [ -n "$field" ]; then
+    stage "The systems that the paper compares itself with, each as published, on the same data" \
+        "$python" uwav.py field "$packed" "$out" --seeds "$seeds" --features "$first" "${train_options[@]}"
+fi
 "$python" report.py "$out" & # beside the export: neither uses more than a core for long
 report=$!
 stage "Export the parser to ONNX, every file checked against PyTorch" \

@@ -107,7 +107,7 @@ class TrainConfig:
     pseudo_label: str = "soft"  # none | hard | soft
     temperature: float = 2.0  # of the soft labels; released code: the paper's Eq. 4 has 1
     reweight: bool = True  # class-balanced weights (Eq. 7-8)
-    W: float = 0.5  # of Eq. 8
+    W: float = 0.5  # of w_pos, Eq. 7
     balance_sum: bool = True  # released code: weights C times those of Eq. 7-8
     mixup: bool = True  # uncertainty-weighted feature mixup
     alpha: float = 1.7  # lambda ~ Beta(alpha, alpha)

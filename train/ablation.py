@@ -15,6 +15,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ ROWS = {
     "soft_mixup": Row("soft + mixup", "soft + mixup", "soft_mixup", "teacher", 65.2),
     "full": Row("all (UWAV)", "UWAV", "full", "teacher", 65.9),
 }
+TITLES = {name: row.title for name, row in ROWS.items()}
 # Which rows are compared: the paper's claims, one step at a time, then all of it.
 COMPARISONS = (("valor", "binary"), ("binary", "soft"), ("soft", "soft_reweight"), ("soft", "soft_mixup"),
                ("soft", "full"), ("valor", "full"), ("video_only", "full"))
@@ -91,10 +93,10 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
         for feature_set, (name, row) in itertools.product(features, (ROWS | (SWEEP if sweep else {})).items()):
             labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
             changed = replace(seeded, overrides=(*context.overrides, *row.changed))
-            jobs.append((changed, folder / feature_set / name, labels, row.setting, feature_set))
+            jobs.append(partial(train_row, changed, folder / feature_set / name, labels, row.setting, feature_set))
     scores = {feature_set: {} for feature_set in features}
-    for (_, out, _, _, feature_set), result in zip(jobs, train_rows(jobs, run)):
-        scores[feature_set].setdefault(out.name, []).append(result)
+    for job, result in zip(jobs, train_rows(jobs, run)):
+        scores[job.args[-1]].setdefault(job.args[1].name, []).append(result)
     trivial = trivial_scores(load_weak(context.data, "test"), *load_truth(context.data, "test"))
     seed_numbers = [context.seed + k for k in range(seeds)]
     differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
@@ -109,12 +111,12 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     print(f"\n{text}")
 
 
-def train_rows(jobs: list[tuple], run: Path) -> list[dict[str, float]]:
-    """`train_row` of each job. A model of preset `demo` is too small for more than one core of a CPU, so there rows
-    train side by side, one core each."""
-    context, unfinished = jobs[0][0], sum(not (out / "han.pt").exists() for _, out, *_ in jobs)
+def train_rows(jobs: list[partial], run: Path) -> list[dict[str, float]]:
+    """What the jobs return, functions of a context and a folder that train a parser. A model of preset `demo` is too
+    small for more than one core of a CPU, so there they run side by side, one core each."""
+    context, unfinished = jobs[0].args[0], sum(not (job.args[1] / "han.pt").exists() for job in jobs)
     if context.device != "cpu" or context.preset != "demo" or not unfinished:
-        return [train_row(*job) for job in jobs]
+        return [job() for job in jobs]
     sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
     number, results = min(os.cpu_count() or 1, unfinished), []
     with (ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core) as pool,
@@ -133,9 +135,10 @@ def train_rows(jobs: list[tuple], run: Path) -> list[dict[str, float]]:
     return results
 
 
-def train_row(context: Context, out: Path, labels: Path | None, setting: str, features: str) -> dict[str, float]:
-    """The ten scores on the test split of a HAN that is trained for it, or was."""
-    train(context, out, labels, setting, features)
+def train_row(context: Context, out: Path, labels: Path | None, setting: str, features: str,
+              backbone: str = "han") -> dict[str, float]:
+    """The ten scores on the test split of a HAN, or of another network in its place, that is trained for it, or was."""
+    train(context, out, labels, setting, features, backbone)
     return evaluate(context, out / "han.pt", "test", out)
 
 
@@ -145,10 +148,10 @@ def on_one_core() -> None:
     torch.set_num_threads(1)
 
 
-def quietly(job: tuple) -> tuple[dict[str, float], str]:
+def quietly(job: partial) -> tuple[dict[str, float], str]:
     """In a worker: the result, and what was said meanwhile, for the parent to say at once."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        return train_row(*job), said.getvalue()
+        return job(), said.getvalue()
 
 
 def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> list[dict]:
@@ -191,7 +194,7 @@ def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> s
     return "\n".join([*lines, "", note, ""])
 
 
-def difference_table(features: str, differences: list[dict], seeds: int) -> str:
+def difference_table(features: str, differences: list[dict], seeds: int, titles: dict[str, str] = TITLES) -> str:
     """Paired differences as text, segment- and event-level Type."""
     shown = ("seg_type", "event_type")
     kind = "points [95% interval over videos]" + (", ± over seeds" if seeds > 1 else "")
@@ -204,7 +207,7 @@ def difference_table(features: str, differences: list[dict], seeds: int) -> str:
             low, high = x["interval"]
             spread = f" ±{statistics.stdev(x['by_seed']):.1f}" if seeds > 1 else ""
             cells.append(f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]{spread}")
-        title = f"{ROWS[d['first']].title} -> {ROWS[d['second']].title}"
+        title = f"{titles[d['first']]} -> {titles[d['second']]}"
         lines.append(f"{title:68s}" + "".join(f"{c:>30s}" for c in cells))
     note = ("The interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
             "they are; it does not cover the training seed.")

@@ -18,6 +18,7 @@ from common.command import progress
 from common.devices import accelerate
 from common.files import atomic, check_zip, reading, reason, temporary_of
 from common.released import with_weights
+from field import coleaf, jomold, leap, mgn, mm_pyramid
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
 
@@ -117,6 +118,11 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
         return content
 
 
+# Every model that a checkpoint of ours can hold, with its config.
+MODELS = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.HANConfig),
+          "JoMoLD": (jomold.JoMoLD, jomold.JoMoLDConfig), "CoLeaF": (coleaf.CoLeaF, coleaf.CoLeaFConfig),
+          "LEAP": (leap.LEAP, leap.LEAPConfig), "MGN": (mgn.MGN, mgn.MGNConfig),
+          "MMPyramid": (mm_pyramid.MMPyramid, mm_pyramid.MMPyramidConfig)}
 RELEASED_HEADS = uwav.TeacherConfig.heads  # of published checkpoints, HAN and teacher
 
 
@@ -126,15 +132,14 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
     code, of which `heads` and `visual_3d_dim` tell what it does not; heads not told are guessed, which is said. Raises
     FileNotFoundError or ValueError naming it."""
     content = load_file(path, device)
-    kinds = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.HANConfig)}
     with reading(path, "not a checkpoint of a teacher or a HAN ({cause})"):
         weights = content["weights"] if "kind" in content else content
         _check_tensors(weights)
         if "kind" in content:
-            model_class, config_class = kinds[content["kind"]]
+            model_class, config_class = MODELS[content["kind"]]
             config = config_class(**content["config"])
             check_fields(config)
-            if config.layers > len(weights):
+            if getattr(config, "layers", 0) > len(weights):
                 raise ValueError(f"layers = {config.layers}")
             model = with_weights(lambda: model_class(config), weights)
         elif "fc_prob.weight" in content:

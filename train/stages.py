@@ -25,9 +25,14 @@ from common.files import file_hash, made_by, read_arrays, read_sealed, write_arr
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import dry_run, feature_set_of, packed_feature_sets, read_index
 from data.splits import load_source, load_target, load_text
+from field import coleaf, jomold, mgn, mm_pyramid, prototypes
 from train.checkpoints import Run, check_fields, load_file, load_model
-from train.presets import ABLATION, PRESETS
+from train.presets import ABLATION, PRESETS, for_features
 from uwav import TargetSplit
+
+BACKBONES = {"han": uwav.HAN, "mgn": mgn.MGN, "mm_pyramid": mm_pyramid.MMPyramid}
+OWN_RULES = {jomold.JoMoLD: jomold, coleaf.CoLeaF: coleaf}  # all other parsers decide by the joint gate
+
 
 @dataclass(frozen=True)
 class Context:
@@ -146,8 +151,10 @@ class Labels:
 
 
 @alone
-def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", try_out: bool = False) -> None:
-    """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz.
+def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", try_out: bool = False,
+          own: Path | None = None) -> None:
+    """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz; from a
+    parser's own idea of the classes (field/prototypes.py) out/labels_prototypes.npz.
 
     Beside it, as .json: the segment- and event-level scores of the hard labels on val and test and, for each modality,
     the classes with a threshold from weak labels. rule: a key of THRESHOLDS. try_out: take a teacher that has seen
@@ -158,13 +165,18 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     reasons = [f"a teacher of {saw}"] * (saw not in ("", ours)) + [ours] * bool(ours)
     settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None, dry_run="; ".join(reasons))
     settings |= {} if rule == "val" else dict(thresholds=rule)
-    path = out / f"labels_{'teacher' if teacher else 'segment'}.npz"
+    settings |= dict(prototypes=file_hash(own)) if own else {}
+    path = out / f"labels_{'teacher' if teacher else 'prototypes' if own else 'segment'}.npz"
     if path.exists() and path.with_suffix(".json").exists():
         return check_finished(path, read_labels(path, "cpu").settings, settings)
     text = load_text(context.data, "llp", context.device)
-    splits = {s: context.target(s, "clip_clap") for s in index["llp"]["videos"]}
+    parser = own and load_model(own, context.device, kind=uwav.HAN)
+    features = feature_set_of(parser.config, own) if parser else "clip_clap"
+    splits = {s: context.target(s, features) for s in index["llp"]["videos"]}
     logits, arrays, quality, weakly, thresholds = {}, {}, {}, {}, []
-    for s, x in splits.items():
+    if parser:
+        logits = prototypes.logits(parser, splits)
+    for s, x in splits.items() if not parser else ():
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
         logits[s] = uwav.teacher_logits(model, x, text) if model else segment_logits(audio, visual, *text)
     for m, modality in enumerate(("audio", "visual")):
@@ -250,13 +262,18 @@ def read_labels(path: Path, device: str) -> Labels:
 
 
 @alone
-def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str | None) -> None:
-    """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none."""
+def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str | None,
+          backbone: str = "han") -> None:
+    """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none. backbone: what takes
+    the place of the HAN, a key of BACKBONES."""
     index = read_index(context.data)
     features = features or packed_feature_sets(index)[0]
-    preset = PRESETS[context.preset]
-    model_config = context.config(replace(preset.han[features], classes=len(index["llp"]["classes"])))
-    config = context.config(replace(preset.train, **ABLATION[setting]))
+    preset, classes = PRESETS[context.preset], len(index["llp"]["classes"])
+    model_config, config = replace(preset.han[features], classes=classes), preset.train
+    if backbone != "han":
+        model_config, config = for_features(preset.field[backbone][0], features, classes), preset.field[backbone][1]
+    model_config = context.config(model_config)
+    config = context.config(replace(config, **ABLATION[setting]))
     config = replace(config, seed=config.seed + context.seed)
     labels = None
     if config.pseudo_label != "none":
@@ -274,7 +291,7 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
     pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
     run = Run(path, out.name, settings)
-    uwav.train_han(data, validation, pseudo, model_config, config, run)
+    uwav.train_han(data, validation, pseudo, model_config, config, run, BACKBONES[backbone])
     if validation:
         best = max(run.history, key=lambda record: record["val"]["seg_type"])
         print(f"{path}: best epoch {best['epoch']}, with {best['val']['seg_type']:.1f} Type on validation", flush=True)
@@ -299,11 +316,12 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
                          f"those of {context.data} {len(index['llp']['classes'])}")
     data = context.target(split, feature_set_of(model.config, checkpoint))
-    probabilities = uwav.han_probabilities(model, data)
-    predicted = uwav.gated_predictions(*probabilities)
+    rule = OWN_RULES.get(type(model))
+    probabilities = (rule.joint if rule else uwav.han_probabilities)(model, data)  # (N, C), (N, T, C), (N, T, C)
+    predicted = rule.predictions(model, data) if rule else uwav.gated_predictions(*probabilities)
     scores = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)
     with working_in(out):
-        named = zip(("video", "audio", "visual"), probabilities)
+        named = zip(("video", "audio", "visual", "audio_predicted", "visual_predicted"), (*probabilities, *predicted))
         write_arrays(out / f"predictions_{split}.npz", made_from=np.array(json.dumps(made_from)),
                      **{k: p.cpu().numpy() for k, p in named})
         write_sealed(scores_path, dict(scores, made_from=made_from))
@@ -370,15 +388,19 @@ def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> d
         ("nothing at all", torch.zeros_like(everything)), ("every weak label, all the time", everything))}
 
 
-def read_predictions(path: Path, data: Path) -> tuple[Tensor, Tensor]:
-    """What `evaluate` wrote of the test split of `data`, gated: audio and visual, (N, T, C) bool.
+def read_predictions(path: Path, data: Path, joint: bool = False) -> tuple[Tensor, Tensor]:
+    """What `evaluate` wrote of the test split of `data`, decided by the system's own rule or by the joint gate: audio and
+    visual, (N, T, C) bool.
 
     Raises FileNotFoundError or ValueError naming the file."""
     with made_by("python uwav.py evaluate", path):
         arrays = read_arrays(path)
         if json.loads(str(arrays["made_from"]))["data"] != read_index(data)["sha256"]:
             raise ValueError(f"made from other data than {data}")
-        return uwav.gated_predictions(*(torch.from_numpy(arrays[name]) for name in ("video", "audio", "visual")))
+        x = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "made_from"}
+        if joint:
+            return uwav.gated_predictions(x["video"], x["audio"], x["visual"])
+        return x["audio_predicted"], x["visual_predicted"]
 
 
 def one_line(scores: dict[str, float]) -> str:
