@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import uwav
-from field import leap, mm_pyramid
+from field import leap, mgn, mm_pyramid
 
 TOLERANCE = 2e-5  # of the larger of 1 and the array
 
@@ -250,3 +250,87 @@ def test_leap_begins_with_equal_projections_and_blocks():
     assert torch.equal(first["query.weight"], first["out.weight"]) and torch.equal(first["query.bias"], first["key.bias"])
     for layer in (*model.audio_decoder, *model.visual_decoder):
         assert all(torch.equal(x, first[name]) for name, x in layer.state_dict().items())
+
+
+# ---- MGN -------------------------------------------------------------------------------------------
+
+NAMES = ((r"^([av])\w+_token$", lambda m: f"={dict(a='audio', v='visual')[m[1]]}_tokens"), (r"^(audio|visual)_cug\.blocks", r"=\1_blocks"),
+         (r"^(audio|visual)_cug\.grouping", r"=\1_groups"), (r"^audio_cug\.han_encoder", "=merge"), (r"^av_mcg\.blocks", "=cross_blocks"),
+         (r"^av_mcg\.grouping", "=cross_groups"), (r"^fc_cls", "=classifier"), (r"^fc_(v|st|fusion)\.", r"=visual_proj.fc_\1."), (r"^fc_a\.", "=audio_proj."),
+         (r"pre_assign_attn\.norm_post", "norm_query"), (r"pre_assign_attn\.norm2", "norm_attn"), (r"pre_assign_attn\.", ""),
+         (r"attn\.qkv", "attn.in_proj"), (r"attn\.proj", "attn.out_proj"), (r"mlp_inter", "mix"), (r"mlp_channels", "mlp_out"),
+         (r"fc1", "0"), (r"fc2", "2"), (r"norm_post_tokens", "norm_mixed"), (r"norm_x", "norm_members"), (r"norm_new_x", "norm_out"),
+         (r"assign\.q_proj", "query"), (r"assign\.k_proj", "key"), (r"assign\.v_proj", "value"), (r"assign\.proj", "out"),
+         (r"^fc_prob\.", "=heads.video."), (r"^fc_prob_a\.", "=heads.audio."), (r"^fc_prob_v\.", "=heads.visual."))
+
+
+def of_mgn(state: dict) -> dict:
+    """Recorded weights, or gradients, under our names: query, key and value of attention are one matrix here."""
+    state = dict(state)
+    for name in [n for n in state if ".attn.q_proj." in n]:
+        state[name.replace("q_proj", "qkv")] = torch.cat([state.pop(name.replace("q_proj", f"{x}_proj")) for x in "qkv"])
+    return renamed(state, NAMES)
+
+
+def recorded_mgn(case: dict, hard: bool, any_t: bool = False) -> mgn.MGN:
+    """With the published heads and visual projection, and the merging tokens mixed."""
+    config = mgn.MGNConfig(audio_dim=6, visual_2d_dim=8, visual_3d_dim=5, hidden=16, feedforward=64, dropout=0.0, hard=hard)
+    model = mgn.MGN(config)
+    model.visual_proj, model.heads = ThreeLinear(8, 5, 16), mgn.Heads(config)
+    if not any_t:
+        model.merge = mgn.Grouping(config, 10, not hard)
+    missing, extra = model.load_state_dict(of_mgn(weights(case, "sd.")), strict=False)
+    assert {name.split(".")[0] for name in missing} == {"time_pool", "modal_pool"}  # ours
+    assert all(any_t and name.startswith("merge.mix.") for name in extra)
+    return model
+
+
+@pytest.mark.parametrize("name", ["eval_soft", "eval_hard", "train_soft", "train_hard", "any_t"])
+def test_mgn_equals_the_public_code(golden, monkeypatch, name):
+    case = golden("mgn")
+    model = recorded_mgn(case, name.endswith("hard"), name == "any_t").train(name.startswith("train"))
+    noise = (case[f"{name}.gumbel{n}"][:, 0] for n in range(3))  # in the order in which it was drawn
+    monkeypatch.setattr(mgn, "gumbel", lambda score: next(noise))
+    inputs = "in_any_t" if name == "any_t" else "in"
+    a, v = model.project(*(case[f"{inputs}.{k}"] for k in ("audio", "visual_2d", "visual_3d")))
+    assert_near(a, case[f"{name}.a0"])
+    assert_near(v, case[f"{name}.v0"])
+    found = model.group(a, v)
+    for short, groups in zip(("merge", "a", "v", "av"), found, strict=True):
+        assert_near(groups.shares, case[f"{name}.{short}.map"][:, 0], f"{short} shares")
+        assert_near(groups.features, case[f"{name}.{short}.{'out' if short == 'merge' else 'group'}"], f"{short} features")
+    output = model.heads(*found)
+    for ours, theirs in zip(output, ("video_prob", "audio_prob", "visual_prob", "audio_frame", "visual_frame"), strict=True):
+        assert_near(ours, case[f"{name}.out.{theirs}"], theirs)
+    losses = mgn.published_losses(model, output, case[f"{inputs}.target"])
+    for ours, theirs in zip([*losses, losses.sum()], ("cls_audio", "cls_visual", "video", "audio", "visual", "total"), strict=True):
+        assert_near(ours, case[f"{name}.loss.{theirs}"], theirs)
+    losses.sum().backward()
+    with_gradient = {n: p.grad for n, p in model.named_parameters() if "_pool." not in n}
+    assert_near(torch.stack([x.square().sum() for x in with_gradient.values()]).sum().sqrt(), case[f"{name}.grad_norm_total"], "norm")
+    if name == "eval_soft":
+        recorded = of_mgn(weights(case, "eval_soft.grad."))
+        for parameter, x in with_gradient.items():
+            assert_near(x, recorded[parameter], parameter)
+
+
+def test_features_of_mgn_are_seconds_and_what_their_classes_gathered_in_the_recorded_case(golden):
+    """The adaption, computed from recorded arrays alone: they have the merging tokens mixed, so the test's model has, too."""
+    case = golden("mgn")
+    model = recorded_mgn(case, hard=False).eval()
+    output = model(*(case[f"in.{k}"] for k in ("audio", "visual_2d", "visual_3d")))
+    for m, short, norm in (("audio", "a", "audio_cug.han_encoder"), ("visual", "v", "visual_cug.grouping")):
+        x = nn.functional.layer_norm(case[f"eval_soft.{short}.tokens"][:, :10], (16,), *(case[f"sd.{norm}.norm_x.{w}"] for w in ("weight", "bias")))
+        shares, gathered = case[f"eval_soft.{short}.map"][:, 0], case[f"eval_soft.{short}.group"] + case["eval_soft.av.group"]
+        f = x + torch.einsum("bct,bch->bth", shares, gathered)
+        assert_near(getattr(output, f"{m}_feat"), f, m)
+        assert_near(getattr(output, f"{m}_logit"), f @ case["sd.fc_cls.weight"].T + case["sd.fc_cls.bias"], m)
+
+
+def test_drop_path_of_mgn_leaves_out_whole_videos_and_keeps_the_mean():
+    block = mgn.Block(mgn.MGNConfig(hidden=8, heads=2, feedforward=8, dropout=0.25)).train()
+    torch.manual_seed(0)
+    y = block.drop_path(torch.ones(4000, 3, 8))
+    assert all(len(x.unique()) == 1 for x in y[:50]) and set(y.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert y.mean() == pytest.approx(1, abs=0.03)
+    assert torch.equal(block.eval().drop_path(y), y)
