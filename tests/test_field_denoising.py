@@ -1,5 +1,7 @@
 """The systems that train with denoised or self-made labels: prototypes, JoMoLD, CoLeaF."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 
 import uwav
 from data import annotations
-from field import jomold, prototypes
+from field import coleaf, jomold, prototypes
 
 C, T = 4, 10
 
@@ -240,3 +242,157 @@ def test_jomold_rate_gate_and_scores_are_the_recorded_ones(recorded, shared):
     truth = val_truth(shared, 60)
     scores = uwav.parsing_scores(*(jomold.gated(pooled[m], segments[:, :, m]) for m in (0, 1)), *truth)
     assert list(scores.values()) == pytest.approx(recorded["eval.scores"].tolist(), abs=2e-5)
+
+
+# ---- CoLeaF: recorded from its public code ----
+
+ANCHOR = LAYER | {"fc_prob.": "presence.", "fc_prob_beta.": "absence.", "fc_frame_att.": "time_pool.", "fc_a.0.": "audio_proj.", "fc_v.0.": "visual_proj.parts.0.",
+                  "fc_st.0.": "visual_proj.parts.1.", "fc_fusion.0.": "visual_proj.fusion.", "v2a.0.": "audio_together.", "a2v.0.": "visual_together.",
+                  "classifier1.0.": "joint_hidden.", "classifier2.": "joint."}
+REFERENCE = LAYER | {"cls_tokens_a": "tokens", "cls_tokens_v": "tokens", "fc_prob.": "classifier.", "fc_frame_att.": "time_pool.", "fc_a.": "proj.",
+                     "fc_v.": "proj.parts.0.", "fc_st.": "proj.parts.1.", "fc_fusion.": "proj.fusion."}
+PARTS = dict(anchor=("anchor", ANCHOR), audio_reference=("ref_audio", REFERENCE), visual_reference=("ref_visual", REFERENCE))
+
+
+@pytest.fixture(scope="module")
+def case(golden) -> dict:
+    case = golden("coleaf")
+    return case | {k: v.flatten(0, 1) for k, v in case.items() if k.startswith("in.")}
+
+
+def recorded_coleaf(case: dict, prefix: str = "sd") -> coleaf.CoLeaF:
+    config = coleaf.CoLeaFConfig(audio_dim=6, visual_2d_dim=10, visual_3d_dim=7, hidden=16, feedforward=16, dropout=0.0, absence_dropout=0.0, head_dropout=0.0)
+    model = coleaf.CoLeaF(config)
+    for part, (public, names) in PARTS.items():
+        weights = renamed(case, f"{prefix}.{public}.", names)
+        weights = {k: v[0] if k == "tokens" else v for k, v in weights.items()}
+        missing, unexpected = getattr(model, part).load_state_dict(weights, strict=False)
+        assert not unexpected and all("cross_attn" in k and "reference" in part for k in missing), "a reference has no cross-attention"
+    return model
+
+
+def gradients_of(seen: dict, part: str) -> dict:
+    return {k.removeprefix(f"{part}."): v for k, v in seen.items() if k.startswith(part)}
+
+
+def test_coleaf_forward_equals_the_public_code(case):
+    model = recorded_coleaf(case).eval()
+    inputs = [case[f"in.{name}"][:16] for name in ("audio", "visual_2d", "visual_3d")]
+    for cross in (True, False):
+        output, prefix = model.anchor(*inputs, cross), f"fwd.{'cross' if cross else 'self'}."
+        for ours, theirs in dict(joint_prob="global_prob", audio_prob="audio_prob", visual_prob="visual_prob", joint_doubt="global_unc", audio_doubt="audio_unc",
+                                 visual_doubt="visual_unc", audio_feat="feat_audio", visual_feat="feat_visual").items():
+            close(getattr(output, ours), case[prefix + theirs], ours)
+        close(torch.stack([output.audio_segments, output.visual_segments], 2), case[prefix + "frame_prob"])
+    visual = torch.cat([coleaf.by_second(inputs[1], 10), inputs[2]], -1)
+    for reference, x, public in ((model.audio_reference, inputs[0], "ref_audio"), (model.visual_reference, visual, "ref_visual")):
+        output = reference(x)
+        for ours, theirs in dict(prob="prob", segments="frame_prob", token_prob="token_prob", feat="feat").items():
+            close(getattr(output, ours), case[f"fwd.{public}.{theirs}"], f"{public} {ours}")
+    fused = model(*inputs)
+    close(fused[1], 0.7 * case["fwd.cross.audio_prob"] + 0.3 * case["fwd.self.audio_prob"])
+    close(fused[4], 0.7 * case["fwd.cross.frame_prob"][:, :, 1] + 0.3 * case["fwd.self.frame_prob"][:, :, 1])
+
+
+def watched_steps(case: dict, monkeypatch, epochs: dict[int, float]) -> tuple[coleaf.CoLeaF, dict[str, list]]:
+    """Train on the two recorded batches in the epochs given, each at its rate, and note what each step makes on its way."""
+    model, config, seen = recorded_coleaf(case), coleaf.CoLeaFTraining(batch=16), {}
+
+    def watch_function(module, name: str) -> None:
+        function = getattr(module, name)
+
+        def watched(*inputs, **named):
+            seen.setdefault(name, []).append((inputs, function(*inputs, **named)))
+            return seen[name][-1][1]
+
+        monkeypatch.setattr(module, name, watched)
+
+    for name in ("reference_loss", "unaligned_share", "cooccurrence_goal", "anchor_losses"):
+        watch_function(coleaf, name)
+    watch_function(jomold, "refine_labels")
+    optimizer = uwav.adamw(model, config)
+    seen["gradients"] = watch(optimizer, model)
+    forwards = [model.anchor, model.audio_reference, model.visual_reference]
+    ratios = [case[f"ratio.{m}"] for m in ("audio", "visual")]
+    for epoch, lr in epochs.items():
+        optimizer.param_groups[0]["lr"] = lr
+        list(coleaf.train_epoch(model, forwards, optimizer, recorded_split(case, config, epoch), ratios, config, epoch))
+    return model, seen
+
+
+def total(terms: torch.Tensor, epoch: int) -> torch.Tensor:
+    """Of the nine terms, by the weights that the page states."""
+    late = float(epoch >= 2)
+    return (terms * terms.new_tensor([2, 1, 2, 1, 1, 1e-4 * late, 1e-4 * late, 0.009 * late, late])).sum()
+
+
+def test_coleaf_takes_the_two_recorded_steps_of_epoch_4(case, monkeypatch):
+    _, seen = watched_steps(case, monkeypatch, {4: 5e-4})
+    for step in (0, 1):
+        def theirs(name: str) -> torch.Tensor:
+            return case[f"step{step}.{name}"]
+
+        (audio_prob, visual_prob, weak, ratios), targets = seen["refine_labels"][step]
+        for k, m in enumerate("av"):
+            close(targets[k], theirs(f"p{m}"))
+            assert torch.equal(targets[k] == 0, theirs(f"p{m}") == 0), "removed labels"
+            (output, _, labels, *_), loss = seen["reference_loss"][2 * step + k]
+            close(labels, theirs(f"g_{m}"))
+            close(loss, theirs(f"ref_loss_{m}"))
+            close(seen["unaligned_share"][2 * step + k][1][:, 0], theirs(f"w_{m}"))
+            (prob, reference, *_), goal = seen["cooccurrence_goal"][2 * step + k]
+            close(reference, theirs(f"s_{m}"))
+            close(goal, theirs(f"t_{m}"))
+            close(prob, theirs(f"{m}_prob"))
+            if step == 0:
+                unsmoothed = (weak, 0.9 * weak + 0.05)[k]
+                close(jomold.bce((audio_prob, visual_prob)[k], unsmoothed), theirs(f"loss_{m}"))
+                close(ratios[k], theirs(f"ratio_{m}"))
+                close(output.prob, theirs(f"ref_prob1_{m}"))
+                close(seen["anchor_losses"][0][0][1][k].feat, theirs(f"x_{m}"))
+        (output, *_), terms = seen["anchor_losses"][step]
+        close(output.joint_prob.clamp(1e-7, 1 - 1e-7), theirs("output"))
+        close(torch.cat([terms, total(terms, 4)[None]]), theirs("terms"))
+        references, anchor = seen["gradients"][2 * step: 2 * step + 2]
+        assert all(k.startswith("anchor") for k in anchor) and not any(k.startswith("anchor") for k in references)
+        close(norm(anchor), theirs("grad_norm"))
+        for m, part in (("a", "audio_reference"), ("v", "visual_reference")):
+            close(norm(gradients_of(references, part)), theirs(f"ref_grad_{m}_norm"))
+            if step == 0:
+                for name, gradient in renamed(case, f"step0.ref_grad_{m}.", REFERENCE).items():
+                    close(gradients_of(references, part)[name], gradient.reshape_as(gradients_of(references, part)[name]), name)
+        if step == 0:
+            gradients = renamed(case, "step0.grad.", ANCHOR)
+            assert gradients.keys() == gradients_of(anchor, "anchor").keys()
+            for name, gradient in gradients.items():
+                close(gradients_of(anchor, "anchor")[name], gradient, name)
+
+
+def test_coleaf_trains_through_the_recorded_five_epochs(case, monkeypatch):
+    config = coleaf.CoLeaFTraining(lr_epochs=2)
+    epochs = {e: config.learning_rate(e) for e in range(1, 6)}
+    assert list(epochs.values()) == pytest.approx(case["traj.lr"].tolist())
+    model, seen = watched_steps(case, monkeypatch, epochs)
+    terms = torch.stack([torch.cat([x, total(x, 1 + k // 2)[None]]) for k, (_, x) in enumerate(seen["anchor_losses"])])
+    close(terms, case["traj.terms"])
+    close(torch.stack([x for _, x in seen["reference_loss"]]).reshape(10, 2), case["traj.ref_loss"])
+    close(torch.stack([norm(x) for x in seen["gradients"][1::2]]), case["traj.grad_norm"])
+    for k, (inputs, targets) in enumerate(seen["refine_labels"]):
+        before = jomold.targets(inputs[2])
+        assert [int((x != y).sum()) for x, y in zip(targets, before)] == case["traj.removed"][k].tolist()
+        close(torch.stack([x.sum() for x in inputs[3]]), case["traj.ratio_sum"][k])
+    for part, (public, names) in PARTS.items():
+        same_weights(getattr(model, part), renamed(case, f"end.{public}.", names))
+    data = uwav.TargetSplit(*(case[f"in.{name}"][:12] for name in ("audio", "visual_2d", "visual_3d", "weak")), *case["eval.truth"])
+    for ours, theirs in zip(coleaf.predictions(model, data), case["eval.pred"]):
+        assert torch.equal(ours, theirs > 0)
+    usual = uwav.parsing_scores(*case["eval.pred"], *case["eval.truth"])
+    for ours, theirs in zip((usual, coleaf.parsing_scores(model, data)), case["eval.scores"]):
+        assert [*ours.values(), sum(ours.values()) / 10] == pytest.approx(theirs.tolist(), abs=2e-5)
+
+
+def test_scores_of_audible_only_and_visible_only_are_the_recorded_ones(case):
+    usual, only = (f(*case["only.pred"], *case["only.truth"]) for f in (uwav.parsing_scores, coleaf.only_scores))
+    for ours, theirs in zip((usual, only), case["only.scores"]):
+        assert list(ours) == list(uwav.SCORES)
+        assert [*ours.values(), sum(ours.values()) / 10] == pytest.approx(theirs.tolist(), abs=2e-5)
