@@ -1,28 +1,26 @@
 """CoLeaF, contrastive-collaborative learning (ECCV 2024), in one file; denoising and contrast are JoMoLD's.
 
-The idea. Cross-attention helps with events that are heard and seen, and misleads where an event is in one modality alone.
-So in training two *reference* networks, one a modality and without cross-attention, stand beside the *anchor*, which has it
-and is all that is used afterwards. The anchor's features are drawn to the references', the more so the more of a video's
-events are in one modality alone. The outer product of its class probabilities (which classes occur together) follows the
-references'. In return the anchor's predictions label the references. New scores, Ao and Vo, ask what is audible *only* and
-visible *only*.
+The idea. Cross-attention misleads where an event is in one modality alone. So in training two *references*, networks of
+one modality each, stand beside the *anchor*, which has cross-attention and is all that is used afterwards. The anchor's
+features are drawn to the references', the more so the more of a video's events are in one modality alone. The outer
+product of its class probabilities (what occurs together) follows the references'. In return its predictions label them.
+New scores, Ao and Vo, count what is audible *only* and visible *only*.
 
-What it changes on the HAN: the anchor is CMPAE's network (CVPR 2023). Each modality has a presence and an absence logit,
-which make a probability and an uncertainty; a joint head reads the features before the HAN's layer; 0.8 of the features
-come with and 0.2 without cross-attention. A step trains references, then anchor, on labels denoised as by JoMoLD, whose
-estimator also makes the noise ratios: `train(data, validation, jomold.noise_ratios(estimator, data), ...)`.
+What it changes on the HAN: the anchor is CMPAE's network. Each modality has a presence and an absence logit, which make
+a probability and an uncertainty; a joint head reads what enters the layer; 0.8 of the layer's output come with and 0.2
+without cross-attention. A step trains the references, then the anchor, on labels denoised as by JoMoLD, whose estimator
+also makes the noise ratios: `train(data, validation, jomold.noise_ratios(estimator, data), ...)`.
 
-Departures of ours from the public code:
+Departures of ours from the public code, which stands for the paper, as its text was not to be had:
 
     1  one AdamW without decay in the place of three Adams: the same, as weights without a gradient are left alone
-    2  packed `base` features hold the mean of a second's frames; the anchor takes it after ELU, and the mean of ELU is not
-       ELU of the mean. With the 8 frames of a second the code below is to the letter
+    2  packed `base` features hold the mean of a second's frames, and the mean of ELU is not ELU of the mean; with the
+       frames themselves the code below is to the letter
     3  without 3D features the fusion reads the 2D features alone; nothing is published for that
-    4  noise ratios are estimated by jomold.py; the public code ships those of LLP
+    4  dead weights of the anchor are not here; random numbers are drawn in another order
 
-The paper's text was not to be had; a stranger's notes on it differ from the code in the contrast (positives, direction),
-the references' loss (BCE), and the rules of G. Every constant is the public code's, which ran with CMPAE's anchor only.
-Denoising depends on batch and class frequency: see jomold.py.
+A stranger's notes on the paper differ from the code in the contrast (positives, direction), in the references' loss
+(BCE), and name any HAN as anchor. Denoising depends on batch and class frequency: see jomold.py.
 
 Source: Sardari, Mustafa, Jackson, Hilton, arXiv 2405.10690; public code faeghehsardari/coleaf at a36a153.
 CMPAE: Gao, Chen, Xu, "Collecting Cross-Modal Presence-Absence Evidence", CVPR 2023.
@@ -76,19 +74,19 @@ class CoLeaFTraining(jomold.JoMoLDTraining):
 # ---- 2  The anchor -------------------------------------------------------------------------------
 
 CROSS_SHARE = 0.8  # of the features, in the pass with cross-attention
-EVIDENCE_BOUND, EVIDENCE_TEMPERATURE = 10.0, 0.8
+BOUND, TEMPERATURE = 10.0, 0.8  # of the logits that become evidence
 LEAK = 0.2  # of LeakyReLU
 
 
-def evidence(logit: Tensor) -> Tensor:
-    return (logit.float().clamp(-EVIDENCE_BOUND, EVIDENCE_BOUND) / EVIDENCE_TEMPERATURE).exp()
+def alpha(logit: Tensor) -> Tensor:
+    """Evidence + 1; so that a probability stays near 0.5 where there is little evidence."""
+    return (logit.float().clamp(-BOUND, BOUND) / TEMPERATURE).exp() + 1
 
 
 def opinion(logit: Tensor) -> tuple[Tensor, Tensor]:
-    """Presence and absence logits (..., 2) -> probability and uncertainty (...). The 1 keeps p near 0.5 where there is
-    little evidence: 0.25 by the second is therefore a low gate, not a strict one."""
-    alpha = evidence(logit) + 1
-    return alpha[..., 0] / alpha.sum(-1), 2 / alpha.sum(-1)
+    """Presence and absence logits (..., 2) -> probability and uncertainty (...)."""
+    total = alpha(logit).sum(-1)
+    return alpha(logit)[..., 0] / total, 2 / total
 
 
 def by_second(x: Tensor, T: int) -> Tensor:
@@ -100,8 +98,8 @@ class AnchorOutput(NamedTuple):
     joint_prob: Tensor  # (B, C)
     audio_prob: Tensor  # (B, C)
     visual_prob: Tensor  # (B, C)
-    audio_segments: Tensor  # (B, T, C) probabilities
-    visual_segments: Tensor  # (B, T, C)
+    audio_seconds: Tensor  # (B, T, C) probabilities
+    visual_seconds: Tensor  # (B, T, C)
     joint_doubt: Tensor  # (B,) uncertainty: of the video, not of a class
     audio_doubt: Tensor  # (B, C)
     visual_doubt: Tensor  # (B, C)
@@ -151,11 +149,11 @@ class Anchor(nn.Module):
     def joint_head(self, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Probability (B, C) and uncertainty (B,) of the video, from what enters the layers."""
         logit = self.joint(sum(F.leaky_relu(self.joint_hidden(x), LEAK) for x in (a, v))).float()  # (B, T, C)
-        return logit.sigmoid().mean(1), logit.shape[-1] / (evidence(logit.mean(1)) + 1).sum(-1)
+        return logit.sigmoid().mean(1), logit.shape[-1] / alpha(logit.mean(1)).sum(-1)
 
     def head(self, x: Tensor, together: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Of one modality: (probability, uncertainty) pooled over time, (B, C) each, and probabilities (B, T, C). Absence
-        is judged with an eye on both modalities, (B, T, h) each."""
+        """Of one modality: (probability, uncertainty) pooled over time, (B, C) each, and probabilities (B, T, C). x and
+        what both modalities show together (B, T, h)."""
         absence = self.absence(x + F.leaky_relu(self.absence_drop(together), LEAK))
         logit = torch.stack([self.presence(x), absence], -1)  # (B, T, C, 2)
         weight = self.time_pool(x).unflatten(-1, (-1, 2)).float().softmax(1)  # (B, T, C, 2): class by class, not (2, C)
@@ -168,14 +166,13 @@ class ReferenceOutput(NamedTuple):
     prob: Tensor  # (B, C)
     token_prob: Tensor  # (B, C)
     feat: Tensor  # (B, T, h) of unit length
-    segments: Tensor  # (B, T, C) probabilities
+    seconds: Tensor  # (B, T, C) probabilities
 
 
 class Reference(nn.Module):
-    """One modality, self-attention only, a token per class before the seconds. (The layer's cross-attention is unused.)
+    """One modality, a token per class before its seconds, self-attention only (the layer's cross-attention is unused).
 
-    The tokens learn next to nothing: they begin equal, and the mean over h of a LayerNorm's output is 0 whatever the
-    token, so that their probabilities were seen to stay the same for all classes."""
+    The tokens learn next to nothing: they begin equal, and the mean of a LayerNorm's output is 0 whatever goes in."""
 
     def __init__(self, proj: nn.Module, config: CoLeaFConfig, dropped_weights: bool):
         super().__init__()
@@ -192,9 +189,9 @@ class Reference(nn.Module):
             x = layer(x, x, False)
         tokens, x = x[:, :C], x[:, C:]  # (B, C, h), (B, T, h)
         dropped = self.drop(x)
-        segments = self.classifier(dropped).float().sigmoid()  # (B, T, C)
+        seconds = self.classifier(dropped).float().sigmoid()  # (B, T, C)
         weight = self.time_pool(dropped if self.dropped_weights else x).float().softmax(1)  # (B, T, C)
-        return ReferenceOutput((weight * segments).sum(1), tokens.mean(2).sigmoid(), F.normalize(x, dim=-1), segments)
+        return ReferenceOutput((weight * seconds).sum(1), tokens.mean(2).sigmoid(), F.normalize(x, dim=-1), seconds)
 
 
 CROSS_TRUST = 0.7  # at inference: of probabilities with cross-attention; the rest without
@@ -210,7 +207,7 @@ class CoLeaF(nn.Module):
         self.visual_reference = Reference(visual_proj, config, dropped_weights=True)
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The anchor's probabilities: joint, audio, visual (B, C) each, audio, visual (B, T, C) each."""
+        """The anchor's probabilities, the first five of AnchorOutput, of both passes together."""
         passes = (self.anchor(audio, visual_2d, visual_3d, cross)[:5] for cross in (True, False))
         return tuple(CROSS_TRUST * x + (1 - CROSS_TRUST) * y for x, y in zip(*passes))
 
@@ -225,7 +222,7 @@ LEAST_DOUBT = 0.9  # of the joint head
 
 
 def asymmetric_loss(p: Tensor, y: Tensor) -> Tensor:
-    """BCE in which what is already right weighs less, (B, C) each. *Summed* over batch and classes, not averaged."""
+    """BCE in which what is already right weighs less, (B, C) each; summed over batch and classes, not averaged."""
     q = (1 - p + ASL_MARGIN).clamp(max=1)
     weight = (1 - (p * y + q * (1 - y))).detach()  # both gammas 1
     return -(weight * (y * p.clamp(min=ASL_FLOOR).log() + (1 - y) * q.clamp(min=ASL_FLOOR).log())).sum()
@@ -276,7 +273,7 @@ LOSSES = ("loss_audio", "loss_visual", "loss_joint", "loss_contrast", "loss_mutu
 
 def anchor_losses(output: AnchorOutput, references: tuple[ReferenceOutput, ReferenceOutput], weak: Tensor,
                   targets: tuple[Tensor, Tensor], odd: bool) -> Tensor:
-    """The terms, (9,), in the order of LOSSES, unweighted. Joint head and mutual loss see the weak label, not denoised."""
+    """Those of LOSSES, (9,), unweighted. Joint head and mutual loss see the weak label, never denoised."""
     margin = uwav.PROBABILITY_MARGIN
     joint, audio, visual = (p.clamp(margin, 1 - margin) for p in output[:3])  # (B, C) each
     (S_a, _, R_a, _), (S_v, _, R_v, _) = references
@@ -305,7 +302,8 @@ def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: t
     for epoch, lr in run.epochs():
         terms = run.mean(train_epoch(model, forwards, optimizer, data, ratios, config, epoch))  # (11,)
         names = (*LOSSES, "audio_reference", "visual_reference")
-        scores = validation and parsing_scores(model, validation)
+        scores = validation and only_scores(*predictions(model, validation), validation.audio_truth,
+                                            validation.visual_truth)
         run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(names, terms)), val=scores),
                       sum(scores.values()) / len(scores) if scores else epoch, last_of_equals=True)
     return run.finish()
@@ -351,7 +349,7 @@ def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.
 
 # ---- 6  Decision ---------------------------------------------------------------------------------
 
-VIDEO_GATE, SEGMENT_GATE = 0.52, 0.25
+VIDEO_GATE, SEGMENT_GATE = 0.52, 0.25  # the latter is so low because of the 1 in alpha
 
 
 @torch.no_grad()
@@ -363,18 +361,14 @@ def probabilities(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, ...]:
 
 
 def predictions(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]:
-    """Audible and visible, bool (N, T, C) each, by CoLeaF's own rule; it leaves the joint head unused."""
-    _, audio, visual, audio_segments, visual_segments = probabilities(model, data)
-    return gated(audio, audio_segments), gated(visual, visual_segments)
-
-
-def gated(pooled: Tensor, segments: Tensor) -> Tensor:
-    """(N, C) and (N, T, C) of one modality -> bool (N, T, C)."""
-    return (segments >= SEGMENT_GATE) & (pooled >= VIDEO_GATE)[:, None, :]
+    """Audible and visible, bool (N, T, C) each, by CoLeaF's own rule, which leaves the joint head out."""
+    _, audio, visual, audio_seconds, visual_seconds = probabilities(model, data)
+    gates = VIDEO_GATE, SEGMENT_GATE
+    return jomold.gated(audio, audio_seconds, *gates), jomold.gated(visual, visual_seconds, *gates)
 
 
 def joint(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities of video (N, C), audio and visual (N, T, C), for the gate of UWAV: the joint head's is the video's."""
+    """Probabilities of video (N, C; the joint head's), audio and visual (N, T, C), for UWAV's gate."""
     video, _, _, audio, visual = probabilities(model, data)
     return video, audio, visual
 
@@ -388,8 +382,3 @@ def only_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, vi
         scores[f"{level}_av"] = usual[f"{level}_av"]
         scores[f"{level}_type"] = sum(scores[f"{level}_{kind}"] for kind in ("a", "v", "av")) / 3
     return scores
-
-
-def parsing_scores(model: CoLeaF, data: uwav.TargetSplit) -> dict[str, float]:
-    """The scores that keep an epoch."""
-    return only_scores(*predictions(model, data), data.audio_truth, data.visual_truth)
