@@ -1,27 +1,26 @@
 """JoMoLD, joint-modal label denoising (ECCV 2022), in one file.
 
-The idea. A weak label holds in at least one modality, often not in both. So each modality gets a video-level loss of its
-own, and in every batch, class by class, labels are taken from the modality that does not seem to have the event: visual
-labels of videos whose visual loss is large while their audio loss is small, and the reverse. How many, the *noise ratio*
-of a class and modality says. It is estimated once, from a first network that sees no other modality.
+The idea. A weak label holds in at least one modality, often not in both. So each modality gets a video-level loss of
+its own. In every batch, class by class, visual labels go whose video has a large visual and a small audio loss, and
+audio labels the other way round. How many, the *noise ratio* of a class and modality says. It is estimated once, from a
+first network that knows no other modality.
 
-What it changes on the HAN: one layer, one head, no MLP on audio, a switch that leaves cross-attention out, dropout on the
-visual features before the heads, a pooled probability of each modality besides that of the video, and the gate.
+What it changes on the HAN: one layer, one head, no MLP on audio, a switch that leaves cross-attention out, dropout on
+the visual features before the heads, a pooled probability for each modality besides the video's, and the gate.
 
     stage 1  train_estimator   without cross-attention, no label removed
     stage 2  noise_ratios      from the pooled probabilities of the training videos
-    stage 3  train             a new network, in every step refine_labels and then the losses
+    stage 3  train             a new network; in every step refine_labels, then the losses
 
-Departures of ours from the public code:
+Departures of ours from the public code, which stands for the paper, as its text was not to be had:
 
-    1  noise_ratios compares with the plain mean over all videos; the public code averages the means of its batches, of
-       which the last is smaller
-    2  two LayerNorms that the public code makes and never uses are not here; random numbers are drawn in another order
-    3  a label that is in no modality any more is kept for the video, as there; soft weak labels are not meant
+    1  noise_ratios compares with the mean over all videos, not with the mean of the means of unequal batches
+    2  two LayerNorms that are made and never used there are not here; random numbers are drawn in another order
+    3  without 3D features the fusion reads the 2D features alone; nothing is published for that
 
-Its full text was not to be had, so every constant is the public code's. It removes labels by class frequency and batch:
-k = ratio x (positives in the batch), cut to a whole number. On LLP nine in ten visual slots are Speech's, which occurs in
-half of all videos; a class in over about half of the videos loses nearly all its visual labels, whatever is true.
+What goes depends on class frequency and batch: k = ratio x (positives in the batch), cut to a whole number. On LLP nine
+in ten visual labels removed are Speech's, which half of all videos have. On other data, too, a class in over about half
+of the videos loses nearly all its visual labels, whatever is true.
 
 Source: Cheng, Liu, Zhou, Qian, Wu, Wang, arXiv 2204.11573; public code MCG-NJU/JoMoLD at a7dc2d5.
 """
@@ -53,9 +52,7 @@ class JoMoLDConfig(uwav.HANConfig):
 
 @dataclass(frozen=True)
 class JoMoLDTraining:
-    """Of stages 1 and 3 alike."""
-
-    seed: int = 6
+    seed: int = 6  # all fields hold for stages 1 and 3
     epochs: int = 25
     batch: int = 128  # videos; what is removed depends on it
     peak_lr: float = 5e-4
@@ -83,8 +80,8 @@ class Layer(uwav.HANLayer):
 
 
 class VisualInput(nn.Module):
-    """A linear map of the 2D features, one of the 3D features, one of both together; nothing nonlinear anywhere. So the
-    mean of a second's frames may be taken first, as HAN.project does, or last, as the public code does."""
+    """A linear map of the 2D features, one of the 3D features, one of both results. As nothing bends, the mean of a
+    second's frames may come first, as in HAN.project, or last, as in the public code."""
 
     def __init__(self, visual_2d_dim: int, visual_3d_dim: int, hidden: int):
         super().__init__()
@@ -98,9 +95,7 @@ class VisualInput(nn.Module):
 
 
 class JoMoLDOutput(NamedTuple):
-    """HANOutput and two more."""
-
-    video_prob: Tensor  # (B, C)
+    video_prob: Tensor  # (B, C); the first five as in HANOutput
     audio_logit: Tensor  # (B, T, C)
     visual_logit: Tensor  # (B, T, C)
     audio_feat: Tensor  # (B, T, h)
@@ -123,7 +118,8 @@ class JoMoLD(uwav.HAN):
         a, v = self.encode(*self.project(audio, visual_2d, visual_3d), cross)  # (B, T, h) each
         dropped = self.visual_drop(v)  # for the classifier and both poolings, not for the contrast
         output = self.head(a, dropped)._replace(visual_feat=v)
-        return JoMoLDOutput(*output, self.pool_time(a, output.audio_logit), self.pool_time(dropped, output.visual_logit))
+        pooled = self.pool_time(a, output.audio_logit), self.pool_time(dropped, output.visual_logit)  # (B, C) each
+        return JoMoLDOutput(*output, *pooled)
 
     def encode(self, a: Tensor, v: Tensor, cross: bool = True) -> tuple[Tensor, Tensor]:
         for layer in self.layers:
@@ -132,7 +128,7 @@ class JoMoLD(uwav.HAN):
         return a, v  # (B, T, h) each
 
     def pool_time(self, x: Tensor, logit: Tensor) -> Tensor:
-        """Probability of one modality: x (B, T, h), logit (B, T, C) -> (B, C). Softmax over time only, so it is <= 1."""
+        """Probability of one modality, <= 1: x (B, T, h), logit (B, T, C) -> (B, C)."""
         return (self.time_pool(x).float().softmax(1) * logit.float().sigmoid()).sum(1)
 
 
@@ -144,24 +140,22 @@ OWN_SECOND = 0.9  # share of the contrast's goal; the video's other seconds have
 
 
 def targets(weak: Tensor) -> tuple[Tensor, Tensor]:
-    """Video-level targets of audio and visual, (B, C) each."""
+    """Of audio and visual, (B, C) each."""
     return weak, VISUAL_SMOOTHING * weak + (1 - VISUAL_SMOOTHING) / 2
 
 
 def contrast(asks: Tensor, answers: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """Features of one second in two modalities shall be alike, (B, T, h) each of unit length; weight (B, 1) or 1.
-
-    One direction only: each second of the first finds its own among the second's seconds of the same video, never of
-    other videos. The smoothing stands inside the logarithm: ln of a mix of probabilities, not a mix of their ln."""
+    """Each second of `asks` shall find its own among the seconds that `answers` has of the same video. One direction
+    only, never across videos. (B, T, h) each, of unit length; weight (B, 1)."""
     T = asks.shape[1]
-    q = (asks @ answers.transpose(1, 2) / TEMPERATURE).softmax(2)  # (B, T, T), over the second's seconds
+    q = (asks @ answers.transpose(1, 2) / TEMPERATURE).softmax(2)  # (B, T, T), over the seconds of `answers`
     own = q.diagonal(dim1=1, dim2=2)  # (B, T)
-    others = q.sum(2) - own
-    return -(weight * (OWN_SECOND * own + (1 - OWN_SECOND) / max(1, T - 1) * others).log()).mean()
+    mixed = OWN_SECOND * own + (1 - OWN_SECOND) / max(1, T - 1) * (q.sum(2) - own)  # smoothed inside the logarithm
+    return -(weight * mixed.log()).mean()
 
 
 def losses(output: JoMoLDOutput, weak: Tensor, audio_target: Tensor, visual_target: Tensor) -> Tensor:
-    """Audio, visual, video, contrast, (4,), unweighted. The video's target is the weak label, never denoised."""
+    """Those of LOSSES, (4,). The video's target is the weak label, never denoised."""
     return torch.stack([
         uwav.video_loss(output.audio_prob, audio_target), uwav.video_loss(output.visual_prob, visual_target),
         uwav.video_loss(output.video_prob, weak),
@@ -174,8 +168,8 @@ AUDIO_DOUBT, VISUAL_DOUBT = 0.6, 1.8  # a positive below so many times the class
 
 
 def noise_ratio(prob: Tensor, mean: Tensor, weak: Tensor, doubt: float) -> Tensor:
-    """Share of a class's positives that are doubtful, (C,) double. prob, weak (N, C); mean (C,) over *all* videos, not
-    the positives: so the ratio depends on how frequent the class is."""
+    """Share of a class's positives that are doubtful, (C,) double. prob, weak (N, C); mean (C,) over all videos, not
+    over the positives: so it depends on how frequent the class is."""
     positive = weak > 0
     return (positive & (prob / mean < doubt)).sum(0).double() / positive.sum(0).clamp(min=1)
 
@@ -198,8 +192,7 @@ def refine_labels(audio_prob: Tensor, visual_prob: Tensor, weak: Tensor,
     audio_loss, visual_loss = bce(audio_prob, audio_target), bce(visual_prob, visual_target)  # (B, C) each
     audio_k, visual_k = ((ratio * (weak > 0).sum(0)).long() for ratio in ratios)  # (C,); in double, then cut
 
-    def lowest(loss: Tensor, k: Tensor) -> Tensor:
-        """Is it among the k lowest of the positives?"""
+    def lowest(loss: Tensor, k: Tensor) -> Tensor:  # is it among the k lowest of the positives?
         order = loss.masked_fill(weak == 0, torch.inf).argsort(dim=0, stable=True)
         return order.argsort(0) < k  # (B, C)
 
@@ -209,8 +202,8 @@ def refine_labels(audio_prob: Tensor, visual_prob: Tensor, weak: Tensor,
 
 
 def in_force(ratios: tuple[Tensor, Tensor], epoch: int) -> tuple[Tensor, Tensor]:
-    """The public code means a ramp over the first 0.9 epochs, but multiplies the already multiplied ratios, and the first
-    factor is 0. So the published run has a step: epoch 1 removes nothing, from epoch 2 on the full ratios hold."""
+    """No ramp: the public code means one over the first 0.9 epochs, but multiplies the already multiplied ratios, and
+    the first factor is 0. So epoch 1 removes nothing, and from epoch 2 on the full ratios hold."""
     return ratios if epoch > 1 else tuple(map(torch.zeros_like, ratios))
 
 
@@ -233,16 +226,17 @@ def train_estimator(data: uwav.TargetSplit, validation: uwav.TargetSplit | None,
 
 def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor] | None,
           model_config: JoMoLDConfig, config: JoMoLDTraining, run: uwav.Run | None = None) -> JoMoLD:
-    """Stage 3, or stage 1 if there are no ratios. Nothing is carried over from the estimator but the ratios. Kept: the
-    epoch of best event-level audio F on the validation split, of equals the last; without that split, the last."""
+    """Stage 3, or stage 1 if there are no ratios: all that stage 3 takes over. Kept: the epoch of best event-level
+    audio F on the validation split, of equals the last; without that split, the last."""
     run = run or uwav.Run()
     torch.manual_seed(config.seed)
     model = JoMoLD(model_config).to(data.weak.device)
     optimizer = run.begin(model, config, videos=len(data.weak))
-    forward = run.fast(model, one_shape=True)
+    forward, cross = run.fast(model, one_shape=True), ratios is not None
     for epoch, lr in run.epochs():
         terms = run.mean(train_epoch(model, forward, optimizer, data, ratios, config, epoch))  # (4,)
-        scores = validation and parsing_scores(model, validation, cross=ratios is not None)
+        scores = validation and uwav.parsing_scores(*predictions(model, validation, cross), validation.audio_truth,
+                                                    validation.visual_truth)
         run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(LOSSES, terms)), val=scores),
                       scores["event_a"] if scores else epoch, last_of_equals=True)
     return run.finish()
@@ -253,18 +247,18 @@ def train_epoch(model: JoMoLD, forward: Callable, optimizer: torch.optim.Optimiz
     """One epoch, step by step; yields the losses, (4,), of each."""
     rng = np.random.default_rng((config.seed, epoch))
     order = torch.from_numpy(rng.permutation(len(data.weak))).to(data.weak.device)  # (N,)
-    cross, audio_weight = (True, config.audio_weight) if ratios else (False, 1.0)
+    cross, weights = bool(ratios), data.weak.new_tensor([config.audio_weight if ratios else 1.0, 1.0, 1.0, 1.0])  # (4,)
     model.train()  # for both passes: the one without gradient draws its own dropout, too
     for index in order.split(config.batch):
         inputs, weak = data.inputs(index), data.weak[index]  # weak (B, C)
         audio_target, visual_target = targets(weak)  # (B, C) each; removal lasts for this step only
         if ratios:
             with torch.no_grad():
-                output = forward(*inputs, False)  # without cross-attention: what each modality knows by itself
-                audio_target, visual_target = refine_labels(output.audio_prob, output.visual_prob, weak,
+                alone = forward(*inputs, False)  # without cross-attention: what each modality knows by itself
+                audio_target, visual_target = refine_labels(alone.audio_prob, alone.visual_prob, weak,
                                                             in_force(ratios, epoch))
-        terms = losses(forward(*inputs, cross), weak, audio_target, visual_target)  # (4,)
-        (audio_weight * terms[0] + terms[1:].sum()).backward()  # no clipping
+        terms = weights * losses(forward(*inputs, cross), weak, audio_target, visual_target)  # (4,)
+        terms.sum().backward()  # and no clipping
         optimizer.step()
         optimizer.zero_grad()
         yield terms.detach()
@@ -282,19 +276,16 @@ def probabilities(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> 
     return audio, visual, audio_logit.sigmoid(), visual_logit.sigmoid()
 
 
-def gated(pooled: Tensor, prob: Tensor) -> Tensor:
-    """The gate of its own modality, and `>=` where UWAV has the video's and `>`: (N, C), (N, T, C) -> bool (N, T, C)."""
-    return (prob >= uwav.GATE) & (pooled >= uwav.GATE)[:, None, :]
-
-
 def predictions(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> tuple[Tensor, Tensor]:
-    """Audible and visible, bool (N, T, C) each, by JoMoLD's own rule; `uwav.han_probabilities` has those of UWAV's."""
-    audio, visual, audio_segments, visual_segments = probabilities(model, data, cross)
-    return gated(audio, audio_segments), gated(visual, visual_segments)
+    """Audible and visible, bool (N, T, C) each, by JoMoLD's own rule."""
+    audio, visual, audio_seconds, visual_seconds = probabilities(model, data, cross)
+    return gated(audio, audio_seconds), gated(visual, visual_seconds)
 
 
-joint = uwav.han_probabilities
+def gated(pooled: Tensor, prob: Tensor, video_gate: float = uwav.GATE, segment_gate: float = uwav.GATE) -> Tensor:
+    """(N, C), (N, T, C) -> bool (N, T, C). The modality's own pooled probability decides, and with >=; UWAV's rule has
+    the video's, and >."""
+    return (prob >= segment_gate) & (pooled >= video_gate)[:, None, :]
 
 
-def parsing_scores(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> dict[str, float]:
-    return uwav.parsing_scores(*predictions(model, data, cross), data.audio_truth, data.visual_truth)
+joint = uwav.han_probabilities  # of video (N, C), audio and visual (N, T, C), for UWAV's gate

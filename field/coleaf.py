@@ -1,0 +1,384 @@
+"""CoLeaF, contrastive-collaborative learning (ECCV 2024), in one file; denoising and contrast are JoMoLD's.
+
+The idea. Cross-attention misleads where an event is in one modality alone. So in training two *references*, networks of
+one modality each, stand beside the *anchor*, which has cross-attention and is all that is used afterwards. The anchor's
+features are drawn to the references', the more so the more of a video's events are in one modality alone. The outer
+product of its class probabilities (what occurs together) follows the references'. In return its predictions label them.
+New scores, Ao and Vo, count what is audible *only* and visible *only*.
+
+What it changes on the HAN: the anchor is CMPAE's network. Each modality has a presence and an absence logit, which make
+a probability and an uncertainty; a joint head reads what enters the layer; 0.8 of the layer's output come with and 0.2
+without cross-attention. A step trains the references, then the anchor, on labels denoised as by JoMoLD, whose estimator
+also makes the noise ratios: `train(data, validation, jomold.noise_ratios(estimator, data), ...)`.
+
+Departures of ours from the public code, which stands for the paper, as its text was not to be had:
+
+    1  one AdamW without decay in the place of three Adams: the same, as weights without a gradient are left alone
+    2  packed `base` features hold the mean of a second's frames, and the mean of ELU is not ELU of the mean; with the
+       frames themselves the code below is to the letter
+    3  without 3D features the fusion reads the 2D features alone; nothing is published for that
+    4  dead weights of the anchor are not here; random numbers are drawn in another order
+
+A stranger's notes on the paper differ from the code in the contrast (positives, direction), in the references' loss
+(BCE), and name any HAN as anchor. Denoising depends on batch and class frequency: see jomold.py.
+
+Source: Sardari, Mustafa, Jackson, Hilton, arXiv 2405.10690; public code faeghehsardari/coleaf at a36a153.
+CMPAE: Gao, Chen, Xu, "Collecting Cross-Modal Presence-Absence Evidence", CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import uwav
+from field import jomold
+
+# ---- 1  Configurations ---------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class CoLeaFConfig:
+    classes: int = 25
+    audio_dim: int = 128  # VGGish
+    visual_2d_dim: int = 2048  # ResNet-152
+    visual_3d_dim: int = 512  # R(2+1)D-18; 0: no 3D features
+    hidden: int = 512
+    heads: int = 1
+    feedforward: int = 512
+    layers: int = 1
+    dropout: float = 0.1
+    absence_dropout: float = 0.2  # of what both modalities show together
+    head_dropout: float = 0.5  # before the heads: the anchor's visual features, and both references
+
+
+@dataclass(frozen=True)
+class CoLeaFTraining(jomold.JoMoLDTraining):
+    """JoMoLD's rates and batch, shorter."""
+
+    seed: int = 1
+    epochs: int = 10
+    joint_weight: float = 2.0  # of the joint head's loss; visual 1, audio 2
+    cooccurrence: float = 1e-4  # weight, of a loss that is *summed*: 41 times its mean square at 128 videos, 25 classes
+    audio_contrast: float = 0.009  # weight of the contrast with the audio reference
+    visual_contrast: float = 1.0
+    references_from: int = 2  # first epoch in which the anchor learns from the references
+    anchor_from: int = 4  # first epoch in which the references learn from the anchor
+
+
+# ---- 2  The anchor -------------------------------------------------------------------------------
+
+CROSS_SHARE = 0.8  # of the features, in the pass with cross-attention
+BOUND, TEMPERATURE = 10.0, 0.8  # of the logits that become evidence
+LEAK = 0.2  # of LeakyReLU
+
+
+def alpha(logit: Tensor) -> Tensor:
+    """Evidence + 1; so that a probability stays near 0.5 where there is little evidence."""
+    return (logit.float().clamp(-BOUND, BOUND) / TEMPERATURE).exp() + 1
+
+
+def opinion(logit: Tensor) -> tuple[Tensor, Tensor]:
+    """Presence and absence logits (..., 2) -> probability and uncertainty (...)."""
+    total = alpha(logit).sum(-1)
+    return alpha(logit)[..., 0] / total, 2 / total
+
+
+def by_second(x: Tensor, T: int) -> Tensor:
+    """Mean of the k vectors of each second: (B, k T, D) -> (B, T, D)."""
+    return x.unflatten(1, (T, -1)).mean(2)
+
+
+class AnchorOutput(NamedTuple):
+    joint_prob: Tensor  # (B, C)
+    audio_prob: Tensor  # (B, C)
+    visual_prob: Tensor  # (B, C)
+    audio_seconds: Tensor  # (B, T, C) probabilities
+    visual_seconds: Tensor  # (B, T, C)
+    joint_doubt: Tensor  # (B,) uncertainty: of the video, not of a class
+    audio_doubt: Tensor  # (B, C)
+    visual_doubt: Tensor  # (B, C)
+    audio_feat: Tensor  # (B, T, h) of unit length, before the dropout that the heads see
+    visual_feat: Tensor  # (B, T, h)
+
+
+class Anchor(nn.Module):
+    def __init__(self, config: CoLeaFConfig):
+        super().__init__()
+        h, C = config.hidden, config.classes
+        self.audio_proj = nn.Linear(config.audio_dim, h)
+        self.visual_proj = jomold.VisualInput(config.visual_2d_dim, config.visual_3d_dim, h)
+        self.layers = nn.ModuleList(jomold.Layer(config) for _ in range(config.layers))
+        self.joint_hidden, self.joint = nn.Linear(h, h), nn.Linear(h, C)  # both serve audio and visual
+        self.presence, self.absence = nn.Linear(h, C), nn.Linear(h, C)  # shared by both modalities
+        self.audio_together, self.visual_together = nn.Linear(h, h), nn.Linear(h, h)
+        self.time_pool = nn.Linear(h, 2 * C)
+        self.absence_drop, self.head_drop = nn.Dropout(config.absence_dropout), nn.Dropout(config.head_dropout)
+
+    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None,
+                cross: bool = True) -> AnchorOutput:
+        """Features as of HAN.forward; cross = False: self-attention only."""
+        a0, v0 = self.project(audio, visual_2d, visual_3d)
+        a, v = self.encode(a0, v0, False)  # (B, T, h) each
+        if cross:  # two runs of the same layers on the same input, mixed as features
+            a, v = (CROSS_SHARE * x + (1 - CROSS_SHARE) * y for x, y in zip(self.encode(a0, v0, True), (a, v)))
+        joint_prob, joint_doubt = self.joint_head(a0, v0)
+        feats = F.normalize(a, dim=-1), F.normalize(v, dim=-1)  # (B, T, h) each
+        v = self.head_drop(v)  # of the visual features only
+        (audio_prob, audio_doubt), audio = self.head(a, self.audio_together(a + v))
+        (visual_prob, visual_doubt), visual = self.head(v, self.visual_together(a + v))
+        return AnchorOutput(joint_prob, audio_prob, visual_prob, audio, visual, joint_doubt, audio_doubt, visual_doubt,
+                            *feats)
+
+    def project(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Linear maps with ELU, of each frame *before* the mean of its second -> (B, T, h) each."""
+        inputs = zip(self.visual_proj.parts, (visual_2d, visual_3d))
+        visual = [by_second(F.elu(part(x)), audio.shape[1]) for part, x in inputs]  # (B, T, h) each
+        return F.elu(self.audio_proj(audio)), F.elu(self.visual_proj.fusion(torch.cat(visual, -1)))
+
+    def encode(self, a: Tensor, v: Tensor, cross: bool) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            a, v = layer(a, v, cross), layer(v, a, cross)  # both read what entered the layer
+        return a, v
+
+    def joint_head(self, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability (B, C) and uncertainty (B,) of the video, from what enters the layers."""
+        logit = self.joint(sum(F.leaky_relu(self.joint_hidden(x), LEAK) for x in (a, v))).float()  # (B, T, C)
+        return logit.sigmoid().mean(1), logit.shape[-1] / alpha(logit.mean(1)).sum(-1)
+
+    def head(self, x: Tensor, together: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Of one modality: (probability, uncertainty) pooled over time, (B, C) each, and probabilities (B, T, C). x and
+        what both modalities show together (B, T, h)."""
+        absence = self.absence(x + F.leaky_relu(self.absence_drop(together), LEAK))
+        logit = torch.stack([self.presence(x), absence], -1)  # (B, T, C, 2)
+        weight = self.time_pool(x).unflatten(-1, (-1, 2)).float().softmax(1)  # (B, T, C, 2): class by class, not (2, C)
+        return opinion((weight * logit).sum(1)), opinion(logit)[0]  # pooled are the logits, not the evidence
+
+
+# ---- 3  The references ---------------------------------------------------------------------------
+
+class ReferenceOutput(NamedTuple):
+    prob: Tensor  # (B, C)
+    token_prob: Tensor  # (B, C)
+    feat: Tensor  # (B, T, h) of unit length
+    seconds: Tensor  # (B, T, C) probabilities
+
+
+class Reference(nn.Module):
+    """One modality, a token per class before its seconds, self-attention only (the layer's cross-attention is unused).
+
+    The tokens learn next to nothing: they begin equal, and the mean of a LayerNorm's output is 0 whatever goes in."""
+
+    def __init__(self, proj: nn.Module, config: CoLeaFConfig, dropped_weights: bool):
+        super().__init__()
+        h, C = config.hidden, config.classes
+        self.proj, self.dropped_weights = proj, dropped_weights
+        self.tokens = nn.Parameter(torch.zeros(C, h))
+        self.layers = nn.ModuleList(jomold.Layer(config) for _ in range(config.layers))
+        self.classifier, self.time_pool, self.drop = nn.Linear(h, C), nn.Linear(h, C), nn.Dropout(config.head_dropout)
+
+    def forward(self, x: Tensor) -> ReferenceOutput:
+        C = len(self.tokens)
+        x = torch.cat([self.tokens.expand(len(x), -1, -1), self.proj(x)], 1)  # (B, T, D) -> (B, C + T, h)
+        for layer in self.layers:
+            x = layer(x, x, False)
+        tokens, x = x[:, :C], x[:, C:]  # (B, C, h), (B, T, h)
+        dropped = self.drop(x)
+        seconds = self.classifier(dropped).float().sigmoid()  # (B, T, C)
+        weight = self.time_pool(dropped if self.dropped_weights else x).float().softmax(1)  # (B, T, C)
+        return ReferenceOutput((weight * seconds).sum(1), tokens.mean(2).sigmoid(), F.normalize(x, dim=-1), seconds)
+
+
+CROSS_TRUST = 0.7  # at inference: of probabilities with cross-attention; the rest without
+
+
+class CoLeaF(nn.Module):
+    def __init__(self, config: CoLeaFConfig = CoLeaFConfig()):
+        super().__init__()
+        self.config = config
+        self.anchor = Anchor(config)
+        visual_proj = jomold.VisualInput(config.visual_2d_dim, config.visual_3d_dim, config.hidden)  # without ELU
+        self.audio_reference = Reference(nn.Linear(config.audio_dim, config.hidden), config, dropped_weights=False)
+        self.visual_reference = Reference(visual_proj, config, dropped_weights=True)
+
+    def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The anchor's probabilities, the first five of AnchorOutput, of both passes together."""
+        passes = (self.anchor(audio, visual_2d, visual_3d, cross)[:5] for cross in (True, False))
+        return tuple(CROSS_TRUST * x + (1 - CROSS_TRUST) * y for x, y in zip(*passes))
+
+
+# ---- 4  Losses -----------------------------------------------------------------------------------
+
+ASL_MARGIN, ASL_FLOOR = 0.05, 1e-8
+AUDIO_TOKENS, VISUAL_TOKENS = (1.2, 0.001), (1.0, 0.0)  # weight of the tokens' loss, before and after `anchor_from`
+AUDIO_CUT, VISUAL_CUT = 0.5, 0.6  # an anchor's probability from which it labels the reference
+AUDIO_TRUST, VISUAL_TRUST = (0.1, 0.8), (0.4, 0.6)  # a reference is trusted below the first and above the second
+LEAST_DOUBT = 0.9  # of the joint head
+
+
+def asymmetric_loss(p: Tensor, y: Tensor) -> Tensor:
+    """BCE in which what is already right weighs less, (B, C) each; summed over batch and classes, not averaged."""
+    q = (1 - p + ASL_MARGIN).clamp(max=1)
+    weight = (1 - (p * y + q * (1 - y))).detach()  # both gammas 1
+    return -(weight * (y * p.clamp(min=ASL_FLOOR).log() + (1 - y) * q.clamp(min=ASL_FLOOR).log())).sum()
+
+
+def reference_loss(output: ReferenceOutput, target: Tensor, anchor_label: Tensor, tokens: tuple[float, float],
+                   learns: bool) -> Tensor:
+    """Of one reference; learns: half of it from the anchor's labels (B, C)."""
+    own, by_token = (asymmetric_loss(p, target) for p in (output.prob, output.token_prob))
+    if not learns:
+        return own + tokens[0] * by_token
+    return (own + asymmetric_loss(output.prob, anchor_label)) / 2 + tokens[1] * by_token
+
+
+def unaligned_share(own: Tensor, other: Tensor) -> Tensor:
+    """Of the classes that one modality has, those that the other has not: (B, C) each -> (B, 1)."""
+    has = own >= uwav.GATE
+    return (has & (other < uwav.GATE)).sum(1, keepdim=True) / has.sum(1, keepdim=True).clamp(min=1)
+
+
+def cooccurrence_goal(prob: Tensor, reference: Tensor, target: Tensor, trust: tuple[float, float]) -> Tensor:
+    """The reference's probability where it is sure, else the anchor's own; a target of 0.95 or 0.05 blends. (B, C)"""
+    k = ((reference <= trust[0]) | (reference >= trust[1])) * target
+    return k * reference + (1 - k) * prob.detach()
+
+
+def cooccurrence_loss(prob: Tensor, goal: Tensor) -> Tensor:
+    """Outer products of class probabilities, (B, C) each: a sum *times* B / C, not divided by B."""
+    outer, goal_outer = (x[:, :, None] * x[:, None, :] for x in (prob, goal))  # (B, C, C) each
+    return prob.shape[0] / prob.shape[1] * (goal_outer - outer).square().sum()
+
+
+def mutual_loss(joint: Tensor, audio: Tensor, visual: Tensor, output: AnchorOutput, weak: Tensor, odd: bool) -> Tensor:
+    """CMPAE: joint and modality predictions (B, C) teach each other, in odd batches the joint, in even the modalities.
+    The weights keep their gradient: the loss raises the uncertainties, too."""
+    louder = torch.where(audio > visual, output.audio_doubt, output.visual_doubt)
+    goal = torch.where(weak > 0, torch.maximum(audio, visual), (audio + visual) / 2)
+    trust = 1 - torch.where(weak > 0, louder, (output.audio_doubt + output.visual_doubt) / 2)
+    doubt = output.joint_doubt.clamp(min=LEAST_DOUBT)[:, None]  # (B, 1)
+    if odd:
+        return (doubt * trust * (joint - goal.detach()).square()).mean()
+    return ((1 - doubt) * trust * (joint.detach() - goal).square()).mean()
+
+
+LOSSES = ("loss_audio", "loss_visual", "loss_joint", "loss_contrast", "loss_mutual", "loss_together_audio",
+          "loss_together_visual", "loss_reference_audio", "loss_reference_visual")  # of the anchor
+
+
+def anchor_losses(output: AnchorOutput, references: tuple[ReferenceOutput, ReferenceOutput], weak: Tensor,
+                  targets: tuple[Tensor, Tensor], odd: bool) -> Tensor:
+    """Those of LOSSES, (9,), unweighted. Joint head and mutual loss see the weak label, never denoised."""
+    margin = uwav.PROBABILITY_MARGIN
+    joint, audio, visual = (p.clamp(margin, 1 - margin) for p in output[:3])  # (B, C) each
+    (S_a, _, R_a, _), (S_v, _, R_v, _) = references
+    return torch.stack([
+        uwav.video_loss(audio, targets[0]), uwav.video_loss(visual, targets[1]), uwav.video_loss(joint, weak),
+        jomold.contrast(output.audio_feat, output.visual_feat),
+        mutual_loss(joint, audio, visual, output, weak, odd),
+        cooccurrence_loss(audio, cooccurrence_goal(audio, S_a, targets[0], AUDIO_TRUST)),
+        cooccurrence_loss(visual, cooccurrence_goal(visual, S_v, targets[1], VISUAL_TRUST)),
+        jomold.contrast(R_a, output.audio_feat, unaligned_share(S_a, S_v)),  # the reference asks, the anchor answers:
+        jomold.contrast(R_v, output.visual_feat, unaligned_share(S_v, S_a))])  # transposed it is another loss
+
+
+# ---- 5  Training ---------------------------------------------------------------------------------
+
+def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor],
+          model_config: CoLeaFConfig, config: CoLeaFTraining, run: uwav.Run | None = None) -> CoLeaF:
+    """Noise ratios (C,) of audio and visual: jomold.noise_ratios. Kept: the epoch of the best mean of the ten Ao / Vo
+    scores on the validation split, of equals the last; without that split, the last."""
+    run = run or uwav.Run()
+    torch.manual_seed(config.seed)
+    model = CoLeaF(model_config).to(data.weak.device)
+    optimizer = run.begin(model, config, videos=len(data.weak))
+    parts = (model.anchor, model.audio_reference, model.visual_reference)
+    forwards = [run.fast(part, one_shape=False) for part in parts]  # no CUDA graphs: outputs outlive the next call
+    for epoch, lr in run.epochs():
+        terms = run.mean(train_epoch(model, forwards, optimizer, data, ratios, config, epoch))  # (11,)
+        names = (*LOSSES, "audio_reference", "visual_reference")
+        scores = validation and only_scores(*predictions(model, validation), validation.audio_truth,
+                                            validation.visual_truth)
+        run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(names, terms)), val=scores),
+                      sum(scores.values()) / len(scores) if scores else epoch, last_of_equals=True)
+    return run.finish()
+
+
+def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.Optimizer, data: uwav.TargetSplit,
+                ratios: tuple[Tensor, Tensor], config: CoLeaFTraining, epoch: int) -> Iterator[Tensor]:
+    """One epoch, step by step; yields the weighted losses of anchor, (9,), and references, (2,), of each."""
+    rng, T = np.random.default_rng((config.seed, epoch)), data.audio.shape[1]
+    order = torch.from_numpy(rng.permutation(len(data.weak))).to(data.weak.device)  # (N,)
+    anchor, *references = forwards
+    learns, follows = epoch >= config.anchor_from, float(epoch >= config.references_from)
+    weights = data.weak.new_tensor([
+        config.audio_weight, 1, config.joint_weight, 1, 1, follows * config.cooccurrence, follows * config.cooccurrence,
+        follows * config.audio_contrast, follows * config.visual_contrast])  # (9,)
+    model.train()  # for all passes: those without gradient draw dropout, too
+    for number, index in enumerate(order.split(config.batch)):
+        inputs, weak = data.inputs(index), data.weak[index]  # weak (B, C)
+        visual = [by_second(x, T) for x in inputs[1:] if x is not None]  # (B, T, D2), (B, T, D3)
+        by_modality = inputs[0], torch.cat(visual, -1)
+
+        with torch.no_grad():  # denoised targets, and what the anchor tells the references
+            alone = anchor(*inputs, False)
+            targets = jomold.refine_labels(alone.audio_prob, alone.visual_prob, weak, jomold.in_force(ratios, epoch))
+            output = anchor(*inputs, True)
+            labels = [(p >= cut) * y for p, cut, y in zip(output[1:3], (AUDIO_CUT, VISUAL_CUT), targets)]
+
+        outputs = [reference(x) for reference, x in zip(references, by_modality)]
+        told = torch.stack([reference_loss(*x, learns)
+                            for x in zip(outputs, targets, labels, (AUDIO_TOKENS, VISUAL_TOKENS))])  # (2,)
+        told.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+        with torch.no_grad():
+            outputs = [reference(x) for reference, x in zip(references, by_modality)]  # with the new weights
+        terms = weights * anchor_losses(anchor(*inputs, True), outputs, weak, targets, odd=number % 2 == 1)  # (9,)
+        terms.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        yield torch.cat([terms, told]).detach()  # (11,)
+
+
+# ---- 6  Decision ---------------------------------------------------------------------------------
+
+VIDEO_GATE, SEGMENT_GATE = 0.52, 0.25  # the latter is so low because of the 1 in alpha
+
+
+@torch.no_grad()
+def probabilities(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, ...]:
+    """What CoLeaF.forward gives, of a whole split."""
+    model.eval()
+    starts = range(0, len(data.weak), uwav.EVAL_BATCH)
+    return tuple(map(torch.cat, zip(*(model(*data.inputs(slice(i, i + uwav.EVAL_BATCH))) for i in starts))))
+
+
+def predictions(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]:
+    """Audible and visible, bool (N, T, C) each, by CoLeaF's own rule, which leaves the joint head out."""
+    _, audio, visual, audio_seconds, visual_seconds = probabilities(model, data)
+    gates = VIDEO_GATE, SEGMENT_GATE
+    return jomold.gated(audio, audio_seconds, *gates), jomold.gated(visual, visual_seconds, *gates)
+
+
+def joint(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities of video (N, C; the joint head's), audio and visual (N, T, C), for UWAV's gate."""
+    video, _, _, audio, visual = probabilities(model, data)
+    return video, audio, visual
+
+
+def only_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
+    """The ten scores with A and V of what is in that modality *alone*, of predictions and truth alike; AV as ever. Type
+    and Event follow: Event pools audible only and visible only. Arrays as of uwav.parsing_scores."""
+    pa, pv, ta, tv = (torch.as_tensor(x) > 0 for x in (audio_pred, visual_pred, audio_truth, visual_truth))
+    scores, usual = uwav.parsing_scores(pa & ~pv, pv & ~pa, ta & ~tv, tv & ~ta), uwav.parsing_scores(pa, pv, ta, tv)
+    for level in uwav.LEVELS:
+        scores[f"{level}_av"] = usual[f"{level}_av"]
+        scores[f"{level}_type"] = sum(scores[f"{level}_{kind}"] for kind in ("a", "v", "av")) / 3
+    return scores
