@@ -60,8 +60,8 @@ from data import layout
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS, read_index, recipe_of
 from data.splits import load_target, load_text, load_truth
-from train.checkpoints import load_file, load_model
-from train.stages import read_labels
+from train.checkpoints import PARSERS, load_file, load_model
+from train.stages import OWN_RULES, read_labels
 from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE
 from video.encoders import quiet
 
@@ -489,12 +489,14 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
     folder, data = run / f"seed{seed}", data or run / "data"
     index = read_index(data)
     rows, sets = [row] if row else ["full", "valor"], [features] if features else ["clip_clap", "base"]
-    trained = [path for r in rows for f in sets if (path := folder / f / r / "han.pt").exists()]
+    trained = [(path, f, r) for r in rows for f in sets if (path := folder / f / r / "han.pt").exists()]
     if not trained:
         raise FileNotFoundError(f"{folder}/{sets[0]}/{rows[0]}/han.pt: no such file, so {run} holds no trained HAN")
-    checkpoint, teacher, labels = trained[0], None, folder / "labels_teacher.npz"
-    features, row = checkpoint.parts[-3:-1]
-    han = load_model(checkpoint, kind=uwav.HAN)
+    (checkpoint, features, row), teacher, labels = trained[0], None, folder / "labels_teacher.npz"
+    han = load_model(checkpoint, kind=PARSERS)
+    if type(han) in OWN_RULES:
+        raise ValueError(f"{checkpoint}: a {type(han).__name__} decides by a rule of its own, which the exported files do "
+                         "not have; export a HAN, LEAP, MGN or MM-Pyramid")
     if "unav" in index or (folder / "teacher.pt").exists():  # with own data it may be elsewhere, or there is none
         teacher = load_model(folder / "teacher.pt", kind=uwav.Teacher)
     if "unav" not in index and not labels.exists():
@@ -616,7 +618,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("paths", type=Path, nargs="+", metavar="[RUN] OUT", help="folder of a run; folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
     parser.add_argument("--features", choices=FEATURE_SETS, help="of the run (default: clip_clap, else base)")
-    parser.add_argument("--row", help="of the ablation (default: full, which is UWAV, else valor)")
+    parser.add_argument("--row", help="of the ablation, or field/leap (default: full, which is UWAV, else valor)")
     parser.add_argument("--data", type=Path, help="packed folder of the run (default: RUN/data)")
     parser.add_argument("--released-han", type=Path, metavar="FILE", help="a HAN of the authors' code, instead of RUN")
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")

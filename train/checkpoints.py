@@ -123,11 +123,12 @@ MODELS = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.
           "JoMoLD": (jomold.JoMoLD, jomold.JoMoLDConfig), "CoLeaF": (coleaf.CoLeaF, coleaf.CoLeaFConfig),
           "LEAP": (leap.LEAP, leap.LEAPConfig), "MGN": (mgn.MGN, mgn.MGNConfig),
           "MMPyramid": (mm_pyramid.MMPyramid, mm_pyramid.MMPyramidConfig)}
+PARSERS = (uwav.HAN, coleaf.CoLeaF)  # JoMoLD, LEAP, MGN and MM-Pyramid are HANs with another part
 RELEASED_HEADS = uwav.TeacherConfig.heads  # of published checkpoints, HAN and teacher
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int | None = None,
-               visual_3d_dim: int | None = None, kind: type = nn.Module) -> uwav.Teacher | uwav.HAN:
+               visual_3d_dim: int | None = None, kind: type | tuple[type, ...] = nn.Module) -> uwav.Teacher | uwav.HAN:
     """A trained model, of `kind`, from its checkpoint alone: one of ours, or a state dict of the authors' released
     code, of which `heads` and `visual_3d_dim` tell what it does not; heads not told are guessed, which is said. Raises
     FileNotFoundError or ValueError naming it."""
@@ -147,7 +148,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
         else:
             model = uwav.load_released_teacher(content, heads or RELEASED_HEADS)
     if not isinstance(model, kind):
-        raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {kind.__name__}")
+        raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {getattr(kind, '__name__', 'parser')}")
     if "kind" not in content and heads is None:
         print(f"{path}: does not say how many attention heads it has; {RELEASED_HEADS} are assumed, as published")
     return model.to(device).eval()

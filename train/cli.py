@@ -10,8 +10,9 @@ from common.command import Parser, one_sentence_errors
 from common.devices import choose_device
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
+from train.field import CHOICES, compare
 from train.presets import ABLATION, PRESETS
-from train.stages import GATES, THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by, train
+from train.stages import BACKBONES, GATES, THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by, train
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,20 +43,23 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("pretrain", "pre-train the teacher on UnAV", lambda c, o: pretrain(c, o.out), trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for teacher.pt and its history")
     sub = command("label", "write pseudo-labels for LLP: logits, and thresholds fitted on validation",
-                  lambda c, o: label(c, o.out, o.teacher, o.thresholds, o.dry_run), trains=False)
+                  lambda c, o: label(c, o.out, o.teacher, o.thresholds, o.dry_run, o.prototypes), trains=False)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for labels_teacher.npz or labels_segment.npz")
     who = sub.add_mutually_exclusive_group(required=True)
     who.add_argument("--teacher", type=Path, help="teacher.pt, or a teacher checkpoint of the released code")
+    who.add_argument("--prototypes", type=Path, metavar="HAN",
+                     help="no teacher: prototypes of the key seconds of a HAN that learnt from weak labels")
     who.add_argument("--per-segment", action="store_true",
                      help="no teacher: similarity of each segment's own CLIP / CLAP embedding with the text (VALOR)")
     sub.add_argument("--dry-run", action="store_true", help="take a teacher that has seen invented features only")
     sub.add_argument("--thresholds", choices=THRESHOLDS, default="val",
                      help="; ".join(f"{rule}: {text}" for rule, text in THRESHOLDS.items()))
     sub = command("train", "train the HAN on LLP with weak labels and pseudo-labels",
-                  lambda c, o: train(c, o.out, o.labels, o.setting, o.features), trains=True)
+                  lambda c, o: train(c, o.out, o.labels, o.setting, o.features, o.backbone), trains=True)
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
     sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
     sub.add_argument("--setting", choices=ABLATION, default="full", help="row of the ablation; full is UWAV")
+    sub.add_argument("--backbone", choices=BACKBONES, default="han", help="the network (field/): the HAN, or in its place")
     sub.add_argument("--features", choices=FEATURE_SETS,
                      help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP; None: base if it was packed")
     sub = command("evaluate", "the ten parsing scores of a trained HAN",
@@ -73,6 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--features", choices=FEATURE_SETS, nargs="+", help="None: all that were packed")
     sub.add_argument("--sweep", action="store_true", help="also train UWAV with alpha and W varied, one at a time: "
                      + ", ".join(row.short for row in SWEEP.values()))
+    sub = command("field", "every system of the paper's tables on the same data, each as published; prints three tables",
+                  lambda c, o: compare(c, o.out, o.seeds, o.features, o.systems), trains=True)
+    sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything; what `ablate` made there is kept")
+    sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
+    sub.add_argument("--features", choices=FEATURE_SETS, help="None: base if it was packed")
+    sub.add_argument("--systems", choices=CHOICES, nargs="+",
+                     help="besides HAN, VALOR-style and UWAV, rows of the ablation; None: all")
     return parser
 
 

@@ -48,8 +48,10 @@ PRESETS = {
                   LEAPTraining(epochs=8, drop_every=3, peak_lr=2e-3)),
          "noise": (JoMoLDConfig(hidden=64, feedforward=128), JoMoLDTraining(epochs=32, lr_epochs=8, peak_lr=2e-3)),
          "jomold": (JoMoLDConfig(hidden=64, feedforward=128), JoMoLDTraining(epochs=32, lr_epochs=8, peak_lr=2e-3)),
-         "coleaf": (CoLeaFConfig(hidden=64, feedforward=128), CoLeaFTraining(epochs=32, lr_epochs=19, peak_lr=2e-3)),
-         "mgn": (MGNConfig(hidden=64, heads=4, layers=1, joint_layers=2), _SMALL_TRAIN),
+         "coleaf": (CoLeaFConfig(hidden=64, feedforward=128), CoLeaFTraining(epochs=32, lr_epochs=19, peak_lr=2e-3,
+                                                                                      references_from=4,
+                                                                                      anchor_from=11)),
+         "mgn": (MGNConfig(hidden=64, heads=4, feedforward=128, layers=1, cross_layers=2), _SMALL_TRAIN),
          "mm_pyramid": (MMPyramidConfig(hidden=64, heads=4, feedforward=128), _SMALL_TRAIN)}),
 }
 

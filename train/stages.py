@@ -26,7 +26,7 @@ from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import dry_run, feature_set_of, packed_feature_sets, read_index
 from data.splits import load_source, load_target, load_text
 from field import coleaf, jomold, mgn, mm_pyramid, prototypes
-from train.checkpoints import Run, check_fields, load_file, load_model
+from train.checkpoints import PARSERS, Run, check_fields, load_file, load_model
 from train.presets import ABLATION, PRESETS, for_features
 from uwav import TargetSplit
 
@@ -307,7 +307,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     if split not in index["llp"]["videos"]:
         raise ValueError(f"{context.data}: has no annotated split {split} to score, only "
                          + (", ".join(s for s in index["llp"]["videos"] if s != "train") or "training videos"))
-    model = load_model(checkpoint, context.device, kind=uwav.HAN)
+    model = load_model(checkpoint, context.device, kind=PARSERS)
     made_from = dict(data=context.identity, model=file_hash(checkpoint))
     scores_path = out / f"scores_{split}.json"
     if scores_path.exists() and read_sealed(scores_path, "python uwav.py evaluate")["made_from"] != made_from:
@@ -326,6 +326,8 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
                      **{k: p.cpu().numpy() for k, p in named})
         write_sealed(scores_path, dict(scores, made_from=made_from))
     print(f"{checkpoint}: {split}: {one_line(scores)}", flush=True)
+    if gate and rule:
+        raise ValueError(f"--gate: a {type(model).__name__} decides by a rule of its own; these gates are for a HAN")
     if gate:
         print(gate_table(gate_scores(model, data, *probabilities), gate), flush=True)
     if not any(x.any() for x in predicted):
