@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,13 @@ def test_ablation_has_every_row_every_seed_and_both_tables(finished):
 def test_rows_trained_side_by_side_are_those_trained_one_after_the_other_on_one_core(world, finished, tmp_path, capsys):
     context = stages.Context(world, "demo", overrides=tuple(x for x in SMALL if "=" in x) + ("epochs=2",))
 
-    def jobs(folder: str) -> list[tuple]:
-        return [(context, tmp_path / folder / row, finished / "labels_segment.npz", ablation.ROWS[row].setting, "clip_clap") for row in ("soft", "full")]
+    def jobs(folder: str) -> list[partial]:
+        return [partial(ablation.train_row, context, tmp_path / folder / row, finished / "labels_segment.npz", ablation.ROWS[row].setting, "clip_clap") for row in ("soft", "full")]
 
     together = ablation.train_rows(jobs("together"), tmp_path)
     said, threads = capsys.readouterr().out, torch.get_num_threads()
     torch.set_num_threads(1)
-    assert [ablation.train_row(*job) for job in jobs("alone")] == together
+    assert [job() for job in jobs("alone")] == together
     torch.set_num_threads(threads)
     assert said == capsys.readouterr().out.replace("/alone/", "/together/"), "each row tells its own, in order"
     for row in ("soft", "full"):

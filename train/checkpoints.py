@@ -148,7 +148,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
         else:
             model = uwav.load_released_teacher(content, heads or RELEASED_HEADS)
     if not isinstance(model, kind):
-        raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {getattr(kind, '__name__', 'parser')}")
+        raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {getattr(kind, '__name__', 'HAN')}")
     if "kind" not in content and heads is None:
         print(f"{path}: does not say how many attention heads it has; {RELEASED_HEADS} are assumed, as published")
     return model.to(device).eval()

@@ -321,7 +321,8 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     predicted = rule.predictions(model, data) if rule else uwav.gated_predictions(*probabilities)
     scores = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)
     with working_in(out):
-        named = zip(("video", "audio", "visual", "audio_predicted", "visual_predicted"), (*probabilities, *predicted))
+        named = zip(("video", "audio", "visual", *(("audio_predicted", "visual_predicted") if rule else ())),
+                    (*probabilities, *predicted))
         write_arrays(out / f"predictions_{split}.npz", made_from=np.array(json.dumps(made_from)),
                      **{k: p.cpu().numpy() for k, p in named})
         write_sealed(scores_path, dict(scores, made_from=made_from))
@@ -400,9 +401,9 @@ def read_predictions(path: Path, data: Path, joint: bool = False) -> tuple[Tenso
         if json.loads(str(arrays["made_from"]))["data"] != read_index(data)["sha256"]:
             raise ValueError(f"made from other data than {data}")
         x = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "made_from"}
-        if joint:
-            return uwav.gated_predictions(x["video"], x["audio"], x["visual"])
-        return x["audio_predicted"], x["visual_predicted"]
+        if "audio_predicted" in x and not joint:
+            return x["audio_predicted"], x["visual_predicted"]
+        return uwav.gated_predictions(x["video"], x["audio"], x["visual"])
 
 
 def one_line(scores: dict[str, float]) -> str:

@@ -1,9 +1,10 @@
-"""How the learning rates of `uwav.py field --preset demo` were found: five for each system, validation alone.
+"""How rates and lengths of training of `uwav.py field --preset demo` were found: by validation alone.
 
-    python tests/helpers/field_rates.py RATES.json    # some 15 minutes on 2 cores; goes on from what the file holds
+    python tests/helpers/field_rates.py RATES.json    # half an hour on 2 cores; goes on from what the file holds
 
-World of seed 1,000,000, which no table reports; seed 0 of every system; the score by which the system itself keeps an
-epoch. The rule, and what came out: docs/field.md. A maintainer's tool: no run needs it.
+Of each system six rates, then, at the best of them, twice and four times the epochs. World of seed 1,000,000, which no
+table reports; seed 0; the score by which the system itself keeps an epoch. The rule, and what came out: docs/field.md. A
+maintainer's tool: no run needs it.
 """
 
 from __future__ import annotations
@@ -27,17 +28,24 @@ from train.ablation import on_one_core, train_row
 from train.checkpoints import load_file
 from train.stages import Context, label, pretrain
 
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 SYSTEMS = ("leap", "mgn", "mm_pyramid", "noise", "jomold", "coleaf")  # prototypes: the HAN's own rate
 FEATURES = "clip_clap"
 
 
-def trained(name: str, rate: float, world: Path, out: Path) -> list:
-    """Validation score of every epoch, and which epoch was kept."""
-    context, here = Context(world, "demo"), out / f"{name}_{rate:g}"
-    entry = presets.PRESETS["demo"].field[name]
-    presets.PRESETS["demo"].field[name] = (entry[0], replace(entry[1], peak_lr=rate, **(
-        dict(min_lr=rate / 20) if hasattr(entry[1], "min_lr") else {})))
+COUNTS = ("epochs", "warmup", "drop_every", "lr_epochs", "references_from", "anchor_from")  # in epochs
+
+
+def trained(name: str, rate: float, times: int, world: Path, out: Path) -> list:
+    """Best validation score, and of how many epochs; times: 8 epochs, or 32 of batches of 128."""
+    context, here = Context(world, "demo"), out / f"{name}_{rate:g}_{times}"
+    model_config, config = presets.PRESETS["demo"].field[name]
+    once = 8 if config.batch < 128 else 32
+    now = config.epochs // once  # the preset holds what this tool found
+    changed = {f: getattr(config, f) * times // now for f in COUNTS if hasattr(config, f)} | dict(peak_lr=rate)
+    if hasattr(config, "min_lr"):
+        changed["min_lr"] = rate / 20
+    presets.PRESETS["demo"].field[name] = model_config, replace(config, **changed)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         if name == "leap":
             field.train_leap(context, here, out / "labels_segment.npz", FEATURES)
@@ -48,6 +56,7 @@ def trained(name: str, rate: float, world: Path, out: Path) -> list:
         else:
             field.train_denoised(context, here, out / "noise/ratios.npz", FEATURES, name)
     content = load_file(here / "han.pt")
+    scores = [kept_by(name, r["val"]) for r in content["history"]]
     return [round(content["score"], 2), len(content["history"])]
 
 
@@ -63,12 +72,18 @@ def main() -> None:
     pretrain(context, out)
     label(context, out, out / "teacher.pt")
     field.estimate_noise(context, out / "noise", FEATURES)
-    jobs = [(name, rate) for name, rate in itertools.product(SYSTEMS, RATES) if f"{name} {rate:g}" not in found]
     with ProcessPoolExecutor(2, get_context("spawn"), on_one_core) as pool:
-        for (name, rate), score in zip(jobs, pool.map(trained, *zip(*jobs), *([x] * len(jobs) for x in (world, out)))):
-            found[f"{name} {rate:g}"] = score
-            write_json(path, found)
-            print(f"{name:12s} {rate:6g}  {score}", flush=True)
+        def look(jobs: list[tuple[str, float, int]]) -> None:
+            jobs = [job for job in jobs if "{} {:g} {}".format(*job) not in found]
+            futures = [pool.submit(trained, *job, world, out) for job in jobs]
+            for job, future in zip(jobs, futures):
+                found["{} {:g} {}".format(*job)] = future.result()
+                write_json(path, found)
+                print("{:12s} {:6g} x{}".format(*job), *future.result(), flush=True)
+
+        look([(name, rate, 1) for name, rate in itertools.product(SYSTEMS, RATES)])
+        best = {name: max(RATES, key=lambda rate: found[f"{name} {rate:g} 1"][0]) for name in SYSTEMS}
+        look([(name, best[name], times) for times in (2, 4) for name in SYSTEMS])
 
 
 if __name__ == "__main__":
