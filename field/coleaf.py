@@ -43,18 +43,8 @@ from field import jomold
 # ---- 1  Configurations ---------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class CoLeaFConfig:
-    classes: int = 25
-    audio_dim: int = 128  # VGGish
-    visual_2d_dim: int = 2048  # ResNet-152
-    visual_3d_dim: int = 512  # R(2+1)D-18; 0: no 3D features
-    hidden: int = 512
-    heads: int = 1
-    feedforward: int = 512
-    layers: int = 1
-    dropout: float = 0.1
-    absence_dropout: float = 0.2  # of what both modalities show together
-    head_dropout: float = 0.5  # before the heads: the anchor's visual features, and both references
+class CoLeaFConfig(jomold.JoMoLDConfig):
+    absence_dropout: float = 0.2  # of what both modalities show together; visual_dropout is that of references, too
 
 
 @dataclass(frozen=True)
@@ -107,57 +97,51 @@ class AnchorOutput(NamedTuple):
     visual_feat: Tensor  # (B, T, h)
 
 
-class Anchor(nn.Module):
+class Anchor(jomold.JoMoLD):
+    """CMPAE's network: JoMoLD's input and layers; the classifier is that of presence."""
+
     def __init__(self, config: CoLeaFConfig):
-        super().__init__()
+        super().__init__(config)
         h, C = config.hidden, config.classes
-        self.audio_proj = nn.Linear(config.audio_dim, h)
-        self.visual_proj = jomold.VisualInput(config.visual_2d_dim, config.visual_3d_dim, h)
-        self.layers = nn.ModuleList(jomold.Layer(config) for _ in range(config.layers))
-        self.joint_hidden, self.joint = nn.Linear(h, h), nn.Linear(h, C)  # both serve audio and visual
-        self.presence, self.absence = nn.Linear(h, C), nn.Linear(h, C)  # shared by both modalities
+        self.absence = nn.Linear(h, C)  # shared by both modalities, as the classifier
         self.audio_together, self.visual_together = nn.Linear(h, h), nn.Linear(h, h)
-        self.time_pool = nn.Linear(h, 2 * C)
-        self.absence_drop, self.head_drop = nn.Dropout(config.absence_dropout), nn.Dropout(config.head_dropout)
+        self.time_pool, self.modal_pool = nn.Linear(h, 2 * C), None
+        self.joint_hidden, self.joint = nn.Linear(h, h), nn.Linear(h, C)  # both serve audio and visual
+        self.absence_drop = nn.Dropout(config.absence_dropout)
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None,
                 cross: bool = True) -> AnchorOutput:
         """Features as of HAN.forward; cross = False: self-attention only."""
-        a0, v0 = self.project(audio, visual_2d, visual_3d)
-        a, v = self.encode(a0, v0, False)  # (B, T, h) each
+        a0, v0 = self.project(audio, visual_2d, visual_3d)  # (B, T, h) each
+        a, v = self.encode(a0, v0, False)
         if cross:  # two runs of the same layers on the same input, mixed as features
             a, v = (CROSS_SHARE * x + (1 - CROSS_SHARE) * y for x, y in zip(self.encode(a0, v0, True), (a, v)))
         joint_prob, joint_doubt = self.joint_head(a0, v0)
         feats = F.normalize(a, dim=-1), F.normalize(v, dim=-1)  # (B, T, h) each
-        v = self.head_drop(v)  # of the visual features only
-        (audio_prob, audio_doubt), audio = self.head(a, self.audio_together(a + v))
-        (visual_prob, visual_doubt), visual = self.head(v, self.visual_together(a + v))
+        v = self.visual_drop(v)
+        audio_prob, audio_doubt, audio = self.judge(a, self.audio_together(a + v))
+        visual_prob, visual_doubt, visual = self.judge(v, self.visual_together(a + v))
         return AnchorOutput(joint_prob, audio_prob, visual_prob, audio, visual, joint_doubt, audio_doubt, visual_doubt,
                             *feats)
 
-    def project(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Linear maps with ELU, of each frame *before* the mean of its second -> (B, T, h) each."""
+    def project(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """JoMoLD's linear maps, each with ELU, of each frame *before* the mean of its second -> (B, T, h) each."""
         inputs = zip(self.visual_proj.parts, (visual_2d, visual_3d))
         visual = [by_second(F.elu(part(x)), audio.shape[1]) for part, x in inputs]  # (B, T, h) each
         return F.elu(self.audio_proj(audio)), F.elu(self.visual_proj.fusion(torch.cat(visual, -1)))
-
-    def encode(self, a: Tensor, v: Tensor, cross: bool) -> tuple[Tensor, Tensor]:
-        for layer in self.layers:
-            a, v = layer(a, v, cross), layer(v, a, cross)  # both read what entered the layer
-        return a, v
 
     def joint_head(self, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Probability (B, C) and uncertainty (B,) of the video, from what enters the layers."""
         logit = self.joint(sum(F.leaky_relu(self.joint_hidden(x), LEAK) for x in (a, v))).float()  # (B, T, C)
         return logit.sigmoid().mean(1), logit.shape[-1] / alpha(logit.mean(1)).sum(-1)
 
-    def head(self, x: Tensor, together: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Of one modality: (probability, uncertainty) pooled over time, (B, C) each, and probabilities (B, T, C). x and
-        what both modalities show together (B, T, h)."""
+    def judge(self, x: Tensor, together: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one modality, probability and uncertainty pooled over time, (B, C) each, and probabilities (B, T, C), from
+        its own features and what both show together, (B, T, h) each."""
         absence = self.absence(x + F.leaky_relu(self.absence_drop(together), LEAK))
-        logit = torch.stack([self.presence(x), absence], -1)  # (B, T, C, 2)
+        logit = torch.stack([self.classifier(x), absence], -1).float()  # (B, T, C, 2)
         weight = self.time_pool(x).unflatten(-1, (-1, 2)).float().softmax(1)  # (B, T, C, 2): class by class, not (2, C)
-        return opinion((weight * logit).sum(1)), opinion(logit)[0]  # pooled are the logits, not the evidence
+        return *opinion((weight * logit).sum(1)), opinion(logit)[0]  # pooled are the logits, not the evidence
 
 
 # ---- 3  The references ---------------------------------------------------------------------------
@@ -180,7 +164,7 @@ class Reference(nn.Module):
         self.proj, self.dropped_weights = proj, dropped_weights
         self.tokens = nn.Parameter(torch.zeros(C, h))
         self.layers = nn.ModuleList(jomold.Layer(config) for _ in range(config.layers))
-        self.classifier, self.time_pool, self.drop = nn.Linear(h, C), nn.Linear(h, C), nn.Dropout(config.head_dropout)
+        self.classifier, self.time_pool, self.drop = nn.Linear(h, C), nn.Linear(h, C), nn.Dropout(config.visual_dropout)
 
     def forward(self, x: Tensor) -> ReferenceOutput:
         C = len(self.tokens)
@@ -202,9 +186,8 @@ class CoLeaF(nn.Module):
         super().__init__()
         self.config = config
         self.anchor = Anchor(config)
-        visual_proj = jomold.VisualInput(config.visual_2d_dim, config.visual_3d_dim, config.hidden)  # without ELU
         self.audio_reference = Reference(nn.Linear(config.audio_dim, config.hidden), config, dropped_weights=False)
-        self.visual_reference = Reference(visual_proj, config, dropped_weights=True)
+        self.visual_reference = Reference(jomold.VisualInput(config), config, dropped_weights=True)  # without ELU
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, ...]:
         """The anchor's probabilities, the first five of AnchorOutput, of both passes together."""
@@ -326,10 +309,9 @@ def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.
         by_modality = inputs[0], torch.cat(visual, -1)
 
         with torch.no_grad():  # denoised targets, and what the anchor tells the references
-            alone = anchor(*inputs, False)
-            targets = jomold.refine_labels(alone.audio_prob, alone.visual_prob, weak, jomold.in_force(ratios, epoch))
-            output = anchor(*inputs, True)
-            labels = [(p >= cut) * y for p, cut, y in zip(output[1:3], (AUDIO_CUT, VISUAL_CUT), targets)]
+            alone, both = anchor(*inputs, False)[1:3], anchor(*inputs, True)[1:3]  # probabilities, (B, C) each
+        targets = jomold.refine_labels(alone, weak, jomold.in_force(ratios, epoch))
+        labels = [(p >= cut) * y for p, cut, y in zip(both, (AUDIO_CUT, VISUAL_CUT), targets)]
 
         outputs = [reference(x) for reference, x in zip(references, by_modality)]
         told = torch.stack([reference_loss(*x, learns)

@@ -83,11 +83,13 @@ class VisualInput(nn.Module):
     """A linear map of the 2D features, one of the 3D features, one of both results. As nothing bends, the mean of a
     second's frames may come first, as in HAN.project, or last, as in the public code."""
 
-    def __init__(self, visual_2d_dim: int, visual_3d_dim: int, hidden: int):
+    def __init__(self, config: JoMoLDConfig):
         super().__init__()
-        self.sizes = [visual_2d_dim, visual_3d_dim] if visual_3d_dim else [visual_2d_dim]
-        self.parts = nn.ModuleList(nn.Linear(size, hidden) for size in self.sizes)
-        self.fusion = nn.Linear(len(self.sizes) * hidden, hidden)
+        if not config.project_visual:
+            raise ValueError("JoMoLD and CoLeaF project their visual features: project_visual = False is not for them")
+        self.sizes = [size for size in (config.visual_2d_dim, config.visual_3d_dim) if size]
+        self.parts = nn.ModuleList(nn.Linear(size, config.hidden) for size in self.sizes)
+        self.fusion = nn.Linear(len(self.sizes) * config.hidden, config.hidden)
 
     def forward(self, visual: Tensor) -> Tensor:
         parts = [part(x) for part, x in zip(self.parts, visual.split(self.sizes, -1))]  # (B, T, h) each
@@ -100,7 +102,7 @@ class JoMoLDOutput(NamedTuple):
     visual_logit: Tensor  # (B, T, C)
     audio_feat: Tensor  # (B, T, h)
     visual_feat: Tensor  # (B, T, h), before the dropout that the heads see
-    audio_prob: Tensor  # (B, C), pooled over time within the modality
+    audio_prob: Tensor  # (B, C), pooled over time within the modality; the last two are what denoising looks at
     visual_prob: Tensor  # (B, C)
 
 
@@ -108,8 +110,7 @@ class JoMoLD(uwav.HAN):
     def __init__(self, config: JoMoLDConfig = JoMoLDConfig()):
         super().__init__(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        if config.project_visual:
-            self.visual_proj = VisualInput(config.visual_2d_dim, config.visual_3d_dim, config.hidden)
+        self.visual_proj = VisualInput(config)
         self.visual_drop = nn.Dropout(config.visual_dropout)
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None,
@@ -182,14 +183,15 @@ def noise_ratios(model: JoMoLD, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]
             noise_ratio(smoothed, visual.mean(0), data.weak, VISUAL_DOUBT))
 
 
-def refine_labels(audio_prob: Tensor, visual_prob: Tensor, weak: Tensor,
-                  ratios: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def refine_labels(probs: tuple[Tensor, Tensor], weak: Tensor, ratios: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Targets of a batch without the labels that look wrong. Probabilities and weak (B, C), ratios (C,) double.
 
     Per class, among its positives: a visual label goes if its video is among the k of smallest audio loss *and* among
     the k of largest visual loss. Both choices see the labels before any removal; a label may go in both."""
     audio_target, visual_target = targets(weak)
-    audio_loss, visual_loss = bce(audio_prob, audio_target), bce(visual_prob, visual_target)  # (B, C) each
+    logits = (p.logit(uwav.PROBABILITY_MARGIN) for p in probs)  # of BCE elementwise, which keeps p from 0 and 1
+    audio_loss, visual_loss = (F.binary_cross_entropy_with_logits(z, y, reduction="none")
+                               for z, y in zip(logits, (audio_target, visual_target)))  # (B, C) each
     audio_k, visual_k = ((ratio * (weak > 0).sum(0)).long() for ratio in ratios)  # (C,); in double, then cut
 
     def lowest(loss: Tensor, k: Tensor) -> Tensor:  # is it among the k lowest of the positives?
@@ -205,12 +207,6 @@ def in_force(ratios: tuple[Tensor, Tensor], epoch: int) -> tuple[Tensor, Tensor]
     """No ramp: the public code means one over the first 0.9 epochs, but multiplies the already multiplied ratios, and
     the first factor is 0. So epoch 1 removes nothing, and from epoch 2 on the full ratios hold."""
     return ratios if epoch > 1 else tuple(map(torch.zeros_like, ratios))
-
-
-def bce(prob: Tensor, target: Tensor) -> Tensor:
-    """uwav.video_loss before its mean."""
-    p = prob.clamp(uwav.PROBABILITY_MARGIN, 1 - uwav.PROBABILITY_MARGIN)
-    return -(target * p.log() + (1 - target) * (1 - p).log())
 
 
 # ---- 5  Training ---------------------------------------------------------------------------------
@@ -244,20 +240,18 @@ def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: t
 
 def train_epoch(model: JoMoLD, forward: Callable, optimizer: torch.optim.Optimizer, data: uwav.TargetSplit,
                 ratios: tuple[Tensor, Tensor] | None, config: JoMoLDTraining, epoch: int) -> Iterator[Tensor]:
-    """One epoch, step by step; yields the losses, (4,), of each."""
-    rng = np.random.default_rng((config.seed, epoch))
+    """One epoch, step by step; yields the weighted losses, (4,), of each."""
+    rng, cross = np.random.default_rng((config.seed, epoch)), ratios is not None
     order = torch.from_numpy(rng.permutation(len(data.weak))).to(data.weak.device)  # (N,)
-    cross, weights = bool(ratios), data.weak.new_tensor([config.audio_weight if ratios else 1.0, 1.0, 1.0, 1.0])  # (4,)
+    weights = data.weak.new_tensor([config.audio_weight if cross else 1.0, 1.0, 1.0, 1.0])  # (4,)
     model.train()  # for both passes: the one without gradient draws its own dropout, too
     for index in order.split(config.batch):
-        inputs, weak = data.inputs(index), data.weak[index]  # weak (B, C)
-        audio_target, visual_target = targets(weak)  # (B, C) each; removal lasts for this step only
-        if ratios:
+        inputs, weak, labels = data.inputs(index), data.weak[index], targets(data.weak[index])  # (B, C) each
+        if cross:
             with torch.no_grad():
                 alone = forward(*inputs, False)  # without cross-attention: what each modality knows by itself
-                audio_target, visual_target = refine_labels(alone.audio_prob, alone.visual_prob, weak,
-                                                            in_force(ratios, epoch))
-        terms = weights * losses(forward(*inputs, cross), weak, audio_target, visual_target)  # (4,)
+            labels = refine_labels(alone[5:], weak, in_force(ratios, epoch))  # for this step only
+        terms = weights * losses(forward(*inputs, cross), weak, *labels)  # (4,)
         terms.sum().backward()  # and no clipping
         optimizer.step()
         optimizer.zero_grad()
