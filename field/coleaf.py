@@ -156,7 +156,8 @@ class ReferenceOutput(NamedTuple):
 class Reference(nn.Module):
     """One modality, a token per class before its seconds, self-attention only (the layer's cross-attention is unused).
 
-    The tokens learn next to nothing: they begin equal, and the mean of a LayerNorm's output is 0 whatever goes in."""
+    The tokens learn next to nothing: they begin equal, and the mean of a LayerNorm's output is about 0, whatever goes
+    in; so their probabilities hardly tell one class from another."""
 
     def __init__(self, proj: nn.Module, config: CoLeaFConfig, dropped_weights: bool):
         super().__init__()
