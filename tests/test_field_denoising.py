@@ -591,3 +591,36 @@ def test_without_validation_the_last_epoch_is_kept():
         run = uwav.Run()
         module.train(data, None, ratios, model_config, config, run)
         assert run.best_score == 3 and [r["val"] for r in run.history] == [None] * 3
+
+
+class Flip(torch.nn.Module):
+    """In the place of a dropout: shows what it acts on, without chance."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(1)
+
+
+def test_dropout_before_the_heads_is_where_the_public_code_has_it():
+    inputs = drawn(2, T, 6), drawn(2, T, 8), drawn(2, T, 3)
+    model = jomold.JoMoLD(jomold.JoMoLDConfig(**TINY)).eval()
+    before = model(*inputs)
+    model.visual_drop = Flip()
+    after = model(*inputs)
+    for name in ("audio_logit", "audio_feat", "visual_feat", "audio_prob"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    assert torch.allclose(after.visual_logit, before.visual_logit.flip(1), atol=1e-6) and torch.allclose(after.visual_prob, before.visual_prob, atol=1e-6)
+
+    model = coleaf.CoLeaF(coleaf.CoLeaFConfig(**TINY)).eval()
+    before = model.anchor(*inputs)
+    model.anchor.visual_drop = Flip()
+    after = model.anchor(*inputs)
+    for name in ("joint_prob", "joint_doubt", "audio_feat", "visual_feat"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    assert not torch.allclose(before.audio_prob, after.audio_prob, atol=1e-6), "absence of sound looks at the dropped features, too"
+    for reference, x, same in ((model.audio_reference, inputs[0], False), (model.visual_reference, torch.cat(inputs[1:], -1), True)):
+        before = reference(x)
+        reference.drop = Flip()
+        after = reference(x)
+        assert torch.equal(before.feat, after.feat) and torch.allclose(after.seconds, before.seconds.flip(1), atol=1e-6)
+        assert torch.allclose(before.prob, after.prob, atol=1e-6) == same, "audio drops what is classified, visual the weights as well"
+    assert [m.visual_drop.p for m in (jomold.JoMoLD(), coleaf.CoLeaF().anchor)] == [0.5, 0.5] and coleaf.CoLeaF().audio_reference.drop.p == 0.5
