@@ -180,7 +180,11 @@ def test_jomold_estimator_takes_the_recorded_steps(recorded):
 
 def test_jomold_noise_ratios_equal_the_public_code(recorded, monkeypatch):
     probs, weak = [recorded[f"noise.{m}_prob"] for m in ("audio", "visual")], recorded["noise.weak"]
-    monkeypatch.setattr(jomold, "probabilities", lambda model, data, cross: (*probs, None, None))
+    def given(model, data, cross):
+        assert not cross, "each modality by itself"
+        return *probs, None, None
+
+    monkeypatch.setattr(jomold, "probabilities", given)
     ours = jomold.noise_ratios(None, uwav.TargetSplit(None, None, None, weak, None, None))
     batch_means = [torch.stack([x.mean(0) for x in p.split(int(recorded["noise.batch"]))]).mean(0) for p in probs]
     theirs = (jomold.noise_ratio(probs[0], batch_means[0], weak, 0.6), jomold.noise_ratio(0.95 * probs[1], batch_means[1], weak, 1.8))
@@ -287,7 +291,7 @@ def test_coleaf_forward_equals_the_public_code(case):
                                  visual_doubt="visual_unc", audio_feat="feat_audio", visual_feat="feat_visual").items():
             close(getattr(output, ours), case[prefix + theirs], ours)
         close(torch.stack([output.audio_seconds, output.visual_seconds], 2), case[prefix + "frame_prob"])
-    visual = torch.cat([coleaf.by_second(inputs[1], 10), inputs[2]], -1)
+    visual = torch.cat([inputs[1].unflatten(1, (10, -1)).mean(2), inputs[2]], -1)
     for reference, x, public in ((model.audio_reference, inputs[0], "ref_audio"), (model.visual_reference, visual, "ref_visual")):
         output = reference(x)
         for ours, theirs in dict(prob="prob", seconds="frame_prob", token_prob="token_prob", feat="feat").items():
@@ -456,7 +460,7 @@ def test_contrast_asks_in_one_direction_within_a_video_and_smooths_inside_the_lo
 def test_gates_let_their_very_edge_through():
     edge = torch.tensor([[0.5, 0.49]])
     assert jomold.gated(edge, torch.tensor([[[0.5, 0.5], [0.49, 0.9]]])).tolist() == [[[True, False], [False, False]]]
-    assert jomold.gated(torch.tensor([[0.52, 0.51]]), torch.tensor([[[0.25, 0.9], [0.24, 0.9]]]), coleaf.VIDEO_GATE, coleaf.SEGMENT_GATE).tolist() == [[[True, False], [False, False]]]
+    assert jomold.gated(torch.tensor([[0.52, 0.51]]), torch.tensor([[[0.25, 0.9], [0.24, 0.9]]]), *coleaf.GATES).tolist() == [[[True, False], [False, False]]]
 
 
 def test_losses_of_coleaf_are_their_definitions():
@@ -510,7 +514,7 @@ def test_scores_of_one_modality_alone_forget_what_is_in_both():
 
 def test_the_anchor_bends_every_frame_before_their_mean_and_the_linear_networks_need_not():
     frames = drawn(2, 3 * 8, 8) * 4 - 2
-    mean, audio, visual_3d = coleaf.by_second(frames, 3), drawn(2, 3, 6), drawn(2, 3, 3)
+    mean, audio, visual_3d = frames.unflatten(1, (3, -1)).mean(2), drawn(2, 3, 6), drawn(2, 3, 3)
     anchor = coleaf.CoLeaF(coleaf.CoLeaFConfig(**TINY)).eval().anchor
     assert not torch.allclose(anchor(audio, frames, visual_3d).visual_prob, anchor(audio, mean, visual_3d).visual_prob, atol=1e-4)
     model = jomold.JoMoLD(jomold.JoMoLDConfig(**TINY)).eval()
@@ -585,12 +589,14 @@ def test_trains_and_resumes_to_the_same_bytes(name, visual_3d, seconds, tmp_path
     assert all(((x >= 0) & (x <= 2)).all() for x in (video, audio, visual))
 
 
-def test_without_validation_the_last_epoch_is_kept():
+def test_of_epochs_that_score_alike_and_without_validation_the_last_is_kept(monkeypatch):
     data, ratios = world(20, 0), (torch.ones(C).double(), torch.ones(C).double())
     for module, model_config, config in ((jomold, jomold.JoMoLDConfig(**TINY), jomold.JoMoLDTraining(**SMALL)), (coleaf, coleaf.CoLeaFConfig(**TINY), coleaf.CoLeaFTraining(**SMALL))):
-        run = uwav.Run()
-        module.train(data, None, ratios, model_config, config, run)
-        assert run.best_score == 3 and [r["val"] for r in run.history] == [None] * 3
+        monkeypatch.setattr(module, "predictions", lambda model, data, *cross: (data.audio_truth > 2, data.visual_truth > 2))
+        runs = uwav.Run(), uwav.Run()
+        models = [module.train(data, validation, ratios, model_config, config, run) for validation, run in zip((None, data), runs)]
+        assert [r["val"] for r in runs[0].history] == [None] * 3 and len({r["val"]["seg_a"] for r in runs[1].history}) == 1
+        assert all(torch.equal(x, y) for x, y in zip(*(m.state_dict().values() for m in models)))
 
 
 class Flip(torch.nn.Module):
