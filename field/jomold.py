@@ -143,7 +143,7 @@ def contrast(asks: Tensor, answers: Tensor, weight: Tensor | float = 1.0) -> Ten
     """Each second of `asks` shall find its own among the seconds that `answers` has of the same video. One direction
     only, never across videos. (B, T, h) each, of unit length; weight (B, 1)."""
     T = asks.shape[1]
-    q = (asks @ answers.transpose(1, 2) / TEMPERATURE).softmax(2)  # (B, T, T), over the seconds of `answers`
+    q = (asks.float() @ answers.float().mT / TEMPERATURE).softmax(2)  # (B, T, T), over the seconds of `answers`
     own = q.diagonal(dim1=1, dim2=2)  # (B, T)
     mixed = OWN_SECOND * own + (1 - OWN_SECOND) / max(1, T - 1) * (q.sum(2) - own)  # smoothed inside the logarithm
     return -(weight * mixed.log()).mean()
@@ -262,7 +262,7 @@ def predictions(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> tu
 
 
 def gated(pooled: Tensor, prob: Tensor, video_gate: float = uwav.GATE, segment_gate: float = uwav.GATE) -> Tensor:
-    """(N, C), (N, T, C) -> bool (N, T, C). The modality's own probability decides, and >=; UWAV has the video's, and >."""
+    """(N, C), (N, T, C) -> bool (N, T, C). The modality itself decides, and with >=; for UWAV the video, and with >."""
     return (prob >= segment_gate) & (pooled >= video_gate)[:, None, :]
 
 

@@ -527,6 +527,7 @@ def test_published_sizes():
     assert numbers(jomold.JoMoLD()) == 4_571_723 - norms
     model = coleaf.CoLeaF()
     assert numbers(model.anchor) == 5_686_422 - 303_129
+    assert not model.audio_reference.tokens.any() and not model.visual_reference.tokens.any()
     assert [numbers(model.audio_reference), numbers(model.visual_reference)] == [2_735_154 - norms, 4_505_650 - norms]
 
 
@@ -597,6 +598,16 @@ def test_of_epochs_that_score_alike_and_without_validation_the_last_is_kept(monk
         models = [module.train(data, validation, ratios, model_config, config, run) for validation, run in zip((None, data), runs)]
         assert [r["val"] for r in runs[0].history] == [None] * 3 and len({r["val"]["seg_a"] for r in runs[1].history}) == 1
         assert all(torch.equal(x, y) for x, y in zip(*(m.state_dict().values() for m in models)))
+
+
+def test_fast_trains_like_the_plain_way(tmp_path):
+    data, ratios = world(20, 0), (torch.full((C,), 0.4).double(), torch.full((C,), 0.7).double())
+    for module, model_config, config in ((jomold, jomold.JoMoLDConfig(**TINY), jomold.JoMoLDTraining(**SMALL)), (coleaf, coleaf.CoLeaFConfig(**TINY), coleaf.CoLeaFTraining(**SMALL))):
+        runs = [checkpoints.Run(tmp_path / f"{module.__name__}{fast}.pt", "x", {}) for fast in (False, True)]
+        for run, fast in zip(runs, (False, True)):
+            module.train(data, None, ratios, model_config, replace(config, fast=fast, epochs=1), run)
+        plain, fast = (run.history[0]["loss"] for run in runs)
+        assert plain != fast and fast == pytest.approx(plain, rel=0.02)
 
 
 class Flip(torch.nn.Module):
