@@ -4,26 +4,22 @@ The idea. Cross-attention misleads where an event is in one modality alone. So i
 one modality each, stand beside the *anchor*, which has cross-attention and is all that is used afterwards. The anchor's
 features are drawn to the references', the more so the more of a video's events are in one modality alone. The outer
 product of its class probabilities (what occurs together) follows the references'. In return its predictions label them.
-New scores, Ao and Vo, count what is audible *only* and visible *only*.
 
 What it changes on the HAN: the anchor is CMPAE's network. Each modality has a presence and an absence logit, which make
 a probability and an uncertainty; a joint head reads what enters the layer; 0.8 of the layer's output come with and 0.2
 without cross-attention. A step trains the references, then the anchor, on labels denoised as by JoMoLD, whose estimator
-also makes the noise ratios: `train(data, validation, jomold.noise_ratios(estimator, data), ...)`.
+also makes the noise ratios: see jomold.py, also for what they depend on.
 
-Departures of ours from the public code, which stands for the paper, as its text was not to be had:
+Source: Sardari, Mustafa, Jackson, Hilton, arXiv 2405.10690; CMPAE: Gao, Chen, Xu, "Collecting Cross-Modal
+Presence-Absence Evidence", CVPR 2023. All constants from public code, faeghehsardari/coleaf at a36a153, as the texts
+were not to be had; a stranger's notes have another contrast (positives, direction), BCE for the references, and any HAN
+as anchor. Departures of ours:
 
     1  one AdamW without decay in the place of three Adams: the same, as weights without a gradient are left alone
     2  packed `base` features hold the mean of a second's frames, and the mean of ELU is not ELU of the mean; with the
        frames themselves the code below is to the letter
     3  without 3D features the fusion reads the 2D features alone; nothing is published for that
     4  dead weights of the anchor are not here; random numbers are drawn in another order
-
-A stranger's notes on the paper differ from the code in the contrast (positives, direction), in the references' loss
-(BCE), and name any HAN as anchor. Denoising depends on batch and class frequency: see jomold.py.
-
-Source: Sardari, Mustafa, Jackson, Hilton, arXiv 2405.10690; public code faeghehsardari/coleaf at a36a153.
-CMPAE: Gao, Chen, Xu, "Collecting Cross-Modal Presence-Absence Evidence", CVPR 2023.
 """
 
 from __future__ import annotations
@@ -40,21 +36,10 @@ from torch import Tensor, nn
 import uwav
 from field import jomold
 
-# ---- 1  Configurations ---------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class CoLeaFConfig:
-    classes: int = 25
-    audio_dim: int = 128  # VGGish
-    visual_2d_dim: int = 2048  # ResNet-152
-    visual_3d_dim: int = 512  # R(2+1)D-18; 0: no 3D features
-    hidden: int = 512
-    heads: int = 1
-    feedforward: int = 512
-    layers: int = 1
-    dropout: float = 0.1
-    absence_dropout: float = 0.2  # of what both modalities show together
-    head_dropout: float = 0.5  # before the heads: the anchor's visual features, and both references
+class CoLeaFConfig(jomold.JoMoLDConfig):
+    absence_dropout: float = 0.2  # of what both modalities show together; visual_dropout is that of references, too
 
 
 @dataclass(frozen=True)
@@ -71,11 +56,12 @@ class CoLeaFTraining(jomold.JoMoLDTraining):
     anchor_from: int = 4  # first epoch in which the references learn from the anchor
 
 
-# ---- 2  The anchor -------------------------------------------------------------------------------
+# ---- The networks --------------------------------------------------------------------------------
 
 CROSS_SHARE = 0.8  # of the features, in the pass with cross-attention
 BOUND, TEMPERATURE = 10.0, 0.8  # of the logits that become evidence
 LEAK = 0.2  # of LeakyReLU
+CROSS_TRUST = 0.7  # at inference: of probabilities with cross-attention; the rest without
 
 
 def alpha(logit: Tensor) -> Tensor:
@@ -87,11 +73,6 @@ def opinion(logit: Tensor) -> tuple[Tensor, Tensor]:
     """Presence and absence logits (..., 2) -> probability and uncertainty (...)."""
     total = alpha(logit).sum(-1)
     return alpha(logit)[..., 0] / total, 2 / total
-
-
-def by_second(x: Tensor, T: int) -> Tensor:
-    """Mean of the k vectors of each second: (B, k T, D) -> (B, T, D)."""
-    return x.unflatten(1, (T, -1)).mean(2)
 
 
 class AnchorOutput(NamedTuple):
@@ -107,60 +88,52 @@ class AnchorOutput(NamedTuple):
     visual_feat: Tensor  # (B, T, h)
 
 
-class Anchor(nn.Module):
+class Anchor(jomold.JoMoLD):
+    """CMPAE's network: JoMoLD's input and layers; the classifier is that of presence."""
+
     def __init__(self, config: CoLeaFConfig):
-        super().__init__()
+        super().__init__(config)
         h, C = config.hidden, config.classes
-        self.audio_proj = nn.Linear(config.audio_dim, h)
-        self.visual_proj = jomold.VisualInput(config.visual_2d_dim, config.visual_3d_dim, h)
-        self.layers = nn.ModuleList(jomold.Layer(config) for _ in range(config.layers))
-        self.joint_hidden, self.joint = nn.Linear(h, h), nn.Linear(h, C)  # both serve audio and visual
-        self.presence, self.absence = nn.Linear(h, C), nn.Linear(h, C)  # shared by both modalities
+        self.absence = nn.Linear(h, C)  # shared by both modalities, as the classifier
         self.audio_together, self.visual_together = nn.Linear(h, h), nn.Linear(h, h)
-        self.time_pool = nn.Linear(h, 2 * C)
-        self.absence_drop, self.head_drop = nn.Dropout(config.absence_dropout), nn.Dropout(config.head_dropout)
+        self.time_pool, self.modal_pool = nn.Linear(h, 2 * C), None
+        self.joint_hidden, self.joint = nn.Linear(h, h), nn.Linear(h, C)  # both serve audio and visual
+        self.absence_drop = nn.Dropout(config.absence_dropout)
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None,
                 cross: bool = True) -> AnchorOutput:
-        """Features as of HAN.forward; cross = False: self-attention only."""
-        a0, v0 = self.project(audio, visual_2d, visual_3d)
-        a, v = self.encode(a0, v0, False)  # (B, T, h) each
+        """As HAN.forward; cross = False: self-attention only."""
+        a0, v0 = self.project(audio, visual_2d, visual_3d)  # (B, T, h) each
+        a, v = self.encode(a0, v0, False)
         if cross:  # two runs of the same layers on the same input, mixed as features
             a, v = (CROSS_SHARE * x + (1 - CROSS_SHARE) * y for x, y in zip(self.encode(a0, v0, True), (a, v)))
         joint_prob, joint_doubt = self.joint_head(a0, v0)
         feats = F.normalize(a, dim=-1), F.normalize(v, dim=-1)  # (B, T, h) each
-        v = self.head_drop(v)  # of the visual features only
-        (audio_prob, audio_doubt), audio = self.head(a, self.audio_together(a + v))
-        (visual_prob, visual_doubt), visual = self.head(v, self.visual_together(a + v))
+        v = self.visual_drop(v)
+        audio_prob, audio_doubt, audio = self.judge(a, self.audio_together(a + v))
+        visual_prob, visual_doubt, visual = self.judge(v, self.visual_together(a + v))
         return AnchorOutput(joint_prob, audio_prob, visual_prob, audio, visual, joint_doubt, audio_doubt, visual_doubt,
                             *feats)
 
-    def project(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Linear maps with ELU, of each frame *before* the mean of its second -> (B, T, h) each."""
+    def project(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """JoMoLD's linear maps, each with ELU, of each frame *before* the mean of its second -> (B, T, h) each."""
         inputs = zip(self.visual_proj.parts, (visual_2d, visual_3d))
-        visual = [by_second(F.elu(part(x)), audio.shape[1]) for part, x in inputs]  # (B, T, h) each
+        visual = [F.elu(part(x)).unflatten(1, (audio.shape[1], -1)).mean(2) for part, x in inputs]  # (B, T, h) each
         return F.elu(self.audio_proj(audio)), F.elu(self.visual_proj.fusion(torch.cat(visual, -1)))
-
-    def encode(self, a: Tensor, v: Tensor, cross: bool) -> tuple[Tensor, Tensor]:
-        for layer in self.layers:
-            a, v = layer(a, v, cross), layer(v, a, cross)  # both read what entered the layer
-        return a, v
 
     def joint_head(self, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Probability (B, C) and uncertainty (B,) of the video, from what enters the layers."""
         logit = self.joint(sum(F.leaky_relu(self.joint_hidden(x), LEAK) for x in (a, v))).float()  # (B, T, C)
         return logit.sigmoid().mean(1), logit.shape[-1] / alpha(logit.mean(1)).sum(-1)
 
-    def head(self, x: Tensor, together: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Of one modality: (probability, uncertainty) pooled over time, (B, C) each, and probabilities (B, T, C). x and
-        what both modalities show together (B, T, h)."""
+    def judge(self, x: Tensor, together: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of one modality, probability and uncertainty pooled over time, (B, C) each, and probabilities (B, T, C), from
+        its own features and what both show together, (B, T, h) each."""
         absence = self.absence(x + F.leaky_relu(self.absence_drop(together), LEAK))
-        logit = torch.stack([self.presence(x), absence], -1)  # (B, T, C, 2)
+        logit = torch.stack([self.classifier(x), absence], -1).float()  # (B, T, C, 2)
         weight = self.time_pool(x).unflatten(-1, (-1, 2)).float().softmax(1)  # (B, T, C, 2): class by class, not (2, C)
-        return opinion((weight * logit).sum(1)), opinion(logit)[0]  # pooled are the logits, not the evidence
+        return *opinion((weight * logit).sum(1)), opinion(logit)[0]  # pooled are the logits, not the evidence
 
-
-# ---- 3  The references ---------------------------------------------------------------------------
 
 class ReferenceOutput(NamedTuple):
     prob: Tensor  # (B, C)
@@ -171,8 +144,8 @@ class ReferenceOutput(NamedTuple):
 
 class Reference(nn.Module):
     """One modality, a token per class before its seconds, self-attention only (the layer's cross-attention is unused).
-
-    The tokens learn next to nothing: they begin equal, and the mean of a LayerNorm's output is 0 whatever goes in."""
+    The tokens learn next to nothing: they begin equal, and the mean of a LayerNorm's output is about 0, whatever goes
+    in; so their probabilities hardly tell one class from another."""
 
     def __init__(self, proj: nn.Module, config: CoLeaFConfig, dropped_weights: bool):
         super().__init__()
@@ -180,13 +153,13 @@ class Reference(nn.Module):
         self.proj, self.dropped_weights = proj, dropped_weights
         self.tokens = nn.Parameter(torch.zeros(C, h))
         self.layers = nn.ModuleList(jomold.Layer(config) for _ in range(config.layers))
-        self.classifier, self.time_pool, self.drop = nn.Linear(h, C), nn.Linear(h, C), nn.Dropout(config.head_dropout)
+        self.classifier, self.time_pool, self.drop = nn.Linear(h, C), nn.Linear(h, C), nn.Dropout(config.visual_dropout)
 
     def forward(self, x: Tensor) -> ReferenceOutput:
         C = len(self.tokens)
         x = torch.cat([self.tokens.expand(len(x), -1, -1), self.proj(x)], 1)  # (B, T, D) -> (B, C + T, h)
         for layer in self.layers:
-            x = layer(x, x, False)
+            x = layer.alone(x)
         tokens, x = x[:, :C], x[:, C:]  # (B, C, h), (B, T, h)
         dropped = self.drop(x)
         seconds = self.classifier(dropped).float().sigmoid()  # (B, T, C)
@@ -194,17 +167,13 @@ class Reference(nn.Module):
         return ReferenceOutput((weight * seconds).sum(1), tokens.mean(2).sigmoid(), F.normalize(x, dim=-1), seconds)
 
 
-CROSS_TRUST = 0.7  # at inference: of probabilities with cross-attention; the rest without
-
-
 class CoLeaF(nn.Module):
     def __init__(self, config: CoLeaFConfig = CoLeaFConfig()):
         super().__init__()
         self.config = config
         self.anchor = Anchor(config)
-        visual_proj = jomold.VisualInput(config.visual_2d_dim, config.visual_3d_dim, config.hidden)  # without ELU
         self.audio_reference = Reference(nn.Linear(config.audio_dim, config.hidden), config, dropped_weights=False)
-        self.visual_reference = Reference(visual_proj, config, dropped_weights=True)
+        self.visual_reference = Reference(jomold.VisualInput(config), config, dropped_weights=True)  # without ELU
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None) -> tuple[Tensor, ...]:
         """The anchor's probabilities, the first five of AnchorOutput, of both passes together."""
@@ -212,13 +181,16 @@ class CoLeaF(nn.Module):
         return tuple(CROSS_TRUST * x + (1 - CROSS_TRUST) * y for x, y in zip(*passes))
 
 
-# ---- 4  Losses -----------------------------------------------------------------------------------
+# ---- Losses --------------------------------------------------------------------------------------
 
 ASL_MARGIN, ASL_FLOOR = 0.05, 1e-8
 AUDIO_TOKENS, VISUAL_TOKENS = (1.2, 0.001), (1.0, 0.0)  # weight of the tokens' loss, before and after `anchor_from`
 AUDIO_CUT, VISUAL_CUT = 0.5, 0.6  # an anchor's probability from which it labels the reference
 AUDIO_TRUST, VISUAL_TRUST = (0.1, 0.8), (0.4, 0.6)  # a reference is trusted below the first and above the second
 LEAST_DOUBT = 0.9  # of the joint head
+LOSSES = ("loss_audio", "loss_visual", "loss_joint", "loss_contrast", "loss_mutual", "loss_together_audio",
+          "loss_together_visual", "loss_to_audio_reference", "loss_to_visual_reference",  # so far the anchor's
+          "loss_audio_reference", "loss_visual_reference")
 
 
 def asymmetric_loss(p: Tensor, y: Tensor) -> Tensor:
@@ -267,15 +239,10 @@ def mutual_loss(joint: Tensor, audio: Tensor, visual: Tensor, output: AnchorOutp
     return ((1 - doubt) * trust * (joint.detach() - goal).square()).mean()
 
 
-LOSSES = ("loss_audio", "loss_visual", "loss_joint", "loss_contrast", "loss_mutual", "loss_together_audio",
-          "loss_together_visual", "loss_reference_audio", "loss_reference_visual")  # of the anchor
-
-
 def anchor_losses(output: AnchorOutput, references: tuple[ReferenceOutput, ReferenceOutput], weak: Tensor,
                   targets: tuple[Tensor, Tensor], odd: bool) -> Tensor:
-    """Those of LOSSES, (9,), unweighted. Joint head and mutual loss see the weak label, never denoised."""
-    margin = uwav.PROBABILITY_MARGIN
-    joint, audio, visual = (p.clamp(margin, 1 - margin) for p in output[:3])  # (B, C) each
+    """The anchor's of LOSSES, (9,), unweighted. Joint head and mutual loss see the weak label, never denoised."""
+    joint, audio, visual = (p.clamp(uwav.PROBABILITY_MARGIN, 1 - uwav.PROBABILITY_MARGIN) for p in output[:3])  # (B, C)
     (S_a, _, R_a, _), (S_v, _, R_v, _) = references
     return torch.stack([
         uwav.video_loss(audio, targets[0]), uwav.video_loss(visual, targets[1]), uwav.video_loss(joint, weak),
@@ -287,11 +254,11 @@ def anchor_losses(output: AnchorOutput, references: tuple[ReferenceOutput, Refer
         jomold.contrast(R_v, output.visual_feat, unaligned_share(S_v, S_a))])  # transposed it is another loss
 
 
-# ---- 5  Training ---------------------------------------------------------------------------------
+# ---- Training ------------------------------------------------------------------------------------
 
 def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor],
           model_config: CoLeaFConfig, config: CoLeaFTraining, run: uwav.Run | None = None) -> CoLeaF:
-    """Noise ratios (C,) of audio and visual: jomold.noise_ratios. Kept: the epoch of the best mean of the ten Ao / Vo
+    """Noise ratios: jomold.noise_ratios, (C,) each. Kept: the epoch of the best mean of the ten Ao / Vo
     scores on the validation split, of equals the last; without that split, the last."""
     run = run or uwav.Run()
     torch.manual_seed(config.seed)
@@ -301,10 +268,9 @@ def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: t
     forwards = [run.fast(part, one_shape=False) for part in parts]  # no CUDA graphs: outputs outlive the next call
     for epoch, lr in run.epochs():
         terms = run.mean(train_epoch(model, forwards, optimizer, data, ratios, config, epoch))  # (11,)
-        names = (*LOSSES, "audio_reference", "visual_reference")
         scores = validation and only_scores(*predictions(model, validation), validation.audio_truth,
                                             validation.visual_truth)
-        run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(names, terms)), val=scores),
+        run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(LOSSES, terms)), val=scores),
                       sum(scores.values()) / len(scores) if scores else epoch, last_of_equals=True)
     return run.finish()
 
@@ -322,14 +288,12 @@ def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.
     model.train()  # for all passes: those without gradient draw dropout, too
     for number, index in enumerate(order.split(config.batch)):
         inputs, weak = data.inputs(index), data.weak[index]  # weak (B, C)
-        visual = [by_second(x, T) for x in inputs[1:] if x is not None]  # (B, T, D2), (B, T, D3)
+        visual = [x.unflatten(1, (T, -1)).mean(2) for x in inputs[1:] if x is not None]  # (B, T, D2), (B, T, D3)
         by_modality = inputs[0], torch.cat(visual, -1)
-
         with torch.no_grad():  # denoised targets, and what the anchor tells the references
-            alone = anchor(*inputs, False)
-            targets = jomold.refine_labels(alone.audio_prob, alone.visual_prob, weak, jomold.in_force(ratios, epoch))
-            output = anchor(*inputs, True)
-            labels = [(p >= cut) * y for p, cut, y in zip(output[1:3], (AUDIO_CUT, VISUAL_CUT), targets)]
+            alone, both = anchor(*inputs, False)[1:3], anchor(*inputs, True)[1:3]  # probabilities, (B, C) each
+        targets = jomold.refine_labels(alone, weak, jomold.in_force(ratios, epoch))
+        labels = [(p >= cut) * y for p, cut, y in zip(both, (AUDIO_CUT, VISUAL_CUT), targets)]
 
         outputs = [reference(x) for reference, x in zip(references, by_modality)]
         told = torch.stack([reference_loss(*x, learns)
@@ -347,9 +311,9 @@ def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.
         yield torch.cat([terms, told]).detach()  # (11,)
 
 
-# ---- 6  Decision ---------------------------------------------------------------------------------
+# ---- Decision ------------------------------------------------------------------------------------
 
-VIDEO_GATE, SEGMENT_GATE = 0.52, 0.25  # the latter is so low because of the 1 in alpha
+GATES = 0.52, 0.25  # of the modality in the video, and in a second: so low because of the 1 in alpha
 
 
 @torch.no_grad()
@@ -363,14 +327,13 @@ def probabilities(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, ...]:
 def predictions(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]:
     """Audible and visible, bool (N, T, C) each, by CoLeaF's own rule, which leaves the joint head out."""
     _, audio, visual, audio_seconds, visual_seconds = probabilities(model, data)
-    gates = VIDEO_GATE, SEGMENT_GATE
-    return jomold.gated(audio, audio_seconds, *gates), jomold.gated(visual, visual_seconds, *gates)
+    return jomold.gated(audio, audio_seconds, *GATES), jomold.gated(visual, visual_seconds, *GATES)
 
 
 def joint(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities of video (N, C; the joint head's), audio and visual (N, T, C), for UWAV's gate."""
-    video, _, _, audio, visual = probabilities(model, data)
-    return video, audio, visual
+    outputs = probabilities(model, data)
+    return outputs[0], outputs[3], outputs[4]
 
 
 def only_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:

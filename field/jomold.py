@@ -3,26 +3,21 @@
 The idea. A weak label holds in at least one modality, often not in both. So each modality gets a video-level loss of
 its own. In every batch, class by class, visual labels go whose video has a large visual and a small audio loss, and
 audio labels the other way round. How many, the *noise ratio* of a class and modality says. It is estimated once, from a
-first network that knows no other modality.
+first network that knows no other modality: train_estimator, noise_ratios, train.
 
 What it changes on the HAN: one layer, one head, no MLP on audio, a switch that leaves cross-attention out, dropout on
 the visual features before the heads, a pooled probability for each modality besides the video's, and the gate.
-
-    stage 1  train_estimator   without cross-attention, no label removed
-    stage 2  noise_ratios      from the pooled probabilities of the training videos
-    stage 3  train             a new network; in every step refine_labels, then the losses
-
-Departures of ours from the public code, which stands for the paper, as its text was not to be had:
-
-    1  noise_ratios compares with the mean over all videos, not with the mean of the means of unequal batches
-    2  two LayerNorms that are made and never used there are not here; random numbers are drawn in another order
-    3  without 3D features the fusion reads the 2D features alone; nothing is published for that
 
 What goes depends on class frequency and batch: k = ratio x (positives in the batch), cut to a whole number. On LLP nine
 in ten visual labels removed are Speech's, which half of all videos have. On other data, too, a class in over about half
 of the videos loses nearly all its visual labels, whatever is true.
 
-Source: Cheng, Liu, Zhou, Qian, Wu, Wang, arXiv 2204.11573; public code MCG-NJU/JoMoLD at a7dc2d5.
+Source: Cheng, Liu, Zhou, Qian, Wu, Wang, arXiv 2204.11573; all constants from its public code, MCG-NJU/JoMoLD at
+a7dc2d5, as the text was not to be had. Departures of ours:
+
+    1  noise_ratios compares with the mean over all videos, not with the mean of the means of unequal batches
+    2  two LayerNorms that are made and never used there are not here; random numbers are drawn in another order
+    3  without 3D features the fusion reads the 2D features alone; nothing is published for that
 """
 
 from __future__ import annotations
@@ -38,7 +33,6 @@ from torch import Tensor, nn
 
 import uwav
 
-# ---- 1  Configurations ---------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class JoMoLDConfig(uwav.HANConfig):
@@ -52,7 +46,7 @@ class JoMoLDConfig(uwav.HANConfig):
 
 @dataclass(frozen=True)
 class JoMoLDTraining:
-    seed: int = 6  # all fields hold for stages 1 and 3
+    seed: int = 6  # all fields hold for both networks
     epochs: int = 25
     batch: int = 128  # videos; what is removed depends on it
     peak_lr: float = 5e-4
@@ -61,21 +55,18 @@ class JoMoLDTraining:
     weight_decay: float = 0.0
     lr_epochs: int = 6  # the rate falls after every so many, without warm-up
     lr_factor: float = 0.25
-    audio_weight: float = 2.0  # of the audio loss in stage 3; 1 in stage 1
+    audio_weight: float = 2.0  # of the audio loss; 1 for the estimator
     fast: bool = False  # bf16, and compiled on a GPU: common/devices.py
 
     def learning_rate(self, epoch: int) -> float:
         return self.peak_lr * self.lr_factor ** ((epoch - 1) // self.lr_epochs)
 
 
-# ---- 2  The network ------------------------------------------------------------------------------
+# ---- The network ---------------------------------------------------------------------------------
 
 class Layer(uwav.HANLayer):
-    """The HAN's layer with a switch: without cross-attention, all else with the same weights."""
-
-    def forward(self, x: Tensor, other: Tensor, cross: bool = True) -> Tensor:
-        if cross:
-            return super().forward(x, other)
+    def alone(self, x: Tensor) -> Tensor:
+        """The same layer without cross-attention."""
         return self.feedforward(self.norm(x + self.drop(self.self_attn(x, x))))  # (B, T, h)
 
 
@@ -83,11 +74,13 @@ class VisualInput(nn.Module):
     """A linear map of the 2D features, one of the 3D features, one of both results. As nothing bends, the mean of a
     second's frames may come first, as in HAN.project, or last, as in the public code."""
 
-    def __init__(self, visual_2d_dim: int, visual_3d_dim: int, hidden: int):
+    def __init__(self, config: JoMoLDConfig):
         super().__init__()
-        self.sizes = [visual_2d_dim, visual_3d_dim] if visual_3d_dim else [visual_2d_dim]
-        self.parts = nn.ModuleList(nn.Linear(size, hidden) for size in self.sizes)
-        self.fusion = nn.Linear(len(self.sizes) * hidden, hidden)
+        if not config.project_visual:
+            raise ValueError("JoMoLD and CoLeaF project their visual features: project_visual = False is not for them")
+        self.sizes = [size for size in (config.visual_2d_dim, config.visual_3d_dim) if size]
+        self.parts = nn.ModuleList(nn.Linear(size, config.hidden) for size in self.sizes)
+        self.fusion = nn.Linear(len(self.sizes) * config.hidden, config.hidden)
 
     def forward(self, visual: Tensor) -> Tensor:
         parts = [part(x) for part, x in zip(self.parts, visual.split(self.sizes, -1))]  # (B, T, h) each
@@ -100,7 +93,7 @@ class JoMoLDOutput(NamedTuple):
     visual_logit: Tensor  # (B, T, C)
     audio_feat: Tensor  # (B, T, h)
     visual_feat: Tensor  # (B, T, h), before the dropout that the heads see
-    audio_prob: Tensor  # (B, C), pooled over time within the modality
+    audio_prob: Tensor  # (B, C), pooled over time within the modality; the last two are what denoising looks at
     visual_prob: Tensor  # (B, C)
 
 
@@ -108,13 +101,12 @@ class JoMoLD(uwav.HAN):
     def __init__(self, config: JoMoLDConfig = JoMoLDConfig()):
         super().__init__(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        if config.project_visual:
-            self.visual_proj = VisualInput(config.visual_2d_dim, config.visual_3d_dim, config.hidden)
+        self.visual_proj = VisualInput(config)
         self.visual_drop = nn.Dropout(config.visual_dropout)
 
     def forward(self, audio: Tensor, visual_2d: Tensor, visual_3d: Tensor | None = None,
                 cross: bool = True) -> JoMoLDOutput:
-        """Features as of HAN.forward; cross = False: self-attention only."""
+        """As HAN.forward; cross = False: self-attention only."""
         a, v = self.encode(*self.project(audio, visual_2d, visual_3d), cross)  # (B, T, h) each
         dropped = self.visual_drop(v)  # for the classifier and both poolings, not for the contrast
         output = self.head(a, dropped)._replace(visual_feat=v)
@@ -122,9 +114,10 @@ class JoMoLD(uwav.HAN):
         return JoMoLDOutput(*output, *pooled)
 
     def encode(self, a: Tensor, v: Tensor, cross: bool = True) -> tuple[Tensor, Tensor]:
+        if cross:
+            return super().encode(a, v)
         for layer in self.layers:
-            new_a = layer(a, v, cross)
-            a, v = new_a, layer(v, new_a if self.config.audio_first else a, cross)
+            a, v = layer.alone(a), layer.alone(v)
         return a, v  # (B, T, h) each
 
     def pool_time(self, x: Tensor, logit: Tensor) -> Tensor:
@@ -132,11 +125,13 @@ class JoMoLD(uwav.HAN):
         return (self.time_pool(x).float().softmax(1) * logit.float().sigmoid()).sum(1)
 
 
-# ---- 3  Losses -----------------------------------------------------------------------------------
+# ---- Losses and labels ---------------------------------------------------------------------------
 
 VISUAL_SMOOTHING = 0.9  # visual targets are 0.95 and 0.05; audio targets are not smoothed
 TEMPERATURE = 0.2  # of the contrast
 OWN_SECOND = 0.9  # share of the contrast's goal; the video's other seconds have the rest
+AUDIO_DOUBT, VISUAL_DOUBT = 0.6, 1.8  # a positive below so many times the class's mean probability counts as noise
+LOSSES = ("loss_audio", "loss_visual", "loss_video", "loss_contrast")
 
 
 def targets(weak: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,7 +143,7 @@ def contrast(asks: Tensor, answers: Tensor, weight: Tensor | float = 1.0) -> Ten
     """Each second of `asks` shall find its own among the seconds that `answers` has of the same video. One direction
     only, never across videos. (B, T, h) each, of unit length; weight (B, 1)."""
     T = asks.shape[1]
-    q = (asks @ answers.transpose(1, 2) / TEMPERATURE).softmax(2)  # (B, T, T), over the seconds of `answers`
+    q = (asks.float() @ answers.float().mT / TEMPERATURE).softmax(2)  # (B, T, T), over the seconds of `answers`
     own = q.diagonal(dim1=1, dim2=2)  # (B, T)
     mixed = OWN_SECOND * own + (1 - OWN_SECOND) / max(1, T - 1) * (q.sum(2) - own)  # smoothed inside the logarithm
     return -(weight * mixed.log()).mean()
@@ -162,11 +157,6 @@ def losses(output: JoMoLDOutput, weak: Tensor, audio_target: Tensor, visual_targ
         contrast(F.normalize(output.audio_feat, dim=-1), F.normalize(output.visual_feat, dim=-1))])
 
 
-# ---- 4  Denoising --------------------------------------------------------------------------------
-
-AUDIO_DOUBT, VISUAL_DOUBT = 0.6, 1.8  # a positive below so many times the class's mean probability counts as noise
-
-
 def noise_ratio(prob: Tensor, mean: Tensor, weak: Tensor, doubt: float) -> Tensor:
     """Share of a class's positives that are doubtful, (C,) double. prob, weak (N, C); mean (C,) over all videos, not
     over the positives: so it depends on how frequent the class is."""
@@ -175,21 +165,21 @@ def noise_ratio(prob: Tensor, mean: Tensor, weak: Tensor, doubt: float) -> Tenso
 
 
 def noise_ratios(model: JoMoLD, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]:
-    """Stage 2, of audio and visual, (C,) each, from the estimator and the training videos."""
+    """Of audio and visual, (C,) each, from the estimator and the training videos."""
     audio, visual, _, _ = probabilities(model, data, cross=False)  # (N, C) each
     smoothed = (1 + VISUAL_SMOOTHING) / 2 * visual  # public code: times the smoothed target, so in truth 1.895 x mean
     return (noise_ratio(audio, audio.mean(0), data.weak, AUDIO_DOUBT),
             noise_ratio(smoothed, visual.mean(0), data.weak, VISUAL_DOUBT))
 
 
-def refine_labels(audio_prob: Tensor, visual_prob: Tensor, weak: Tensor,
-                  ratios: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def refine_labels(probs: tuple[Tensor, Tensor], weak: Tensor, ratios: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Targets of a batch without the labels that look wrong. Probabilities and weak (B, C), ratios (C,) double.
 
     Per class, among its positives: a visual label goes if its video is among the k of smallest audio loss *and* among
     the k of largest visual loss. Both choices see the labels before any removal; a label may go in both."""
     audio_target, visual_target = targets(weak)
-    audio_loss, visual_loss = bce(audio_prob, audio_target), bce(visual_prob, visual_target)  # (B, C) each
+    audio_loss, visual_loss = (F.binary_cross_entropy_with_logits(p.logit(uwav.PROBABILITY_MARGIN), y, reduction="none")
+                               for p, y in zip(probs, (audio_target, visual_target)))  # (B, C) each
     audio_k, visual_k = ((ratio * (weak > 0).sum(0)).long() for ratio in ratios)  # (C,); in double, then cut
 
     def lowest(loss: Tensor, k: Tensor) -> Tensor:  # is it among the k lowest of the positives?
@@ -207,26 +197,17 @@ def in_force(ratios: tuple[Tensor, Tensor], epoch: int) -> tuple[Tensor, Tensor]
     return ratios if epoch > 1 else tuple(map(torch.zeros_like, ratios))
 
 
-def bce(prob: Tensor, target: Tensor) -> Tensor:
-    """uwav.video_loss before its mean."""
-    p = prob.clamp(uwav.PROBABILITY_MARGIN, 1 - uwav.PROBABILITY_MARGIN)
-    return -(target * p.log() + (1 - target) * (1 - p).log())
-
-
-# ---- 5  Training ---------------------------------------------------------------------------------
-
-LOSSES = ("loss_audio", "loss_visual", "loss_video", "loss_contrast")
-
+# ---- Training ------------------------------------------------------------------------------------
 
 def train_estimator(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, model_config: JoMoLDConfig,
                     config: JoMoLDTraining, run: uwav.Run | None = None) -> JoMoLD:
-    """Stage 1: without cross-attention in training, validation and all later use; no label is removed."""
+    """The first network: without cross-attention in training, validation and all later use; no label is removed."""
     return train(data, validation, None, model_config, config, run)
 
 
 def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor] | None,
           model_config: JoMoLDConfig, config: JoMoLDTraining, run: uwav.Run | None = None) -> JoMoLD:
-    """Stage 3, or stage 1 if there are no ratios: all that stage 3 takes over. Kept: the epoch of best event-level
+    """A new network, which takes over the ratios only (None: the first network). Kept: the epoch of best event-level
     audio F on the validation split, of equals the last; without that split, the last."""
     run = run or uwav.Run()
     torch.manual_seed(config.seed)
@@ -244,31 +225,29 @@ def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: t
 
 def train_epoch(model: JoMoLD, forward: Callable, optimizer: torch.optim.Optimizer, data: uwav.TargetSplit,
                 ratios: tuple[Tensor, Tensor] | None, config: JoMoLDTraining, epoch: int) -> Iterator[Tensor]:
-    """One epoch, step by step; yields the losses, (4,), of each."""
-    rng = np.random.default_rng((config.seed, epoch))
+    """One epoch, step by step; yields the weighted losses, (4,), of each."""
+    rng, cross = np.random.default_rng((config.seed, epoch)), ratios is not None
     order = torch.from_numpy(rng.permutation(len(data.weak))).to(data.weak.device)  # (N,)
-    cross, weights = bool(ratios), data.weak.new_tensor([config.audio_weight if ratios else 1.0, 1.0, 1.0, 1.0])  # (4,)
+    weights = data.weak.new_tensor([config.audio_weight if cross else 1.0, 1.0, 1.0, 1.0])  # (4,)
     model.train()  # for both passes: the one without gradient draws its own dropout, too
     for index in order.split(config.batch):
-        inputs, weak = data.inputs(index), data.weak[index]  # weak (B, C)
-        audio_target, visual_target = targets(weak)  # (B, C) each; removal lasts for this step only
-        if ratios:
+        inputs, weak, labels = data.inputs(index), data.weak[index], targets(data.weak[index])  # (B, C) each
+        if cross:
             with torch.no_grad():
                 alone = forward(*inputs, False)  # without cross-attention: what each modality knows by itself
-                audio_target, visual_target = refine_labels(alone.audio_prob, alone.visual_prob, weak,
-                                                            in_force(ratios, epoch))
-        terms = weights * losses(forward(*inputs, cross), weak, audio_target, visual_target)  # (4,)
+            labels = refine_labels(alone[5:], weak, in_force(ratios, epoch))  # for this step only
+        terms = weights * losses(forward(*inputs, cross), weak, *labels)  # (4,)
         terms.sum().backward()  # and no clipping
         optimizer.step()
         optimizer.zero_grad()
         yield terms.detach()
 
 
-# ---- 6  Decision ---------------------------------------------------------------------------------
+# ---- Decision ------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def probabilities(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of audio and visual, pooled (N, C) each, then by the second (N, T, C) each, of a whole split."""
+    """Of a whole split, audio and visual: pooled (N, C) each, and by the second (N, T, C) each."""
     model.eval()
     starts = range(0, len(data.weak), uwav.EVAL_BATCH)
     outputs = [model(*data.inputs(slice(i, i + uwav.EVAL_BATCH)), cross) for i in starts]
@@ -283,8 +262,7 @@ def predictions(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> tu
 
 
 def gated(pooled: Tensor, prob: Tensor, video_gate: float = uwav.GATE, segment_gate: float = uwav.GATE) -> Tensor:
-    """(N, C), (N, T, C) -> bool (N, T, C). The modality's own pooled probability decides, and with >=; UWAV's rule has
-    the video's, and >."""
+    """(N, C), (N, T, C) -> bool (N, T, C). The modality itself decides, and with >=; for UWAV the video, and with >."""
     return (prob >= segment_gate) & (pooled >= video_gate)[:, None, :]
 
 

@@ -1,26 +1,19 @@
 """Prototype labels: a HAN labels its own training videos, without a teacher, CLIP, CLAP or any other data.
 
 The idea. A HAN that has learnt from weak labels alone knows the most telling seconds of a class, and misses the others.
-Its features of those key seconds are clustered, for each class and modality, into a few prototypes. A second that looks
-like a prototype gets a high logit, the largest cosine to the prototypes of the class. These logits stand where the
-teacher's stand: thresholds from the validation split, hard labels masked by the weak label. A new HAN learns from them.
+Its features of those key seconds are clustered, for each class and modality, into a few prototypes. The logit of a
+second is its largest cosine to the prototypes of a class. These logits stand where the teacher's stand: thresholds from
+the validation split, hard labels masked by the weak label. A new HAN learns from them.
 
-What it changes on the HAN: nothing. Train one with `L_video` alone, call `logits`, then label and train as ever:
-
-    han = uwav.train_han(..., labels=None, TrainConfig(pseudo_label="none", reweight=False, mixup=False))
-    z = logits(han, dict(train=..., validation=...))
-    uwav.fit_thresholds, uwav.pseudo_labels, uwav.train_han with pseudo_label = "hard"
-
-A cosine spans tenths, so the temperature of the soft labels does not fit it; hard labels need none.
+What it changes on the HAN: nothing. One is trained with pseudo_label = "none" and labels all splits with `logits`; then
+uwav.fit_thresholds, uwav.pseudo_labels and uwav.train_han with pseudo_label = "hard" (a cosine spans tenths, which the
+temperature of soft labels does not fit).
 
 Source: ours to the last constant. Self-labelling by prototypes was published for this task at CVPR 2024 (Rachavarapu,
-Ramakrishnan, Rajagopalan), whose abstract names key segments, several prototypes a class and labels from similarity.
-Neither its text nor its code was to be had. This is no reproduction, and no number of that paper can be expected of it.
-Departures known from the abstract:
+Ramakrishnan, Rajagopalan); neither text nor code was to be had. This is no reproduction. Departures from its abstract:
 
     1  one round: the labels are not estimated again from the HAN that was trained on them
     2  no contrastive loss on the features
-    3  the thresholds use the dense labels of the validation split, as UWAV's do
 """
 
 from __future__ import annotations
@@ -44,8 +37,7 @@ class PrototypeConfig:
 
 def logits(model: uwav.HAN, splits: dict[str, uwav.TargetSplit],
            config: PrototypeConfig = PrototypeConfig()) -> dict[str, tuple[Tensor, Tensor]]:
-    """Logits of every video of every split, audio and visual (N, T, C) each, in [-1, 1]; prototypes are those of
-    splits["train"]."""
+    """Of every video of every split, audio and visual (N, T, C) each, in [-1, 1]; prototypes from splits["train"]."""
     outputs = {name: segments(model, data) for name, data in splits.items()}
     rng = torch.Generator().manual_seed(config.seed)
     centres = [prototypes(feat, logit, splits["train"].weak, config, rng) for feat, logit in outputs["train"]]

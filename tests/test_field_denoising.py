@@ -180,7 +180,11 @@ def test_jomold_estimator_takes_the_recorded_steps(recorded):
 
 def test_jomold_noise_ratios_equal_the_public_code(recorded, monkeypatch):
     probs, weak = [recorded[f"noise.{m}_prob"] for m in ("audio", "visual")], recorded["noise.weak"]
-    monkeypatch.setattr(jomold, "probabilities", lambda model, data, cross: (*probs, None, None))
+    def given(model, data, cross):
+        assert not cross, "each modality by itself"
+        return *probs, None, None
+
+    monkeypatch.setattr(jomold, "probabilities", given)
     ours = jomold.noise_ratios(None, uwav.TargetSplit(None, None, None, weak, None, None))
     batch_means = [torch.stack([x.mean(0) for x in p.split(int(recorded["noise.batch"]))]).mean(0) for p in probs]
     theirs = (jomold.noise_ratio(probs[0], batch_means[0], weak, 0.6), jomold.noise_ratio(0.95 * probs[1], batch_means[1], weak, 1.8))
@@ -192,7 +196,7 @@ def test_jomold_noise_ratios_equal_the_public_code(recorded, monkeypatch):
 @pytest.mark.parametrize("level", ("low", "mid", "high"))
 def test_jomold_removes_the_recorded_labels(recorded, level):
     ratios = [recorded[f"refine.{level}.ratio_{m}"] for m in ("audio", "visual")]
-    refined = jomold.refine_labels(recorded["refine.audio_prob"], recorded["refine.visual_prob"], recorded["refine.weak"], ratios)
+    refined = jomold.refine_labels((recorded["refine.audio_prob"], recorded["refine.visual_prob"]), recorded["refine.weak"], ratios)
     for ours, m in zip(refined, ("audio", "visual")):
         theirs = recorded[f"refine.{level}.{m}"]
         assert torch.equal(ours == 0, theirs == 0)
@@ -205,9 +209,9 @@ def test_jomold_denoising_takes_the_recorded_steps(recorded, monkeypatch):
     seen, labels, in_force = watch(optimizer, model), [], []
     refine = jomold.refine_labels
 
-    def watched(audio_prob, visual_prob, weak, ratios):
+    def watched(probs, weak, ratios):
         in_force.append(torch.stack(list(ratios), -1))
-        labels.append((audio_prob, visual_prob, *refine(audio_prob, visual_prob, weak, ratios)))
+        labels.append((*probs, *refine(probs, weak, ratios)))
         return labels[-1][2:]
 
     monkeypatch.setattr(jomold, "refine_labels", watched)
@@ -249,7 +253,7 @@ def test_jomold_rate_gate_and_scores_are_the_recorded_ones(recorded, shared):
 
 # ---- CoLeaF: recorded from its public code ----
 
-ANCHOR = LAYER | {"fc_prob.": "presence.", "fc_prob_beta.": "absence.", "fc_frame_att.": "time_pool.", "fc_a.0.": "audio_proj.", "fc_v.0.": "visual_proj.parts.0.",
+ANCHOR = LAYER | {"fc_prob.": "classifier.", "fc_prob_beta.": "absence.", "fc_frame_att.": "time_pool.", "fc_a.0.": "audio_proj.", "fc_v.0.": "visual_proj.parts.0.",
                   "fc_st.0.": "visual_proj.parts.1.", "fc_fusion.0.": "visual_proj.fusion.", "v2a.0.": "audio_together.", "a2v.0.": "visual_together.",
                   "classifier1.0.": "joint_hidden.", "classifier2.": "joint."}
 REFERENCE = LAYER | {"cls_tokens_a": "tokens", "cls_tokens_v": "tokens", "fc_prob.": "classifier.", "fc_frame_att.": "time_pool.", "fc_a.": "proj.",
@@ -264,7 +268,7 @@ def case(golden) -> dict:
 
 
 def recorded_coleaf(case: dict, prefix: str = "sd") -> coleaf.CoLeaF:
-    config = coleaf.CoLeaFConfig(audio_dim=6, visual_2d_dim=10, visual_3d_dim=7, hidden=16, feedforward=16, dropout=0.0, absence_dropout=0.0, head_dropout=0.0)
+    config = coleaf.CoLeaFConfig(audio_dim=6, visual_2d_dim=10, visual_3d_dim=7, hidden=16, feedforward=16, dropout=0.0, absence_dropout=0.0, visual_dropout=0.0)
     model = coleaf.CoLeaF(config)
     for part, (public, names) in PARTS.items():
         weights = renamed(case, f"{prefix}.{public}.", names)
@@ -287,7 +291,7 @@ def test_coleaf_forward_equals_the_public_code(case):
                                  visual_doubt="visual_unc", audio_feat="feat_audio", visual_feat="feat_visual").items():
             close(getattr(output, ours), case[prefix + theirs], ours)
         close(torch.stack([output.audio_seconds, output.visual_seconds], 2), case[prefix + "frame_prob"])
-    visual = torch.cat([coleaf.by_second(inputs[1], 10), inputs[2]], -1)
+    visual = torch.cat([inputs[1].unflatten(1, (10, -1)).mean(2), inputs[2]], -1)
     for reference, x, public in ((model.audio_reference, inputs[0], "ref_audio"), (model.visual_reference, visual, "ref_visual")):
         output = reference(x)
         for ours, theirs in dict(prob="prob", seconds="frame_prob", token_prob="token_prob", feat="feat").items():
@@ -335,7 +339,7 @@ def test_coleaf_takes_the_two_recorded_steps_of_epoch_4(case, monkeypatch):
         def theirs(name: str) -> torch.Tensor:
             return case[f"step{step}.{name}"]
 
-        (audio_prob, visual_prob, weak, ratios), targets = seen["refine_labels"][step]
+        (probs, weak, ratios), targets = seen["refine_labels"][step]
         for k, m in enumerate("av"):
             close(targets[k], theirs(f"p{m}"))
             assert torch.equal(targets[k] == 0, theirs(f"p{m}") == 0), "removed labels"
@@ -349,7 +353,7 @@ def test_coleaf_takes_the_two_recorded_steps_of_epoch_4(case, monkeypatch):
             close(prob, theirs(f"{m}_prob"))
             if step == 0:
                 unsmoothed = (weak, 0.9 * weak + 0.05)[k]
-                close(jomold.bce((audio_prob, visual_prob)[k], unsmoothed), theirs(f"loss_{m}"))
+                close(F.binary_cross_entropy(probs[k], unsmoothed, reduction="none"), theirs(f"loss_{m}"))
                 close(ratios[k], theirs(f"ratio_{m}"))
                 close(output.prob, theirs(f"ref_prob1_{m}"))
                 close(seen["anchor_losses"][0][0][1][k].feat, theirs(f"x_{m}"))
@@ -381,9 +385,9 @@ def test_coleaf_trains_through_the_recorded_five_epochs(case, monkeypatch):
     close(torch.stack([x for _, x in seen["reference_loss"]]).reshape(10, 2), case["traj.ref_loss"])
     close(torch.stack([norm(x) for x in seen["gradients"][1::2]]), case["traj.grad_norm"])
     for k, (inputs, targets) in enumerate(seen["refine_labels"]):
-        before = jomold.targets(inputs[2])
+        before = jomold.targets(inputs[1])
         assert [int((x != y).sum()) for x, y in zip(targets, before)] == case["traj.removed"][k].tolist()
-        close(torch.stack([x.sum() for x in inputs[3]]), case["traj.ratio_sum"][k])
+        close(torch.stack([x.sum() for x in inputs[2]]), case["traj.ratio_sum"][k])
     for part, (public, names) in PARTS.items():
         same_weights(getattr(model, part), renamed(case, f"end.{public}.", names))
     data = uwav.TargetSplit(*(case[f"in.{name}"][:12] for name in ("audio", "visual_2d", "visual_3d", "weak")), *case["eval.truth"])
@@ -417,7 +421,7 @@ def test_labels_go_as_a_search_class_by_class_says(seed):
     weak[:, 4] = 0  # a class that the batch has not
     ratios = tuple(drawn(classes, seed=10 * seed + k).double() for k in (3, 4))
     ratios[1][0] = 1.0
-    ours = jomold.refine_labels(audio, visual, weak, ratios)
+    ours = jomold.refine_labels((audio, visual), weak, ratios)
     expected = [weak.clone(), 0.9 * weak + 0.05]
     for c in range(classes):
         positives = [b for b in range(B) if weak[b, c]]
@@ -456,7 +460,7 @@ def test_contrast_asks_in_one_direction_within_a_video_and_smooths_inside_the_lo
 def test_gates_let_their_very_edge_through():
     edge = torch.tensor([[0.5, 0.49]])
     assert jomold.gated(edge, torch.tensor([[[0.5, 0.5], [0.49, 0.9]]])).tolist() == [[[True, False], [False, False]]]
-    assert jomold.gated(torch.tensor([[0.52, 0.51]]), torch.tensor([[[0.25, 0.9], [0.24, 0.9]]]), coleaf.VIDEO_GATE, coleaf.SEGMENT_GATE).tolist() == [[[True, False], [False, False]]]
+    assert jomold.gated(torch.tensor([[0.52, 0.51]]), torch.tensor([[[0.25, 0.9], [0.24, 0.9]]]), *coleaf.GATES).tolist() == [[[True, False], [False, False]]]
 
 
 def test_losses_of_coleaf_are_their_definitions():
@@ -510,7 +514,7 @@ def test_scores_of_one_modality_alone_forget_what_is_in_both():
 
 def test_the_anchor_bends_every_frame_before_their_mean_and_the_linear_networks_need_not():
     frames = drawn(2, 3 * 8, 8) * 4 - 2
-    mean, audio, visual_3d = coleaf.by_second(frames, 3), drawn(2, 3, 6), drawn(2, 3, 3)
+    mean, audio, visual_3d = frames.unflatten(1, (3, -1)).mean(2), drawn(2, 3, 6), drawn(2, 3, 3)
     anchor = coleaf.CoLeaF(coleaf.CoLeaFConfig(**TINY)).eval().anchor
     assert not torch.allclose(anchor(audio, frames, visual_3d).visual_prob, anchor(audio, mean, visual_3d).visual_prob, atol=1e-4)
     model = jomold.JoMoLD(jomold.JoMoLDConfig(**TINY)).eval()
@@ -523,6 +527,7 @@ def test_published_sizes():
     assert numbers(jomold.JoMoLD()) == 4_571_723 - norms
     model = coleaf.CoLeaF()
     assert numbers(model.anchor) == 5_686_422 - 303_129
+    assert not model.audio_reference.tokens.any() and not model.visual_reference.tokens.any()
     assert [numbers(model.audio_reference), numbers(model.visual_reference)] == [2_735_154 - norms, 4_505_650 - norms]
 
 
@@ -585,9 +590,54 @@ def test_trains_and_resumes_to_the_same_bytes(name, visual_3d, seconds, tmp_path
     assert all(((x >= 0) & (x <= 2)).all() for x in (video, audio, visual))
 
 
-def test_without_validation_the_last_epoch_is_kept():
+def test_of_epochs_that_score_alike_and_without_validation_the_last_is_kept(monkeypatch):
     data, ratios = world(20, 0), (torch.ones(C).double(), torch.ones(C).double())
     for module, model_config, config in ((jomold, jomold.JoMoLDConfig(**TINY), jomold.JoMoLDTraining(**SMALL)), (coleaf, coleaf.CoLeaFConfig(**TINY), coleaf.CoLeaFTraining(**SMALL))):
-        run = uwav.Run()
-        module.train(data, None, ratios, model_config, config, run)
-        assert run.best_score == 3 and [r["val"] for r in run.history] == [None] * 3
+        monkeypatch.setattr(module, "predictions", lambda model, data, *cross: (data.audio_truth > 2, data.visual_truth > 2))
+        runs = uwav.Run(), uwav.Run()
+        models = [module.train(data, validation, ratios, model_config, config, run) for validation, run in zip((None, data), runs)]
+        assert [r["val"] for r in runs[0].history] == [None] * 3 and len({r["val"]["seg_a"] for r in runs[1].history}) == 1
+        assert all(torch.equal(x, y) for x, y in zip(*(m.state_dict().values() for m in models)))
+
+
+def test_fast_trains_like_the_plain_way(tmp_path):
+    data, ratios = world(20, 0), (torch.full((C,), 0.4).double(), torch.full((C,), 0.7).double())
+    for module, model_config, config in ((jomold, jomold.JoMoLDConfig(**TINY), jomold.JoMoLDTraining(**SMALL)), (coleaf, coleaf.CoLeaFConfig(**TINY), coleaf.CoLeaFTraining(**SMALL))):
+        runs = [checkpoints.Run(tmp_path / f"{module.__name__}{fast}.pt", "x", {}) for fast in (False, True)]
+        for run, fast in zip(runs, (False, True)):
+            module.train(data, None, ratios, model_config, replace(config, fast=fast, epochs=1), run)
+        plain, fast = (run.history[0]["loss"] for run in runs)
+        assert plain != fast and fast == pytest.approx(plain, rel=0.02)
+
+
+class Flip(torch.nn.Module):
+    """In the place of a dropout: shows what it acts on, without chance."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flip(1)
+
+
+def test_dropout_before_the_heads_is_where_the_public_code_has_it():
+    inputs = drawn(2, T, 6), drawn(2, T, 8), drawn(2, T, 3)
+    model = jomold.JoMoLD(jomold.JoMoLDConfig(**TINY)).eval()
+    before = model(*inputs)
+    model.visual_drop = Flip()
+    after = model(*inputs)
+    for name in ("audio_logit", "audio_feat", "visual_feat", "audio_prob"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    assert torch.allclose(after.visual_logit, before.visual_logit.flip(1), atol=1e-6) and torch.allclose(after.visual_prob, before.visual_prob, atol=1e-6)
+
+    model = coleaf.CoLeaF(coleaf.CoLeaFConfig(**TINY)).eval()
+    before = model.anchor(*inputs)
+    model.anchor.visual_drop = Flip()
+    after = model.anchor(*inputs)
+    for name in ("joint_prob", "joint_doubt", "audio_feat", "visual_feat"):
+        assert torch.equal(getattr(before, name), getattr(after, name)), name
+    assert not torch.allclose(before.audio_prob, after.audio_prob, atol=1e-6), "absence of sound looks at the dropped features, too"
+    for reference, x, same in ((model.audio_reference, inputs[0], False), (model.visual_reference, torch.cat(inputs[1:], -1), True)):
+        before = reference(x)
+        reference.drop = Flip()
+        after = reference(x)
+        assert torch.equal(before.feat, after.feat) and torch.allclose(after.seconds, before.seconds.flip(1), atol=1e-6)
+        assert torch.allclose(before.prob, after.prob, atol=1e-6) == same, "audio drops what is classified, visual the weights as well"
+    assert [m.visual_drop.p for m in (jomold.JoMoLD(), coleaf.CoLeaF().anchor)] == [0.5, 0.5] and coleaf.CoLeaF().audio_reference.drop.p == 0.5
