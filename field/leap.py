@@ -130,7 +130,7 @@ class LEAP(HAN):
         return LEAPOutput(torch.maximum(heard_prob, seen_prob), audio_logit, visual_logit, a, v, heard_prob, seen_prob)
 
     def decode(self, layers: nn.ModuleList, f: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.name_proj(self.names).expand(len(f), -1, -1)  # (B, C, h), the same for both modalities
+        x = self.name_proj(self.names).expand(f.shape[0], -1, -1)  # (B, C, h), the same for both modalities
         for layer in layers:
             x, logit = layer(x, f)
         return x, logit  # (B, C, h), (B, T, C) of the last block

@@ -71,7 +71,7 @@ class Block(nn.Module):
     def drop_path(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.dropout  # (B, 1, 1)
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.dropout  # (B, 1, 1)
         return x * kept / (1 - self.dropout)
 
 
@@ -146,8 +146,9 @@ class MGN(HAN):
 
     def group(self, a: Tensor, v: Tensor) -> tuple[Groups, Groups, Groups, Groups]:
         """Sound by the seconds of the pictures, sound by classes, pictures by classes, both modalities by classes."""
-        T, tokens = a.shape[1], (x.expand(len(a), -1, -1) for x in (self.audio_tokens, self.visual_tokens))  # (B, C, h)
-        x_a, x_v = (torch.cat([x, c], 1) for x, c in zip((a, v), tokens))  # (B, T + C, h) each
+        B, T, _ = a.shape
+        x_a = torch.cat([a, self.audio_tokens.expand(B, -1, -1)], 1)  # (B, T + C, h)
+        x_v = torch.cat([v, self.visual_tokens.expand(B, -1, -1)], 1)
         x_a, x_v = self.audio_blocks(x_a), self.visual_blocks(x_v)
         visual = self.visual_groups(x_v[:, :T], x_v[:, T:])
         merged = self.merge(x_a[:, :T], v)  # T groups; the residual is v, so what it gives is of pictures, too
