@@ -1,6 +1,7 @@
 """LEAP, MM-Pyramid and MGN agree with inputs and outputs recorded from their public code, and with hand-made cases."""
 
 import re
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import torch
 from torch import nn
 
 import uwav
-from common.released import with_weights
 from field import leap, mgn, mm_pyramid
 from train import checkpoints, stages
 
@@ -391,13 +391,27 @@ def test_any_length_works_and_a_video_does_not_see_the_others_of_its_batch(netwo
     assert together.audio_logit.shape == together.visual_logit.shape == (3, T, 4) and together.video_prob.shape == (3, 4)
 
 
+def saved(network: type, path: Path, **changed) -> uwav.HAN:
+    """A model, and its checkpoint; `changed` is what its config says otherwise."""
+    model = drawn(network)
+    torch.save(dict(kind=network.__name__, config=asdict(model.config) | changed, settings={}, weights=model.state_dict()), path)
+    return model
+
+
 @NETWORKS
-def test_a_checkpoint_rebuilds_all_that_the_network_is(network):
-    """Its config and weights are enough, as train/checkpoints.py has them."""
-    model, data = drawn(network), split(2, 5, 0)
-    again = with_weights(lambda: network(CONFIGS[network]), model.state_dict()).eval()
+def test_a_checkpoint_rebuilds_all_that_the_network_is(network, tmp_path):
+    model, data = saved(network, tmp_path / "han.pt"), split(2, 5, 0)
+    again = checkpoints.load_model(tmp_path / "han.pt", kind=uwav.HAN)
+    assert type(again) is network and again.config == model.config
     for x, y in zip(model(*data.inputs(slice(None))), again(*data.inputs(slice(None))), strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("network, field", [(mgn.MGN, "layers"), (mgn.MGN, "cross_layers"), (leap.LEAP, "decoder_layers"), (mm_pyramid.MMPyramid, "layers")])
+def test_a_checkpoint_that_claims_endless_layers_is_refused_at_once(network, field, tmp_path):
+    saved(network, tmp_path / "han.pt", **{field: 10**12})
+    with pytest.raises(ValueError, match=f"han.pt: .*{field} = 1000000000000"):
+        checkpoints.load_model(tmp_path / "han.pt")
 
 
 def trainer(network: type, data: uwav.TargetSplit, validation: uwav.TargetSplit | None):

@@ -139,8 +139,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
             model_class, config_class = MODELS[content["kind"]]
             config = config_class(**content["config"])
             check_fields(config)
-            if getattr(config, "layers", 0) > len(weights):
-                raise ValueError(f"layers = {config.layers}")
+            for name, value in content["config"].items():
+                if name.endswith("layers") and value > len(weights):  # would be built before weights are missed
+                    raise ValueError(f"{name} = {value}")
             model = with_weights(lambda: model_class(config), weights)
         elif "fc_prob.weight" in content:
             model = uwav.load_released_han(content, heads, visual_3d_dim)
