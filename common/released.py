@@ -1,6 +1,4 @@
-"""Checkpoints that were trained with the authors' released code: their sizes, and their weights under our names.
-
-So are those of the HAN of 2020 (Tian et al.) and of VALOR, which have another audio and visual input."""
+"""Checkpoints that were trained with the authors' released code: their sizes, and their weights under our names."""
 
 from __future__ import annotations
 
@@ -56,24 +54,24 @@ def teacher_of(state_dict: dict[str, Tensor], heads: int) -> tuple[dict, dict[st
 
 def han_of(state_dict: dict[str, Tensor], heads: int | None,
            visual_3d_dim: int | None) -> tuple[dict, dict[str, Tensor]]:
-    """Fields of HANConfig, and the weights under our names; heads, visual_3d_dim (how many of the visual inputs are 3D
-    features): None, as published."""
+    """Fields of HANConfig, and the weights under our names. None: as published. visual_3d_dim: how many of the visual
+    inputs are 3D features, of which the HAN of 2020 and that of VALOR tell themselves."""
     older, of_2020 = "fc_v.weight" in state_dict, "hat_encoder.norm1.weight" in state_dict
-    if older:
-        visual_3d_dim = state_dict["fc_st.weight"].shape[1]
     weights = _renamed(_one_visual_map(state_dict) if older else state_dict)
     classes, hidden = weights["classifier.weight"].shape
-    project, audio_mlp = "visual_proj.weight" in weights, "audio_proj.0.weight" in weights
+    project = "visual_proj.weight" in weights
     visual_dim = weights["visual_proj.weight"].shape[1] if project else hidden
-    if visual_3d_dim is None:
+    if older:
+        visual_3d_dim = state_dict["fc_st.weight"].shape[1]
+    elif visual_3d_dim is None:
         visual_3d_dim = PUBLISHED_VISUAL[1] if project and visual_dim == sum(PUBLISHED_VISUAL) else 0
     config = dict(
-        classes=classes, audio_dim=weights["audio_proj.0.weight" if audio_mlp else "audio_proj.weight"].shape[1],
+        classes=classes, audio_dim=weights["audio_proj.weight" if older else "audio_proj.0.weight"].shape[1],
         visual_2d_dim=visual_dim - visual_3d_dim, visual_3d_dim=visual_3d_dim, hidden=hidden,
         heads=heads or (1 if of_2020 else 8 if older else 16),
         feedforward=weights["layers.0.feedforward.linear1.weight"].shape[0],
         layers=sum(name.endswith("linear1.weight") for name in weights), project_visual=project,
-        audio_first=not of_2020, audio_mlp=audio_mlp)
+        audio_first=not of_2020, audio_mlp=not older)
     return config, weights
 
 
