@@ -149,9 +149,9 @@ def test_released_checkpoints_export_and_give_the_recorded_outputs(golden, tmp_p
         np.testing.assert_array_equal(got[f"{name}_hard"], case[f"{name}_hard"].numpy())
 
 
-@pytest.mark.parametrize("name", ["han", "valor"])
-def test_the_public_hans_of_2020_and_of_valor_export_and_give_the_recorded_outputs(golden, tmp_path, name):
-    case = {k.removeprefix(f"{name}."): v for k, v in golden("public_hans").items() if k.startswith(f"{name}.")}
+def test_the_public_han_of_2020_exports_and_gives_the_recorded_outputs(golden, tmp_path):
+    """Which is symmetric; VALOR's is not, as UWAV's."""
+    case = {k.removeprefix("han."): v for k, v in golden("public_hans").items() if k.startswith("han.")}
     torch.save({k[3:]: v for k, v in case.items() if k.startswith("sd.")}, tmp_path / "net.pt")
     export_onnx.main(["--released-han", str(tmp_path / "net.pt"), "--heads", str(int(case["heads"])), str(tmp_path / "out")])
     assert json.loads((tmp_path / "out/bundle.json").read_text())["features"]["set"] == "base"
