@@ -155,7 +155,7 @@ def similarity(audio_feat: Tensor, visual_feat: Tensor) -> Tensor:
 
 
 def leap_losses(output: LEAPOutput, audio_label: Tensor, visual_label: Tensor) -> Tensor:
-    """The terms of the loss, (5,), in the order of LOSSES, from pseudo-labels (B, T, C) alone, without the weak ones."""
+    """The terms of the loss, (5,), in the order of LOSSES, from pseudo-labels (B, T, C) and no weak ones."""
     target = similarity_target(audio_label, visual_label)  # (B, T, T)
     return torch.stack([
         video_loss(output.heard_prob, audio_label.amax(1)),  # a class that is audible in some second
