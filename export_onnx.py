@@ -622,7 +622,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="packed folder of the run (default: RUN/data)")
     parser.add_argument("--released-han", type=Path, metavar="FILE", help="a HAN of the authors' code, instead of RUN")
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")
-    parser.add_argument("--heads", type=int, help="of released checkpoints, which do not say (default: 16)")
+    parser.add_argument("--heads", type=int, help="of released checkpoints, which do not say (default: as published)")
     parser.add_argument("--teacher-heads", type=int, help="of the teacher, if others than the HAN's")
     parser.add_argument("--visual-3d-dim", type=int,
                         help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")

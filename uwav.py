@@ -762,15 +762,12 @@ def load_released_teacher(state_dict: dict[str, Tensor], heads: int = 16) -> Tea
     return with_weights(lambda: Teacher(TeacherConfig(**config)), weights)
 
 
-def load_released_han(state_dict: dict[str, Tensor], heads: int = 16, visual_3d_dim: int | None = None) -> HAN:
-    """A HAN trained with the released code. Which of its visual inputs are 3D features cannot be read off the weights
-    either: unless told, the published 512 where there are as many inputs as published, else none."""
+def load_released_han(state_dict: dict[str, Tensor], heads: int | None = None, visual_3d_dim: int | None = None) -> HAN:
+    """A HAN trained with the released code, or with that of the HAN of 2020 or of VALOR. What weights do not tell is as
+    published unless told: 16, 1 or 8 heads; and, of UWAV's alone, how many of the visual inputs are 3D features, 512
+    where there are as many inputs as published, else none."""
     from common.released import han_of, with_weights
 
-    if visual_3d_dim is None:
-        published, fusion = HANConfig(), state_dict.get("fc_fusion.layers.0.weight")
-        as_published = fusion is not None and fusion.shape[1] == published.visual_2d_dim + published.visual_3d_dim
-        visual_3d_dim = published.visual_3d_dim if as_published else 0
     config, weights = han_of(state_dict, heads, visual_3d_dim)
     return with_weights(lambda: HAN(HANConfig(**config)), weights)
 

@@ -12,13 +12,14 @@ NAMES = (  # of weights, released code -> here: regular expressions, applied in 
     (r"^proj_([av])\.", r"\1.mlp_in."), (r"^final_proj_([av])\.", r"\1.mlp_out."),
     (r"^([av])_transformer\.encoder", r"\1"), (r"^a\.", "audio."), (r"^v\.", "visual."),
     (r"^hat_encoder\.", ""), (r"^fc_a\.", "audio_proj."), (r"^fc_fusion\.layers\.0", "visual_proj"),
-    (r"^fc_prob\.", "classifier."), (r"^fc_frame_att\.layers\.0", "time_pool"),
-    (r"^fc_av_att\.layers\.0", "modal_pool"),
+    (r"^fc_prob\.", "classifier."), (r"^fc_frame_att(\.layers\.0)?", "time_pool"),
+    (r"^fc_av_att(\.layers\.0)?", "modal_pool"),
     (r"(mlp_in|mlp_out|audio_proj)\.layers\.", r"\1."),
     (r"(mlp_in|mlp_out|audio_proj)\.1\.", r"\1.2."),  # an MLP's layers, numbered without and with the ReLU
     (r"in_proj_", "in_proj."), (r"\.cm_attn", ".cross_attn"), (r"\.norm1", ".norm"), (r"\.norm2", ".feedforward.norm"),
     (r"\.(linear[12])", r".feedforward.\1"))
-UNUSED = re.compile(r"hat_encoder\.final_norm_|[av]_logit_scale")  # two norms, two numbers
+UNUSED = re.compile(r"hat_encoder\.(final_norm_|norm\d)|[av]_logit_scale|(audio|visual|cmt)_encoder")
+PUBLISHED_VISUAL = 2048, 512  # sizes of the 2D and 3D features
 
 
 def with_weights(model: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module:
@@ -51,16 +52,35 @@ def teacher_of(state_dict: dict[str, Tensor], heads: int) -> tuple[dict, dict[st
     return config, weights
 
 
-def han_of(state_dict: dict[str, Tensor], heads: int, visual_3d_dim: int) -> tuple[dict, dict[str, Tensor]]:
-    """Fields of HANConfig, and the weights under our names; visual_3d_dim: how many of the visual inputs are 3D
-    features, if there are more inputs than that."""
-    weights = _renamed(state_dict)
+def han_of(state_dict: dict[str, Tensor], heads: int | None,
+           visual_3d_dim: int | None) -> tuple[dict, dict[str, Tensor]]:
+    """Fields of HANConfig, and the weights under our names. None: as published. visual_3d_dim: how many of the visual
+    inputs are 3D features, of which the HAN of 2020 and that of VALOR tell themselves."""
+    older, of_2020 = "fc_v.weight" in state_dict, "hat_encoder.norm1.weight" in state_dict
+    weights = _renamed(_one_visual_map(state_dict) if older else state_dict)
     classes, hidden = weights["classifier.weight"].shape
     project = "visual_proj.weight" in weights
     visual_dim = weights["visual_proj.weight"].shape[1] if project else hidden
+    if older:
+        visual_3d_dim = state_dict["fc_st.weight"].shape[1]
+    elif visual_3d_dim is None:
+        visual_3d_dim = PUBLISHED_VISUAL[1] if project and visual_dim == sum(PUBLISHED_VISUAL) else 0
     config = dict(
-        classes=classes, audio_dim=weights["audio_proj.0.weight"].shape[1], visual_2d_dim=visual_dim - visual_3d_dim,
-        visual_3d_dim=visual_3d_dim, hidden=hidden, heads=heads,
+        classes=classes, audio_dim=weights["audio_proj.weight" if older else "audio_proj.0.weight"].shape[1],
+        visual_2d_dim=visual_dim - visual_3d_dim, visual_3d_dim=visual_3d_dim, hidden=hidden,
+        heads=heads or (1 if of_2020 else 8 if older else 16),
         feedforward=weights["layers.0.feedforward.linear1.weight"].shape[0],
-        layers=sum(name.endswith("linear1.weight") for name in weights), project_visual=project)
+        layers=sum(name.endswith("linear1.weight") for name in weights), project_visual=project,
+        audio_first=not of_2020, audio_mlp=not older)
     return config, weights
+
+
+def _one_visual_map(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Visual features went through three linear maps in a row, fc_v (2D) and fc_st (3D), then fc_fusion: one matrix."""
+    layers = "fc_v", "fc_st", "fc_fusion"
+    w_2d, w_3d, w = (state_dict[f"{name}.weight"].double() for name in layers)
+    b_2d, b_3d, b = (state_dict[f"{name}.bias"].double() for name in layers)
+    left, right = w.split([len(w_2d), len(w_3d)], 1)  # (h, h) each
+    merged = {"visual_proj.weight": torch.cat([left @ w_2d, right @ w_3d], 1),
+              "visual_proj.bias": b + left @ b_2d + right @ b_3d}
+    return {name: x for name, x in state_dict.items() if name.split(".")[0] not in layers} | merged

@@ -8,7 +8,6 @@ labels that they share.
 
 What it changes on the HAN: the encoder stays; `decode`, two `DecoderLayer`s a modality, comes in the place of
 classifier, time_pool and modal_pool. Its output begins with that of the HAN, so whatever takes a HAN takes this.
-
 Source: Zhou et al., arXiv 2407.08126, of which the full text was not to be had; public code jasongief/LEAP at fd4a8f5,
 which is followed where nothing is said. Departures:
 
@@ -25,16 +24,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uwav import HAN, HANConfig, PseudoLabels, Run, TargetSplit, han_scores, video_loss
+from uwav import HAN, HANConfig, HANOutput, PseudoLabels, Run, TargetSplit, han_scores, video_loss
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,8 @@ class DecoderLayer(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))  # (B, C, h)
 
 
-class LEAPOutput(NamedTuple):
-    """HANOutput, and what it is made of: the video's classes by each modality."""
-
-    video_prob: Tensor  # (B, C), the larger of the two below: either modality may open the gate
-    audio_logit: Tensor  # (B, T, C)
-    visual_logit: Tensor  # (B, T, C)
-    audio_feat: Tensor  # (B, T, h), the encoder's
-    visual_feat: Tensor  # (B, T, h)
-    heard_prob: Tensor  # (B, C)
-    seen_prob: Tensor  # (B, C)
+# HANOutput, and what its video_prob is the larger of: the video's classes (B, C) by its sound, and by its pictures.
+LEAPOutput = namedtuple("LEAPOutput", (*HANOutput._fields, "heard_prob", "seen_prob"))
 
 
 class LEAP(HAN):
@@ -130,7 +121,7 @@ class LEAP(HAN):
         return LEAPOutput(torch.maximum(heard_prob, seen_prob), audio_logit, visual_logit, a, v, heard_prob, seen_prob)
 
     def decode(self, layers: nn.ModuleList, f: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.name_proj(self.names).expand(len(f), -1, -1)  # (B, C, h), the same for both modalities
+        x = self.name_proj(self.names).expand(f.shape[0], -1, -1)  # (B, C, h), the same for both modalities
         for layer in layers:
             x, logit = layer(x, f)
         return x, logit  # (B, C, h), (B, T, C) of the last block
@@ -164,8 +155,7 @@ def similarity(audio_feat: Tensor, visual_feat: Tensor) -> Tensor:
 
 
 def leap_losses(output: LEAPOutput, audio_label: Tensor, visual_label: Tensor) -> Tensor:
-    """The terms of the loss, (5,), in the order of LOSSES, from pseudo-labels (B, T, C). The weak label takes no part:
-    it acts only through them."""
+    """The terms of the loss, (5,), in the order of LOSSES, from pseudo-labels (B, T, C) and no weak ones."""
     target = similarity_target(audio_label, visual_label)  # (B, T, T)
     return torch.stack([
         video_loss(output.heard_prob, audio_label.amax(1)),  # a class that is audible in some second

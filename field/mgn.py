@@ -11,9 +11,8 @@ second are here the second itself and what its classes gathered, handed back by 
 
     f = LN(x) + A^T (g + g_av)    x seconds behind the blocks, A shares, g groups of the modality, g_av of both
 
-Classifier and pooling are the HAN's, losses UWAV's: `uwav.train_han(..., network=MGN)`. No part of MGN is left without
-a gradient, and no weight is new but the pooling's. The last section is what its authors predict, and train with.
-
+Classifier and pooling are the HAN's, losses UWAV's: `uwav.train_han(..., network=MGN)`. Every part of MGN gets a
+gradient, and no weight is new but the pooling's. The last section is what its authors predict, and train with.
 Source: Mo and Tian, NeurIPS 2022, read in the text of its submission; public code stoneMo/MGN at 11be034, which is
 followed where nothing is said. Departures:
 
@@ -71,7 +70,7 @@ class Block(nn.Module):
     def drop_path(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.dropout  # (B, 1, 1)
+        kept = torch.rand(x.shape[0], 1, 1, device=x.device) >= self.dropout  # (B, 1, 1)
         return x * kept / (1 - self.dropout)
 
 
@@ -146,8 +145,9 @@ class MGN(HAN):
 
     def group(self, a: Tensor, v: Tensor) -> tuple[Groups, Groups, Groups, Groups]:
         """Sound by the seconds of the pictures, sound by classes, pictures by classes, both modalities by classes."""
-        T, tokens = a.shape[1], (x.expand(len(a), -1, -1) for x in (self.audio_tokens, self.visual_tokens))  # (B, C, h)
-        x_a, x_v = (torch.cat([x, c], 1) for x, c in zip((a, v), tokens))  # (B, T + C, h) each
+        B, T, _ = a.shape
+        x_a = torch.cat([a, self.audio_tokens.expand(B, -1, -1)], 1)  # (B, T + C, h)
+        x_v = torch.cat([v, self.visual_tokens.expand(B, -1, -1)], 1)
         x_a, x_v = self.audio_blocks(x_a), self.visual_blocks(x_v)
         visual = self.visual_groups(x_v[:, :T], x_v[:, T:])
         merged = self.merge(x_a[:, :T], v)  # T groups; the residual is v, so what it gives is of pictures, too
@@ -159,14 +159,6 @@ class MGN(HAN):
 
 # ---- As published --------------------------------------------------------------------------------
 
-class Published(NamedTuple):
-    video_prob: Tensor  # (B, C)
-    audio_prob: Tensor  # (B, C)
-    visual_prob: Tensor  # (B, C)
-    audio_frame: Tensor  # (B, T, C), up to 1.23 if not hard
-    visual_frame: Tensor  # (B, T, C)
-
-
 class Heads(nn.Module):
     """The published predictions, from MGN.group."""
 
@@ -175,20 +167,18 @@ class Heads(nn.Module):
         self.hard = config.hard
         self.video, self.audio, self.visual = (nn.Linear(config.hidden, 1) for _ in range(3))
 
-    def forward(self, merged: Groups, audio: Groups, visual: Groups, both: Groups) -> Published:
+    def forward(self, merged: Groups, audio: Groups, visual: Groups, both: Groups) -> tuple[Tensor, ...]:
+        """Probabilities of the video by both, by sound, by pictures, (B, C) each; of its seconds, (B, T, C) each."""
         p_av, p_a, p_v = (head(x.features).sigmoid() for head, x in (
             (self.video, both), (self.audio, audio), (self.visual, visual)))  # (B, C, 1) each
         # A second softmax, over time, of shares that are one: with 10 seconds the factor lies between 1.04 and 1.23.
-        frames = (p * (x.shares if self.hard else 1 + x.shares.softmax(-1)) for p, x in ((p_a, audio), (p_v, visual)))
-        return Published(*(x[..., 0] for x in (p_av, p_a, p_v)), *(x.transpose(1, 2) for x in frames))
+        seconds = (p * (x.shares if self.hard else 1 + x.shares.softmax(-1)) for p, x in ((p_a, audio), (p_v, visual)))
+        return *(x[..., 0] for x in (p_av, p_a, p_v)), *(x.transpose(1, 2) for x in seconds)
 
 
-def published_losses(model: MGN, output: Published, weak: Tensor) -> Tensor:
-    """What the public code trains with, weak (B, C) -> (5,). None of its terms touches a second."""
+def published_losses(model: MGN, video_prob: Tensor, audio_prob: Tensor, visual_prob: Tensor, weak: Tensor) -> Tensor:
+    """What the public code trains with, (B, C) each -> (5,). None of its terms touches a second."""
     own = torch.arange(model.config.classes, device=weak.device)  # (C,): each class's token is of that class
-    return torch.stack([
-        F.cross_entropy(model.classifier(model.audio_tokens), own),
-        F.cross_entropy(model.classifier(model.visual_tokens), own),
-        video_loss(output.video_prob, weak),
-        video_loss(output.audio_prob, weak),
-        video_loss(output.visual_prob, 0.9 * weak + 0.05)])
+    tokens = (F.cross_entropy(model.classifier(x), own) for x in (model.audio_tokens, model.visual_tokens))
+    pairs = (video_prob, weak), (audio_prob, weak), (visual_prob, 0.9 * weak + 0.05)
+    return torch.stack([*tokens, *(video_loss(*pair) for pair in pairs)])

@@ -8,7 +8,7 @@ import torch
 
 import uwav
 from data import annotations, pack
-from train import presets
+from train import presets, stages
 
 HEADS = 4  # of the small recorded models
 GRAD = dict(rtol=1e-4, atol=1e-4)
@@ -61,6 +61,21 @@ def test_han_outputs_equal_the_released_code(golden):
     names = ("video_probs", "audio_logits", "visual_logits", "audio_feat", "visual_feat")
     for ours, theirs in zip(output, names, strict=True):
         torch.testing.assert_close(ours, case[f"out.{theirs}"], **VALUE)
+
+
+@pytest.mark.parametrize("name, heads", [("han", 1), ("valor", 8)])
+def test_the_public_hans_of_2020_and_of_valor_load_and_equal_their_code(golden, name, heads):
+    case = weights(golden("public_hans"), f"{name}.")
+    state = weights(case, "sd.")
+    model = uwav.load_released_han(state, heads=int(case["heads"])).eval()
+    output = model(*(case[f"in.{k}"] for k in ("audio", "visual_2d", "visual_3d")))
+    torch.testing.assert_close(output.video_prob, case["out.video_prob"], **VALUE)
+    segments = torch.stack([output.audio_logit, output.visual_logit], 2).sigmoid()  # (B, T, 2, C)
+    torch.testing.assert_close(segments, case["out.segment_prob"], **VALUE)
+    for m, own in zip(("audio", "visual"), stages.modality_prob(model, output).unbind(1)):
+        torch.testing.assert_close(own, case[f"out.{m}_prob"], **VALUE)
+    assert uwav.load_released_han(state).config.heads == heads  # as published, unless told
+    assert model.config.audio_first == (name == "valor") and not model.config.audio_mlp
 
 
 @pytest.mark.parametrize("setting", presets.ABLATION)

@@ -297,6 +297,20 @@ def test_released_checkpoints_label_and_evaluate_like_ours(world, golden, tmp_pa
     assert set(uwav.SCORES) <= files.read_sealed(tmp_path / "scores_test.json", "").keys()
 
 
+def test_the_public_hans_of_2020_and_of_valor_evaluate(golden, tmp_path, capsys):
+    """Recorded weights, their first layers widened to the features `base`."""
+    pack.pack(write_source(tmp_path / "source", videos=4), tmp_path / "data", workers=1)
+    case = golden("public_hans")
+    for name, heads in (("han", 1), ("valor", 8)):
+        state = {k.split(".sd.")[1]: v for k, v in case.items() if k.startswith(f"{name}.sd.")}
+        state |= {f"{x}.weight": torch.randn(16, size) for x, size in (("fc_a", 128), ("fc_v", 2048), ("fc_st", 512))}
+        (tmp_path / name).mkdir()
+        torch.save(state, tmp_path / name / "net.pt", _use_new_zipfile_serialization=name == "valor")  # PyTorch of 2020 wrote no zip
+        cli.main(["evaluate", str(tmp_path / "data"), str(tmp_path / name / "net.pt")])
+        assert set(uwav.SCORES) <= files.read_sealed(tmp_path / name / "scores_test.json", "").keys()
+        assert f"{heads} are assumed, as published" in capsys.readouterr().out
+
+
 # ---- run_all.sh ----
 
 

@@ -124,7 +124,6 @@ MODELS = {"Teacher": (uwav.Teacher, uwav.TeacherConfig), "HAN": (uwav.HAN, uwav.
           "LEAP": (leap.LEAP, leap.LEAPConfig), "MGN": (mgn.MGN, mgn.MGNConfig),
           "MMPyramid": (mm_pyramid.MMPyramid, mm_pyramid.MMPyramidConfig)}
 PARSERS = (uwav.HAN, coleaf.CoLeaF)  # JoMoLD, LEAP, MGN and MM-Pyramid are HANs with another part
-RELEASED_HEADS = uwav.TeacherConfig.heads  # of published checkpoints, HAN and teacher
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int | None = None,
@@ -140,17 +139,18 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
             model_class, config_class = MODELS[content["kind"]]
             config = config_class(**content["config"])
             check_fields(config)
-            if getattr(config, "layers", 0) > len(weights):
-                raise ValueError(f"layers = {config.layers}")
+            for name, value in content["config"].items():
+                if name.endswith("layers") and value > len(weights):  # would be built before weights are missed
+                    raise ValueError(f"{name} = {value}")
             model = with_weights(lambda: model_class(config), weights)
         elif "fc_prob.weight" in content:
-            model = uwav.load_released_han(content, heads or RELEASED_HEADS, visual_3d_dim)
+            model = uwav.load_released_han(content, heads, visual_3d_dim)
         else:
-            model = uwav.load_released_teacher(content, heads or RELEASED_HEADS)
+            model = uwav.load_released_teacher(content, heads or uwav.TeacherConfig.heads)
     if not isinstance(model, kind):
         raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {getattr(kind, '__name__', 'HAN')}")
     if "kind" not in content and heads is None:
-        print(f"{path}: does not say how many attention heads it has; {RELEASED_HEADS} are assumed, as published")
+        print(f"{path}: does not say how many attention heads it has; {model.config.heads} are assumed, as published")
     return model.to(device).eval()
 
 

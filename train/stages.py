@@ -348,6 +348,8 @@ GATES = {"joint": "joint (published)", "modality": "modality (as JoMoLD)", "none
 
 def modality_prob(model: uwav.HAN, out: uwav.HANOutput) -> Tensor:
     """HAN.pool without the weights over modalities, for each modality -> (B, 2, C), from 0 to 1. JoMoLD's gate."""
+    if not hasattr(model, "time_pool"):  # field/leap.py has these probabilities instead
+        return torch.stack([out.heard_prob, out.seen_prob], 1)  # (B, 2, C)
     x = torch.stack([out.audio_feat, out.visual_feat], 2)  # (B, T, 2, h)
     p = torch.stack([out.audio_logit, out.visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
     return (model.time_pool(x).float().softmax(1) * p).sum(1)  # (B, 2, C)

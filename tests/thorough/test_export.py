@@ -1,6 +1,8 @@
 """Exported files: right at every size, self-contained, refused when they are wrong; and parse.py on top of them."""
 
 import csv
+import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -22,6 +24,7 @@ import parse
 import tiny_extract
 import uwav
 from common import files
+from field import leap, mgn, mm_pyramid
 from train import checkpoints, stages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,6 +147,55 @@ def test_released_checkpoints_export_and_give_the_recorded_outputs(golden, tmp_p
         visual_threshold=case["visual_thresholds"].float().numpy()))
     for name in ("audio", "visual"):
         np.testing.assert_array_equal(got[f"{name}_hard"], case[f"{name}_hard"].numpy())
+
+
+def test_the_public_han_of_2020_exports_and_gives_the_recorded_outputs(golden, tmp_path):
+    """Which is symmetric; VALOR's is not, as UWAV's."""
+    case = {k.removeprefix("han."): v for k, v in golden("public_hans").items() if k.startswith("han.")}
+    torch.save({k[3:]: v for k, v in case.items() if k.startswith("sd.")}, tmp_path / "net.pt")
+    export_onnx.main(["--released-han", str(tmp_path / "net.pt"), "--heads", str(int(case["heads"])), str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out/bundle.json").read_text())["features"]["set"] == "base"
+    inputs = {k: case[f"in.{k}"].numpy() for k in ("audio", "visual_3d")} | dict(visual_2d=case["in.visual_2d"].reshape(3, 10, 8, 8).mean(2).numpy())
+    got = run_onnx(tmp_path / "out/onnx/parser.onnx", inputs)
+    np.testing.assert_allclose(got["video_prob"], case["out.video_prob"].numpy(), atol=1e-5)
+    np.testing.assert_allclose(np.stack([got["audio_prob"], got["visual_prob"]], 2), case["out.segment_prob"].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("network, config", [
+    (leap.LEAP, leap.LEAPConfig(text_dim=7, decoder_heads=2, decoder_feedforward=12, decoder_layers=1)), (mm_pyramid.MMPyramid, mm_pyramid.MMPyramidConfig()),
+    (mgn.MGN, mgn.MGNConfig(cross_layers=1))], ids=("LEAP", "MMPyramid", "MGN"))
+@pytest.mark.parametrize("T", [1, 23])
+def test_other_networks_export_and_are_right_at_sizes_never_traced_nor_tried(networks, network, config, T):
+    """Batches and lengths beside those that `keep` tries itself."""
+    path, model = networks(network, config)
+    torch.manual_seed(T)
+    inputs = dict(audio=torch.randn(5, T, 6), visual_2d=torch.randn(5, T, 8), visual_3d=torch.randn(5, T, 3))
+    with torch.no_grad():
+        expected = export_onnx.probabilities(model(*inputs.values()))
+    got = run_onnx(path, {k: x.numpy() for k, x in inputs.items()})
+    for name, x in zip(export_onnx.PROBABILITIES, expected, strict=True):
+        np.testing.assert_allclose(got[name], x.numpy(), atol=1e-5)
+    gate = got["video_prob"][:, None] > uwav.GATE
+    for m in ("audio", "visual"):
+        np.testing.assert_array_equal(got[f"{m}_event"], (got[f"{m}_prob"] > uwav.GATE) & gate)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """A network of random weights, small, and its parser.onnx: each is traced once."""
+    @functools.cache
+    def make(network: type, config: uwav.HANConfig) -> tuple[Path, uwav.HAN]:
+        small = dict(classes=4, audio_dim=6, visual_2d_dim=8, visual_3d_dim=3, hidden=16, heads=2, feedforward=24, layers=1)
+        torch.manual_seed(0)
+        model = network(dataclasses.replace(config, **small)).eval()
+        for x in model.state_dict().values():
+            x.normal_(std=0.3)
+        out = tmp_path_factory.mktemp(network.__name__)
+        (out / "onnx").mkdir()
+        export_onnx.keep(export_onnx.exports_of(model, None)["parser"], out, {})
+        return out / "onnx/parser.onnx", model
+
+    return make
 
 
 def test_a_teacher_alone_is_exported_and_heads_that_are_guessed_are_said(golden, tmp_path, capsys):
