@@ -64,7 +64,7 @@ def _target(data: Path, identity: str, split: str, features: str, device: str) -
 
 
 CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig,
-           *{type(x) for pair in PRESETS["paper"].field.values() for x in pair})
+           *dict.fromkeys(type(x) for pair in PRESETS["paper"].field.values() for x in pair))
 
 
 def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float | str]:
