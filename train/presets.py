@@ -43,16 +43,17 @@ PRESETS = {
         PretrainConfig(epochs=7, batch=16, warmup=3, peak_lr=3e-4, min_lr=3e-5),
         {"base": HANConfig(**_SMALL), "clip_clap": replace(CLIP_CLAP, **_SMALL, project_visual=True)},
         _SMALL_TRAIN,
-        # The others by one rule, rates by validation: docs/field.md.
+        # The others by one rule, rates and epochs by validation: docs/field.md.
         {"leap": (LEAPConfig(**_SMALL, text_dim=_TEXTS, decoder_heads=4, decoder_feedforward=128),
-                  LEAPTraining(epochs=8, drop_every=3, peak_lr=2e-3)),
-         "noise": (JoMoLDConfig(hidden=64, feedforward=128), JoMoLDTraining(epochs=32, lr_epochs=8, peak_lr=2e-3)),
-         "jomold": (JoMoLDConfig(hidden=64, feedforward=128), JoMoLDTraining(epochs=32, lr_epochs=8, peak_lr=2e-3)),
-         "coleaf": (CoLeaFConfig(hidden=64, feedforward=128), CoLeaFTraining(epochs=32, lr_epochs=19, peak_lr=2e-3,
-                                                                                      references_from=4,
-                                                                                      anchor_from=11)),
-         "mgn": (MGNConfig(hidden=64, heads=4, feedforward=128, layers=1, cross_layers=2), _SMALL_TRAIN),
-         "mm_pyramid": (MMPyramidConfig(hidden=64, heads=4, feedforward=128), _SMALL_TRAIN)}),
+                  LEAPTraining(epochs=32, drop_every=12, peak_lr=1e-3)),
+         "noise": (JoMoLDConfig(hidden=64, feedforward=128), JoMoLDTraining(epochs=64, lr_epochs=16, peak_lr=8e-3)),
+         "jomold": (JoMoLDConfig(hidden=64, feedforward=128), JoMoLDTraining(epochs=64, lr_epochs=16, peak_lr=4e-3)),
+         "coleaf": (CoLeaFConfig(hidden=64, feedforward=128),
+                    CoLeaFTraining(epochs=32, lr_epochs=19, peak_lr=8e-3, references_from=4, anchor_from=11)),
+         "mgn": (MGNConfig(hidden=64, heads=4, feedforward=128, layers=1, cross_layers=2),
+                 replace(_SMALL_TRAIN, peak_lr=4e-3, min_lr=2e-4)),
+         "mm_pyramid": (MMPyramidConfig(hidden=64, heads=4, feedforward=128),
+                        replace(_SMALL_TRAIN, peak_lr=8e-3, min_lr=4e-4))}),
 }
 
 # The rows of the paper's ablation: what each of them sets in TrainConfig.
