@@ -416,11 +416,12 @@ def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def write_csv(result: Parse, path: Path) -> None:
+def write_csv(result: Parse, source: Path, path: Path) -> None:
+    """Events, one a row, each with its video, so that such files can be joined; `uwav.py score` reads them."""
     with _written(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("label", "modality", "onset", "offset", "probability"))
+        writer = csv.DictWriter(file, ("video", "label", "modality", "onset", "offset", "probability"))
         writer.writeheader()
-        writer.writerows(result.events())
+        writer.writerows(dict(e, video=source.name) for e in result.events())
 
 
 def own_classes(names: str) -> list[str]:
@@ -441,7 +442,7 @@ def main(arguments: list[str] | None = None) -> None:
     where.add_argument("--serve", type=Path, metavar="OUT", help="show the page with this bundle, to this machine only")
     parser.add_argument("--port", type=int, default=8000, help="of --serve (default: 8000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="events and all probabilities")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="events: label, modality, onset, offset, probability")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="events: video, label, modality, onset, ...")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
     parser.add_argument("--save-features", type=Path, metavar="FILE.npz", help="the video's features, to parse again")
     parser.add_argument("--classes", metavar="A,B,...", help="other classes than the bundle's: found by the teacher")
@@ -478,7 +479,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.json:
             write_json(result, options.source, bundle, options.json)
         if options.csv:
-            write_csv(result, options.csv)
+            write_csv(result, options.source, options.csv)
         if options.plot:
             plot(result, options.source.name, options.plot)
     except (ValueError, OSError) as error:

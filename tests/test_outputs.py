@@ -36,6 +36,7 @@ def test_parse_finds_in_features_the_events_that_the_trained_model_predicts(fini
     parse.main([str(tmp_path / "video.npz"), "--bundle", str(exported), "--json", str(tmp_path / "e.json"), "--csv", str(tmp_path / "e.csv")])
     with open(tmp_path / "e.csv", newline="") as file:
         events = list(csv.DictReader(file))
+    assert {event["video"] for event in events} == {"video.npz"}
     found = {name: np.zeros(predictions[0][n].shape, bool) for name in names}
     classes = json.loads((exported / "bundle.json").read_text())["classes"]
     for event in events:

@@ -1,5 +1,5 @@
 // What a person does on the page: choose a bundle and a file, look, move, save.
-import {MODALITIES, describe, featuresOfVideo, parse} from "./parser.js";
+import {MODALITIES, csvOf, describe, featuresOfVideo, parse} from "./parser.js";
 import {Remote} from "./remote.js";
 
 const $ = (id) => document.getElementById(id);
@@ -306,11 +306,7 @@ function save(ending, type, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 $("json").addEventListener("click", () => save("json", "application/json", `${JSON.stringify(describe(result, bundle, file.name))}\n`));
-$("csv").addEventListener("click", () => {
-  const columns = ["label", "modality", "onset", "offset", "probability"], cell = (x) => (/[",\n]/.test(x) ? `"${String(x).replaceAll('"', '""')}"` : x);
-  const lines = result.events.map((e) => columns.map((c) => cell(c === "probability" ? Number(e[c].toFixed(6)) : e[c])).join(","));
-  save("csv", "text/csv", [columns.join(","), ...lines, ""].join("\r\n"));
-});
+$("csv").addEventListener("click", () => save("csv", "text/csv", csvOf(result, file.name)));
 
 // ---- beginning ----
 

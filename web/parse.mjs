@@ -1,11 +1,12 @@
-// Parse a features file in Node:  node parse.mjs BUNDLE FEATURES.npz [fp16|int8]   -> the JSON that parse.py --json writes
+// Parse a features file in Node:  node parse.mjs BUNDLE FEATURES.npz [fp16|int8] [--csv]
+// Prints the JSON that parse.py --json writes; with --csv, what its --csv writes.
 import {readFile, stat} from "node:fs/promises";
 import {basename} from "node:path";
-import {Bundle, describe, parse, readNpz} from "./parser.js";
+import {Bundle, csvOf, describe, parse, readNpz} from "./parser.js";
 
-const [folder, file, variant] = process.argv.slice(2);
+const [folder, file, variant] = process.argv.slice(2).filter((word) => word !== "--csv");
 if (!file) {
-  console.error("error: name a bundle and a features file: node parse.mjs BUNDLE FEATURES.npz [fp16|int8]");
+  console.error("error: name a bundle and a features file: node parse.mjs BUNDLE FEATURES.npz [fp16|int8] [--csv]");
   process.exit(2);
 }
 
@@ -24,7 +25,8 @@ try {
   });
   const bundle = await Bundle.open({cpu: () => ort}, (name) => read(`${folder}/${name}`), variant);
   const result = await parse(await readNpz(await read(file)), bundle);
-  console.log(JSON.stringify(describe(result, bundle, basename(file))));
+  if (process.argv.includes("--csv")) process.stdout.write(csvOf(result, basename(file)));
+  else console.log(JSON.stringify(describe(result, bundle, basename(file))));
 } catch (error) {
   console.error(`error: ${error.message}`);
   process.exit(1);

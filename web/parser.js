@@ -210,6 +210,14 @@ export function describe(result, bundle, source) {
   };
 }
 
+// The table that parse.py --csv writes: an event a row, each with its video.
+export function csvOf(result, source) {
+  const columns = ["video", "label", "modality", "onset", "offset", "probability"];
+  const cell = (x) => (/[",\r\n]/.test(x) ? `"${String(x).replaceAll('"', '""')}"` : x);
+  const rows = result.events.map((e) => ({...e, video: source, probability: Number(e.probability.toFixed(6))}));
+  return [columns.join(","), ...rows.map((row) => columns.map((c) => cell(row[c])).join(",")), ""].join("\r\n");
+}
+
 // Every run of positive segments.
 function events({T, C, classes, probability, event}) {
   const found = [];

@@ -1,6 +1,7 @@
 """Three parsers, one list of cases: what Python refuses, Node and the page refuse too, in the same words."""
 
 import base64
+import csv
 import functools
 import hashlib
 import http.server
@@ -186,6 +187,23 @@ def test_a_terminal_that_knows_ascii_alone_shows_the_events(tmp_path):
     done = subprocess.run([sys.executable, WEB.parent / "parse.py", folder / "x.npz", "--bundle", folder, "--csv", tmp_path / "x.csv"],
                           env=os.environ | dict(PYTHONIOENCODING="ascii"), capture_output=True, text=True)
     assert done.returncode == 0 and "H\\xfcndchen" in done.stdout and "Hündchen" in (tmp_path / "x.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["x.npz", "a, \"b\" c.npz", "Hündchen;鐘.npz", "two\nlines.npz", "-4f_0_10.NPZ"])
+def test_the_tables_of_python_and_node_name_their_video_whatever_it_is_called(tmp_path, name):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    (folder / "x.npz").rename(folder / name)
+    parse.main([str(folder / name), "--bundle", str(folder), "--device", "cpu", "--csv", str(tmp_path / "x.csv"), "--json", str(tmp_path / "x.json")])
+    written = (tmp_path / "x.csv").read_bytes().decode()
+    header, *rows = csv.reader(io.StringIO(written, newline=""))
+    assert header == ["video", "label", "modality", "onset", "offset", "probability"] and {row[0] for row in rows} == {name}
+    assert [row[1:5] for row in rows] == [[str(e[k]) for k in header[1:5]] for e in json.loads((tmp_path / "x.json").read_text())["events"]] != []
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    done = subprocess.run(["node", WEB / "parse.mjs", folder, folder / name, "--csv"], capture_output=True, timeout=60)
+    theirs = list(csv.reader(io.StringIO(done.stdout.decode(), newline="")))
+    assert [row[:5] for row in theirs] == [row[:5] for row in (header, *rows)] and written.splitlines()[0] == done.stdout.decode().splitlines()[0]
+    assert [float(row[5]) for row in theirs[1:]] == pytest.approx([float(row[5]) for row in rows], abs=2e-6)
 
 
 @pytest.fixture(scope="module")

@@ -433,8 +433,8 @@ def test_page_tries_the_sample_shows_a_table_and_saves_what_parse_py_writes(brow
     theirs, ours = json.loads(saved["json"]), json.loads((tmp_path / "x.json").read_text())
     assert theirs.keys() == ours.keys() and all(theirs[k] == ours[k] for k in ("format", "source", "bundle", "warnings", "seconds", "classes"))
     np.testing.assert_allclose(theirs["audio_prob"], ours["audio_prob"], atol=1e-5)
-    rows = [[line.split(",")[:4] for line in text.splitlines()] for text in (saved["csv"], (tmp_path / "x.csv").read_text())]
-    assert rows[0] == rows[1] and len(rows[0]) == 1 + len(ours["events"])
+    rows = [[line.split(",")[:5] for line in text.splitlines()] for text in (saved["csv"], (tmp_path / "x.csv").read_text())]
+    assert rows[0] == rows[1] and len(rows[0]) == 1 + len(ours["events"]) and {row[0] for row in rows[0]} == {"video", "sample.npz"}
     page.close()
 
 
