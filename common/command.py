@@ -72,7 +72,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = [k for k in difflib.get_close_matches(word, known, 1) if k != word]
+    close = difflib.get_close_matches(word, known, 1) or [k for k in known if len(word) > 3 and word in k]
+    close = [k for k in close if k != word]
     return f"; did you mean {close[0]}?" if close else ""
 
 

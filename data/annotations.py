@@ -91,10 +91,10 @@ def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
     truth = {video: np.zeros((2, LLP_SEGMENTS, len(LLP_CLASSES)), np.uint8) for video in dated.values()}
     counts = collections.Counter()
     for m, (modality, file) in enumerate(LLP_DENSE_FILES.items()):
-        table, empty = _read_table(folder / file, ("filename", "onset", "offset", "event_labels")), 0
-        for line, row in table:
-            onset, offset = (_time(row[key], folder / file, line, LLP_SEGMENTS) for key in ("onset", "offset"))
-            c, video = _class_number(row["event_labels"], LLP_CLASSES, folder / file, line), dated.get(row["filename"])
+        table, empty = read_table(folder / file, ("filename", "onset", "offset", "event_labels")), 0
+        for place, row in table:
+            onset, offset = (_time(row[key], place, LLP_SEGMENTS) for key in ("onset", "offset"))
+            c, video = _class_number(row["event_labels"], LLP_CLASSES, place), dated.get(row["filename"])
             counts[f"{modality} rows name videos outside val and test (ignored)"] += video is None
             empty += onset >= offset
             if video is not None and onset < offset:
@@ -133,25 +133,28 @@ Rows = dict[str, tuple[str, str, np.ndarray]]  # id -> (name in the table, split
 Truth = dict[str, np.ndarray]  # id -> when its events are audible and visible, (2, T, C) uint8
 
 
-def _read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of a table whose header line has each of `columns` once; empty lines do not count.
+def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
+    """("FILE, line N", row) of a table whose header line has each of `columns` once; empty lines do not count.
 
     As spreadsheets save it: cells separated by comma, semicolon or tab, whichever the header line has most of; with or
     without byte order mark."""
     with reading(path, "not a csv file in UTF-8 ({cause})"):
-        text = regular(path).read_text(encoding="utf-8-sig")
+        if b"\0" in regular(path).read_bytes():
+            raise ValueError("it holds zero bytes, as UTF-16 does; save it as UTF-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
         reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
+        rows = [(f"{path}, line {reader.line_num}", [cell.strip() for cell in cells]) for cells in reader
+                if any(map(str.strip, cells))]
     header = [name.lower() for name in rows[0][1]] if rows else []
     if wrong := [name for name in columns if header.count(name) != 1]:
         raise ValueError(f"{path}: the header line must have the column {' and the column '.join(wrong)}, once, "
                          "separated by commas, semicolons or tabs")
-    for line, cells in rows[1:]:
+    for place, cells in rows[1:]:
         if len(cells) != len(header):
-            raise ValueError(f"{path}, line {line}: {len(cells)} cells, but the header line has {len(header)} (what "
-                             "holds the separator stands in quotation marks)")
-    return [(line, dict(zip(header, cells))) for line, cells in rows[1:]]
+            raise ValueError(f"{place}: {len(cells)} cells, but the header line has {len(header)} (what holds the "
+                             "separator stands in quotation marks)")
+    return [(place, dict(zip(header, cells))) for place, cells in rows[1:]]
 
 
 def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", others: Container[str] = ()) -> Rows:
@@ -160,40 +163,42 @@ def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", othe
     Of your own, the split is "" where the table does not say. ValueError if a video is there twice, or in `others`."""
     columns, separator = (("filename", "event_labels"), ",") if llp_split else (("video", "labels"), ";")
     rows = {}
-    for line, row in _read_table(path, columns):
+    for place, row in read_table(path, columns):
         name, labels, split = row[columns[0]], row[columns[1]], llp_split or row.get("split", "").lower()
-        video, weak = _video_id(name, path, line, bool(llp_split)), np.zeros(len(classes), np.uint8)
+        video, weak = _video_id(name, place, bool(llp_split)), np.zeros(len(classes), np.uint8)
         if video in rows or video in others:
-            raise ValueError(f"{path}, line {line}: the video {video} is listed twice")
+            raise ValueError(f"{place}: the video {video} is listed twice")
         if split not in ("", *LLP_WEAK_FILES):
-            raise ValueError(f"{path}, line {line}: split is {split!r}, not train, val, test or empty")
+            raise ValueError(f"{place}: split is {split!r}, not train, val, test or empty")
         for label in filter(None, map(str.strip, labels.split(separator))):
-            weak[_class_number(label, classes, path, line)] = 1
+            weak[_class_number(label, classes, place)] = 1
         rows[video] = name, split, weak
     if not rows:
         raise ValueError(f"{path}: no video in it")
     return rows
 
 
-def _video_id(name: str, path: Path, line: int, llp: bool = False) -> str:
+def _video_id(name: str, place: str, llp: bool = False) -> str:
     """A video's id, the name of its files: LLP writes `<id>_<start>_<end>`; others may write the ending of its file."""
     stem, ending = os.path.splitext(name)
     video = TIMES.sub("", name) if llp else stem if ending.lower() in VIDEO_NAMES else name
     if not is_plain_name(video):
-        raise ValueError(f"{path}, line {line}: {video!r} cannot be a video's id, as it cannot be a file's name")
+        raise ValueError(f"{place}: {video!r} cannot be a video's id, as it cannot be a file's name")
     return video
 
 
-def _class_number(name: str, classes: tuple[str, ...], path: Path, line: int) -> int:
-    if name not in classes:
-        raise ValueError(f"{path}, line {line}: unknown class {name!r}; there are {some(classes)}"
-                         + did_you_mean(name, classes))
-    return classes.index(name)
+def _class_number(name: str, classes: tuple[str, ...], place: str, form: Callable[[str], str] = str) -> int:
+    """The class of that name; else the only one whose name has the same `form`."""
+    forms = [form(known) for known in classes]
+    if name not in classes and forms.count(form(name)) != 1:
+        raise ValueError(f"{place}: unknown class {name!r}; there are {some(classes)}"
+                         + did_you_mean(form(name), forms))
+    return classes.index(name) if name in classes else forms.index(form(name))
 
 
-def _time(text: str, path: Path, line: int, longest: int = 999_999) -> float:
+def _time(text: str, place: str, longest: int = 999_999) -> float:
     if not TIME.fullmatch(text) or float(text.replace(",", ".")) > longest:
-        raise ValueError(f"{path}, line {line}: {text!r} is not a time from 0 to {longest} s")
+        raise ValueError(f"{place}: {text!r} is not a time from 0 to {longest} s")
     return float(text.replace(",", "."))
 
 
@@ -325,7 +330,7 @@ def write_template(videos: Path, out: Path) -> None:
 
 def classes_of_labels(path: Path) -> list[str]:
     """The names in the column `labels` of labels.csv, in alphabetical order; how often each occurs is printed."""
-    labels = [row["labels"].split(";") for _, row in _read_table(path, ("video", "labels"))]
+    labels = [row["labels"].split(";") for _, row in read_table(path, ("video", "labels"))]
     count = collections.Counter(name.strip() for names in labels for name in names if name.strip())
     if not count:
         raise ValueError(f"{path}: no label in it yet")
@@ -339,19 +344,20 @@ def classes_of_labels(path: Path) -> list[str]:
 
 def check_own(folder: Path, classes: tuple[str, ...]) -> None:
     """Read both tables, whatever the videos; raises as `read_own` does."""
-    _read_events(folder / "events.csv", classes, _read_labels(folder / "labels.csv", classes), UNAV_LONGEST)
+    _own_events(folder / "events.csv", classes, _read_labels(folder / "labels.csv", classes), UNAV_LONGEST)
 
 
-def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, int], missing: str = "stop",
+def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, int] | int, missing: str = "stop",
              report: Callable[[str], None] = print) -> LLP:
     """Read labels.csv and, if it is there, events.csv.
 
     classes: in the order of their text embeddings. lengths: the segments of every video that has features; the videos
-    of labels.csv must agree in it. missing = "skip" leaves out videos without features. A video with rows in
+    of labels.csv must agree in it. One number: of all videos, none of which need be for training. missing = "skip" leaves out videos without features. A video with rows in
     events.csv goes to val, one without to train, unless the column `split` says otherwise. What is only odd is counted
     and told to `report` in one line each. Raises FileNotFoundError or ValueError naming file and cause."""
     path = Path(folder) / "labels.csv"
     rows = _read_labels(path, classes)
+    trains, lengths = (False, dict.fromkeys(rows, lengths)) if isinstance(lengths, int) else (True, lengths)
     ids, absent = [v for v in rows if v in lengths], [v for v in rows if v not in lengths]
     if absent and (missing == "stop" or not ids):
         raise FileNotFoundError(f"{path}: {len(absent)} of its videos have no features in {folder}: {some(absent)} "
@@ -361,7 +367,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
         raise ValueError(f"{path}: its videos differ in length, {shortest} has {lengths[shortest]} segments and "
                          f"{longest} {T}; give all of them the same with `features.py extract --segments N`, into "
                          "another folder")
-    events, cut = _read_events(Path(folder) / "events.csv", classes, rows, T)
+    events, odd = _own_events(Path(folder) / "events.csv", classes, rows, T)
 
     videos, truth = {}, {}
     for video in ids:
@@ -378,16 +384,17 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
         name, split, weak = videos[video]
         videos[video] = name, split, weak | x.any((0, 1))
     own = _in_splits(classes, videos, truth, T)
-    if own.train is None:
+    if own.train is None and trains:
         raise ValueError(f"{path}: no video to train on: all of them are annotated, or of split val or test")
 
-    never = [name for name, n in zip(classes, own.train.weak.sum(0)) if n == 0]
+    train = own.train or LLPSplit([], np.ones((1, len(classes)), np.uint8))
+    never = [name for name, n in zip(classes, train.weak.sum(0)) if n == 0]
     _tell(report, "own data", {
         "videos have no features (left out)": len(absent),
         "videos with features are not in labels.csv (left out)": len(lengths) - len(ids),
-        "training videos are annotated (not used)": len(events.keys() & own.train.ids),
-        "training videos have no label: none of the classes is there": int((own.train.weak.sum(1) == 0).sum()),
-        "rows of events.csv reach beyond the last segment of their video (cut there)": cut,
+        "training videos are annotated (not used)": len(events.keys() & train.ids),
+        "training videos have no label: none of the classes is there": int((train.weak.sum(1) == 0).sum()),
+        f"rows of events.csv {BEYOND}": len(odd[BEYOND]),
         "labels of annotated videos have no row in events.csv (kept as labels)": without,
         "times events.csv finds a class that is not among the labels of its video (added)": added,
         f"classes are in no training video, the parser will not learn them: {some(never)}": len(never)})
@@ -396,26 +403,61 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     return own
 
 
-def _read_events(path: Path, classes: tuple[str, ...], known: Container[str], T: int) -> tuple[Truth, int]:
-    """The truth of the videos in a table of events, which need not exist; and how many rows reach beyond T.
+def _own_events(path: Path, classes: tuple[str, ...], known: Container[str], T: int) -> tuple[Truth, dict]:
+    """`read_events` of your own table, which need not exist; rows of a template that are not filled in do not count."""
 
-    As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset)."""
-    truth, cut = {}, 0
-    if not path.exists():
-        return truth, cut
-    for line, row in _read_table(path, EVENT_COLUMNS):
-        if not any(row[key] for key in EVENT_COLUMNS[1:]):  # of a template, not filled in
+    def known_video(name: str, place: str) -> str:
+        if (video := _video_id(name, place)) not in known:
+            raise ValueError(f"{place}: the video {video} is not in labels.csv")
+        return video
+
+    rows = read_table(path, EVENT_COLUMNS) if path.exists() else []
+    return read_events([x for x in rows if any(x[1][k] for k in EVENT_COLUMNS[1:])], classes, T, known_video)
+
+
+BEYOND = "reach beyond the last segment of their video (cut there)"
+
+
+def read_events(rows: list[tuple[str, dict[str, str]]], classes: tuple[str, ...], T: int,
+                video_of: Callable[[str, str], str], form: Callable[[str], str] = str) -> tuple[Truth, dict]:
+    """What the rows of a table of events say of the videos that they name; and where they are odd: how -> places.
+
+    As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset). video_of: (name, place)
+    -> id. form: of the names of classes, what counts."""
+    truth, odd = {}, collections.defaultdict(list)
+    for place, row in rows:
+        seconds = truth.setdefault(video_of(row["video"], place), np.zeros((2, T, len(classes)), np.uint8))
+        empty = [key for key in EVENT_COLUMNS if not row[key]]
+        if len(empty) == len(EVENT_COLUMNS) - 1:  # the video is named, and nothing else
             continue
-        video, modality = _video_id(row["video"], path, line), row["modality"].lower()
-        if video not in known:
-            raise ValueError(f"{path}, line {line}: the video {video} is not in labels.csv")
+        if empty:
+            raise ValueError(f"{place}: nothing in the column {' and the column '.join(empty)}")
+        modality = row["modality"].lower()
         if modality not in MODALITIES:
-            raise ValueError(f"{path}, line {line}: modality is {row['modality']!r}, not audible, visible or both")
-        onset, offset = (_time(row[key], path, line) for key in ("onset", "offset"))
+            raise ValueError(f"{place}: modality is {row['modality']!r}, not audible, visible or both")
+        onset, offset = (_time(row[key], place) for key in ("onset", "offset"))
         if onset >= offset:
-            raise ValueError(f"{path}, line {line}: the event ends at {row['offset']} s, not after {row['onset']} s")
-        c = _class_number(row["label"], classes, path, line)
-        truth.setdefault(video, np.zeros((2, T, len(classes)), np.uint8))
-        truth[video][MODALITIES[modality], math.floor(onset) : math.ceil(offset), c] = 1
-        cut += math.ceil(offset) > T
-    return truth, cut
+            raise ValueError(f"{place}: the event ends at {row['offset']} s, not after {row['onset']} s")
+        c, m = _class_number(row["label"], classes, place, form), MODALITIES[modality]
+        first, end = math.floor(onset), math.ceil(offset)
+        if seconds[m, max(0, first - 1) : end + 1, c].any():
+            odd[f"of {modality} repeat, overlap or touch what rows before say of their class (joined)"].append(place)
+        if (first, end) != (onset, offset):
+            odd["have fractions of seconds (a second that is touched counts)"].append(place)
+        if end > T:
+            odd[BEYOND].append(place)
+        seconds[m, first:end, c] = 1
+    return truth, odd
+
+
+def event_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """(place, row) of a table of events, or of a file of `parse.py --json`, as the table of its video would be."""
+    if path.suffix.lower() != ".json":
+        return read_table(path, EVENT_COLUMNS)
+    content = read_json(path)
+    with reading(path, "not what `parse.py --json` writes ({cause})"):
+        if content["format"] != 1:
+            raise ValueError(f"format {content['format']}, this program reads 1")
+        row = dict.fromkeys(EVENT_COLUMNS, "") | dict(video=content["source"], warnings="; ".join(content["warnings"]))
+        events = [{k: str(e[k]) for k in (*EVENT_COLUMNS[1:], "probability")} for e in content["events"]]
+        return [(str(path), row), *((f"{path}, event {n}", row | e) for n, e in enumerate(events, 1))]

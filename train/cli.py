@@ -12,6 +12,7 @@ from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
 from train.field import CHOICES, compare
 from train.presets import ABLATION, PRESETS
+from train.score import score
 from train.stages import BACKBONES, GATES, THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by, train
 
 
@@ -84,6 +85,18 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--features", choices=FEATURE_SETS, help="None: base if it was packed")
     sub.add_argument("--systems", choices=CHOICES, nargs="+",
                      help="besides HAN, VALOR-style and UWAV, rows of the ablation; None: all")
+    sub = commands.add_parser(
+        "score", help="the ten parsing scores of anybody's predictions: a table of events, nothing else is needed",
+        description="The ten parsing scores of predicted events; the rules: docs/scoring.md.")
+    sub.set_defaults(device="cpu", run=lambda c, o: score(o.table, o.data, o.split, o.only, o.json, o.against))
+    sub.add_argument("table", type=Path, metavar="PREDICTIONS",
+                     help="csv with the columns video, label, modality, onset, offset; or a folder of files that "
+                          "`parse.py --csv` or `--json` wrote")
+    sub.add_argument("data", type=Path, metavar="DIR", help="LLP's five csv files; or your labels.csv and events.csv")
+    sub.add_argument("--split", choices=("val", "test"), default="test")
+    sub.add_argument("--only", action="store_true", help="also the scores of what is audible only, visible only")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="everything, by class and by video, too")
+    sub.add_argument("--against", type=Path, metavar="OTHER", help="what PREDICTIONS bring over these, with intervals")
     return parser
 
 

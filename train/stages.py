@@ -387,10 +387,11 @@ def table_row(title: str, cells: list[str]) -> str:
     return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
 
 
-def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, dict[str, float]]:
+def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor,
+                   scores_of: Callable = uwav.parsing_scores) -> dict[str, dict[str, float]]:
     """The ten scores of two predictions that need no learning: weak (N, C), truth (N, T, C) -> title -> scores."""
     everything = weak[:, None].expand(audio_truth.shape)  # (N, T, C)
-    return {title: uwav.parsing_scores(x, x, audio_truth, visual_truth) for title, x in (
+    return {title: scores_of(x, x, audio_truth, visual_truth) for title, x in (
         ("nothing at all", torch.zeros_like(everything)), ("every weak label, all the time", everything))}
 
 

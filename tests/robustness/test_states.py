@@ -252,7 +252,7 @@ def test_what_is_no_file_is_one_sentence_and_never_waited_for(tmp_path, thing):
     else:
         path.mkdir()
     for read in (files.read_json, files.read_array, files.read_arrays, files.file_hash, checkpoints.load_file,
-                 lambda p: annotations._read_table(p, ("video",)), lambda p: files.write_json(p, {})):
+                 lambda p: annotations.read_table(p, ("video",)), lambda p: files.write_json(p, {})):
         with pytest.raises((ValueError, OSError), match="x"):
             read(path)
 

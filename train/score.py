@@ -1,0 +1,149 @@
+"""Anybody's predictions, scored by the rules of the field: tables of events against the annotations of LLP, or yours.
+
+N videos of a split, T segments, C classes. How such a table is read: docs/scoring.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import uwav
+from common.command import did_you_mean
+from common.files import reading, write_json
+from data.annotations import (LLP, LLP_SEGMENTS, LLP_WEAK_FILES, TIME, TIMES, UNAV_LONGEST, VIDEO_NAMES,
+                              classes_of_labels, event_rows, read_events, read_llp, read_own, read_table)
+from train.ablation import paired_differences
+from train.stages import SHORT, table_row, trivial_scores
+
+PROBABILITY = re.compile(r"(?i)1([.,]0*)?|0?([.,]\d*)?|\d([.,]\d*)?e-0*[1-9]\d*")  # 0 to 1, or empty
+Rows = list[tuple[str, dict[str, str]]]  # place (file and line) -> cell of each column
+
+
+def score(table: Path, folder: Path, split: str, alone: bool, out: Path | None, other: Path | None) -> None:
+    """Print the ten scores of the events in `table`, of two predictions that need no learning and, in points, what it
+    brings over `other`; `alone`: also of `only`. `out`, a JSON file, gets everything, also by class and by video."""
+    tables = [path for path in (table, other) if path]
+    if out and any(path.resolve() in (out.resolve(), *out.resolve().parents) for path in tables):
+        raise ValueError(f"--json {out}: is among the predictions; choose another place")
+    rows = [predicted_rows(path) for path in tables]
+    annotated, names = read_annotated(folder, sum(rows, []))
+    if (truth := annotated.splits.get(split)) is None:
+        raise ValueError(f"{folder}: has no annotated video of split {split} to score")
+    read = [read_predictions(path, x, annotated, names, split) for path, x in zip(tables, rows)]
+    true, mine, *theirs = ([torch.from_numpy(x > 0) for x in pair]  # audible and visible, (N, T, C) bool each
+                           for pair in ((truth.audio, truth.visual), *(x for x, _ in read)))
+    content = dict(predictions=str(table), annotations=str(folder), split=split, read=read[0][1])
+    kinds = {"usual": lambda f, *arrays: f(*arrays)} | ({"audible only, visible only": only} if alone else {})
+    for kind, change in kinds.items():
+        scores_of, of_videos = (functools.partial(change, f) for f in (uwav.parsing_scores, uwav.video_scores))
+        scores, by_video = scores_of(*mine, *true), of_videos(*mine, *true)
+        trivial = trivial_scores(torch.from_numpy(truth.weak), *true, scores_of)
+        content[kind] = found = dict(scores=scores, trivial=trivial)
+        shown, points = [(table, scores), *trivial.items()], []
+        if other:
+            rows = dict(first=[of_videos(*theirs[0], *true)], second=[by_video])
+            differences = paired_differences(rows, (("first", "second"),))[0]["scores"]
+            found["against"] = dict(predictions=str(other), read=read[1][1], differences=differences,
+                                    scores=scores_of(*theirs[0], *true))
+            shown.append((other, found["against"]["scores"]))
+            values = zip(*((x["mean"], *x["interval"]) for x in differences.values()))
+            points = zip(("  PREDICTIONS over these", "  95% interval, from", "  95% interval, to"), values)
+        lines = [(kind, SHORT), *((str(title)[-33:], [f"{x:.1f}" for x in x.values()]) for title, x in shown),
+                 *((title, [f"{x:+.1f}" for x in values]) for title, values in points)]
+        print("\n".join(table_row(*line) for line in lines))
+        videos = zip(truth.ids, zip(*((100 * x).tolist() for x in by_video.values())))
+        found |= dict(videos={video: dict(zip(by_video, values)) for video, values in videos},
+                      classes={name: of_class(c, scores_of, *mine, *true) for c, name in enumerate(annotated.classes)})
+    if out:
+        write_json(out, content)
+
+
+def of_class(c: int, scores_of: Callable, *arrays: Tensor) -> dict:
+    """The scores of a class alone, over the videos in which it is true or predicted."""
+    arrays = [x[:, :, c : c + 1] for x in arrays]
+    there = torch.stack(arrays).any(0).flatten(1).any(1)  # (N,)
+    return dict(videos=int(there.sum())) | (scores_of(*(x[there] for x in arrays)) if there.any() else {})
+
+
+def only(scores_of: Callable, *arrays: Tensor) -> dict:
+    """CoLeaF's (ECCV 2024) in place of the usual ones: a and v are of what is audible only, visible only."""
+    scores, (audio, visual, audio_truth, visual_truth) = scores_of(*arrays), (x.bool() for x in arrays)
+    alone = scores_of(audio & ~visual, visual & ~audio, audio_truth & ~visual_truth, visual_truth & ~audio_truth)
+    for level in uwav.LEVELS:
+        alone[f"{level}_av"] = scores[f"{level}_av"]
+        alone[f"{level}_type"] = sum(alone[f"{level}_{kind}"] for kind in ("a", "v", "av")) / 3
+    return alone
+
+
+def read_annotated(folder: Path, predicted: Rows) -> tuple[LLP, dict[str, str]]:
+    """LLP and its names of the videos, by id; or your own, of two tables that do not tell how long the videos are: as
+    long as any event lasts."""
+    own, listed = folder / "labels.csv", folder / "classes.txt"
+    if not own.exists():
+        rows = [row for file in LLP_WEAK_FILES.values() for _, row in read_table(folder / file, ("filename",))]
+        return read_llp(folder), {TIMES.sub("", row["filename"]): row["filename"] for row in rows}
+    classes = classes_of_labels(own)
+    if listed.exists():
+        with reading(listed, "not a text file ({cause})"):
+            classes = list(filter(None, map(str.strip, listed.read_text(encoding="utf-8-sig").splitlines())))
+    events = event_rows(folder / "events.csv") if (folder / "events.csv").exists() else []
+    ends = [row["offset"].replace(",", ".") for _, row in events + predicted if TIME.fullmatch(row["offset"])]
+    T = max([LLP_SEGMENTS, *(math.ceil(float(end)) for end in ends)])
+    return read_own(folder, tuple(classes), min(T, UNAV_LONGEST)), {}
+
+
+def predicted_rows(path: Path) -> Rows:
+    """Of a table of events, or of a folder of tables and json files. ValueError if a probability is none: it plays no
+    part, but such a table is not what it seems to be."""
+    files = sorted(x for x in path.iterdir() if x.suffix.lower() in (".csv", ".json")) if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"{path}: no .csv and no .json file in it")
+    rows = [row for file in files for row in event_rows(file)]
+    for place, row in rows:
+        if not PROBABILITY.fullmatch(row.get("probability", "")):
+            raise ValueError(f"{place}: probability is {row['probability']!r}, not a number from 0 to 1")
+    return rows
+
+
+def read_predictions(path: Path, rows: Rows, annotated: LLP, names: dict[str, str], split: str) -> tuple:
+    """Rows -> (2, N, T, C) uint8, audible and visible; and what was counted, which is printed. names: LLP's, by id.
+
+    Raises ValueError naming file, line and cause."""
+    split_of = {video: name for name, x in annotated.splits.items() for video in x.ids}
+    ids = annotated.splits[split].ids
+
+    def video_of(text: str, place: str) -> str:
+        stem, ending = os.path.splitext(text)
+        name = stem if ending.lower() in (*VIDEO_NAMES, ".npz") else text
+        video = name if name in split_of else TIMES.sub("", name)
+        if split_of.get(video) == split and name in (video, names.get(video)):
+            return video
+        meant = f"; did you mean {names.get(video, video)}?" if video in split_of else did_you_mean(name, ids)
+        if split_of.get(video, split) != split:
+            meant = f", but of {split_of[video]}"
+        raise ValueError(f"{place}: {text!r} is no video of split {split}{meant}")
+
+    truth, odd = read_events(rows, annotated.classes, annotated.segments, video_of, spelling)
+    nothing = np.zeros((2, annotated.segments, len(annotated.classes)), np.uint8)
+    said = np.stack([truth.get(video, nothing) for video in ids], 1)  # (2, N, T, C)
+    silent = int((said.any((0, 2, 3)) == 0).sum())
+    print(f"{path}: of {len(ids)} videos of {split}, {len(truth)} are named and {silent} silent, without any event")
+    for how, places in odd.items():
+        print(f"{path}: {len(places)} rows {how}, the first at {places[0]}")
+    for warning in dict.fromkeys(filter(None, (row.get("warnings") for _, row in rows))):
+        print(f"{path}: WARNING: {warning}")
+    return said, dict(named=len(truth), silent=silent, odd={how: len(places) for how, places in odd.items()})
+
+
+def spelling(name: str) -> str:
+    """The same for `Frying_(food)`, `Frying (food)` and `frying food`."""
+    return re.sub(r"[\s_(),./-]+", " ", name).strip().casefold()
