@@ -189,11 +189,13 @@ def _video_id(name: str, place: str, llp: bool = False) -> str:
 
 def _class_number(name: str, classes: tuple[str, ...], place: str, form: Callable[[str], str] = str) -> int:
     """The class of that name; else the only one whose name has the same `form`."""
+    if name in classes:
+        return classes.index(name)
     forms = [form(known) for known in classes]
-    if name not in classes and forms.count(form(name)) != 1:
+    if forms.count(form(name)) != 1:
         raise ValueError(f"{place}: unknown class {name!r}; there are {some(classes)}"
                          + did_you_mean(form(name), forms))
-    return classes.index(name) if name in classes else forms.index(form(name))
+    return forms.index(form(name))
 
 
 def _time(text: str, place: str, longest: int = 999_999) -> float:

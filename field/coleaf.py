@@ -336,11 +336,13 @@ def joint(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor, Tensor
     return outputs[0], outputs[3], outputs[4]
 
 
-def only_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
+def only_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor,
+                scores_of: Callable = uwav.parsing_scores) -> dict:
     """The ten scores with A and V of what is in that modality *alone*, of predictions and truth alike; AV as ever. Type
-    and Event follow: Event pools audible only and visible only. Arrays as of uwav.parsing_scores."""
+    and Event follow: Event pools audible only and visible only. Arrays as of scores_of: uwav.parsing_scores,
+    or uwav.video_scores."""
     pa, pv, ta, tv = (torch.as_tensor(x) > 0 for x in (audio_pred, visual_pred, audio_truth, visual_truth))
-    scores, usual = uwav.parsing_scores(pa & ~pv, pv & ~pa, ta & ~tv, tv & ~ta), uwav.parsing_scores(pa, pv, ta, tv)
+    scores, usual = scores_of(pa & ~pv, pv & ~pa, ta & ~tv, tv & ~ta), scores_of(pa, pv, ta, tv)
     for level in uwav.LEVELS:
         scores[f"{level}_av"] = usual[f"{level}_av"]
         scores[f"{level}_type"] = sum(scores[f"{level}_{kind}"] for kind in ("a", "v", "av")) / 3

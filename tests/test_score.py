@@ -16,8 +16,9 @@ import parse
 import uwav
 from bench import plain_scores
 from data import annotations, layout, splits
+from field import coleaf
 from sources import write_llp
-from train import ablation, cli, score, stages
+from train import ablation, cli, stages
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = ("video", "label", "modality", "onset", "offset")
@@ -166,7 +167,7 @@ def test_scores_of_what_is_audible_only_and_visible_only_are_those_recorded(gold
     for name in ("only", "eval"):  # 60 invented videos; 12 of a model
         arrays = (*recorded[f"{name}.pred"], *recorded[f"{name}.truth"])  # (N, T, C) each
         usual, only = recorded[f"{name}.scores"]  # the ten, and their mean, from 0 to 1 or in percent
-        for scores, theirs in ((uwav.parsing_scores(*arrays), usual), (score.only(uwav.parsing_scores, *arrays), only)):
+        for scores, theirs in ((uwav.parsing_scores(*arrays), usual), (coleaf.only_scores(*arrays), only)):
             ours = [*scores.values()]
             assert [*ours, sum(ours) / 10] == pytest.approx((theirs * (1 if theirs.max() > 1 else 100)).tolist(), abs=1e-5)
 

@@ -21,6 +21,7 @@ from common.command import did_you_mean
 from common.files import reading, write_json
 from data.annotations import (LLP, LLP_SEGMENTS, LLP_WEAK_FILES, TIME, TIMES, UNAV_LONGEST, VIDEO_NAMES,
                               classes_of_labels, event_rows, read_events, read_llp, read_own, read_table)
+from field.coleaf import only_scores
 from train.ablation import paired_differences
 from train.stages import SHORT, table_row, trivial_scores
 
@@ -28,9 +29,9 @@ PROBABILITY = re.compile(r"(?i)1([.,]0*)?|0?([.,]\d*)?|\d([.,]\d*)?e-0*[1-9]\d*"
 Rows = list[tuple[str, dict[str, str]]]  # place (file and line) -> cell of each column
 
 
-def score(table: Path, folder: Path, split: str, alone: bool, out: Path | None, other: Path | None) -> None:
+def score(table: Path, folder: Path, split: str, only: bool, out: Path | None, other: Path | None) -> None:
     """Print the ten scores of the events in `table`, of two predictions that need no learning and, in points, what it
-    brings over `other`; `alone`: also of `only`. `out`, a JSON file, gets everything, also by class and by video."""
+    brings over `other`; `only`: also CoLeaF's. `out`, a JSON file, gets everything, also by class and by video."""
     tables = [path for path in (table, other) if path]
     if out and any(path.resolve() in (out.resolve(), *out.resolve().parents) for path in tables):
         raise ValueError(f"--json {out}: is among the predictions; choose another place")
@@ -42,9 +43,9 @@ def score(table: Path, folder: Path, split: str, alone: bool, out: Path | None, 
     true, mine, *theirs = ([torch.from_numpy(x > 0) for x in pair]  # audible and visible, (N, T, C) bool each
                            for pair in ((truth.audio, truth.visual), *(x for x, _ in read)))
     content = dict(predictions=str(table), annotations=str(folder), split=split, read=read[0][1])
-    kinds = {"usual": lambda f, *arrays: f(*arrays)} | ({"audible only, visible only": only} if alone else {})
-    for kind, change in kinds.items():
-        scores_of, of_videos = (functools.partial(change, f) for f in (uwav.parsing_scores, uwav.video_scores))
+    both = uwav.parsing_scores, uwav.video_scores
+    kinds = {"usual": both, "audible only, visible only": [functools.partial(only_scores, scores_of=f) for f in both]}
+    for kind, (scores_of, of_videos) in list(kinds.items())[: 1 + only]:
         scores, by_video = scores_of(*mine, *true), of_videos(*mine, *true)
         trivial = trivial_scores(torch.from_numpy(truth.weak), *true, scores_of)
         content[kind] = found = dict(scores=scores, trivial=trivial)
@@ -60,9 +61,10 @@ def score(table: Path, folder: Path, split: str, alone: bool, out: Path | None, 
         lines = [(kind, SHORT), *((str(title)[-33:], [f"{x:.1f}" for x in x.values()]) for title, x in shown),
                  *((title, [f"{x:+.1f}" for x in values]) for title, values in points)]
         print("\n".join(table_row(*line) for line in lines))
-        videos = zip(truth.ids, zip(*((100 * x).tolist() for x in by_video.values())))
-        found |= dict(videos={video: dict(zip(by_video, values)) for video, values in videos},
-                      classes={name: of_class(c, scores_of, *mine, *true) for c, name in enumerate(annotated.classes)})
+        if out:
+            found["classes"] = {x: of_class(c, scores_of, *mine, *true) for c, x in enumerate(annotated.classes)}
+            videos = zip(truth.ids, zip(*((100 * x).tolist() for x in by_video.values())))
+            found["videos"] = {video: dict(zip(by_video, values)) for video, values in videos}
     if out:
         write_json(out, content)
 
@@ -72,16 +74,6 @@ def of_class(c: int, scores_of: Callable, *arrays: Tensor) -> dict:
     arrays = [x[:, :, c : c + 1] for x in arrays]
     there = torch.stack(arrays).any(0).flatten(1).any(1)  # (N,)
     return dict(videos=int(there.sum())) | (scores_of(*(x[there] for x in arrays)) if there.any() else {})
-
-
-def only(scores_of: Callable, *arrays: Tensor) -> dict:
-    """CoLeaF's (ECCV 2024) in place of the usual ones: a and v are of what is audible only, visible only."""
-    scores, (audio, visual, audio_truth, visual_truth) = scores_of(*arrays), (x.bool() for x in arrays)
-    alone = scores_of(audio & ~visual, visual & ~audio, audio_truth & ~visual_truth, visual_truth & ~audio_truth)
-    for level in uwav.LEVELS:
-        alone[f"{level}_av"] = scores[f"{level}_av"]
-        alone[f"{level}_type"] = sum(alone[f"{level}_{kind}"] for kind in ("a", "v", "av")) / 3
-    return alone
 
 
 def read_annotated(folder: Path, predicted: Rows) -> tuple[LLP, dict[str, str]]:
