@@ -139,7 +139,6 @@ class ReferenceOutput(NamedTuple):
     prob: Tensor  # (B, C)
     token_prob: Tensor  # (B, C)
     feat: Tensor  # (B, T, h) of unit length
-    seconds: Tensor  # (B, T, C) probabilities
 
 
 class Reference(nn.Module):
@@ -162,9 +161,8 @@ class Reference(nn.Module):
             x = layer.alone(x)
         tokens, x = x[:, :C], x[:, C:]  # (B, C, h), (B, T, h)
         dropped = self.drop(x)
-        seconds = self.classifier(dropped).float().sigmoid()  # (B, T, C)
-        weight = self.time_pool(dropped if self.dropped_weights else x).float().softmax(1)  # (B, T, C)
-        return ReferenceOutput((weight * seconds).sum(1), tokens.mean(2).sigmoid(), F.normalize(x, dim=-1), seconds)
+        prob = jomold.pool_time(self.time_pool(dropped if self.dropped_weights else x), self.classifier(dropped))
+        return ReferenceOutput(prob, tokens.mean(2).sigmoid(), F.normalize(x, dim=-1))
 
 
 class CoLeaF(nn.Module):
@@ -243,7 +241,7 @@ def anchor_losses(output: AnchorOutput, references: tuple[ReferenceOutput, Refer
                   targets: tuple[Tensor, Tensor], odd: bool) -> Tensor:
     """The anchor's of LOSSES, (9,), unweighted. Joint head and mutual loss see the weak label, never denoised."""
     joint, audio, visual = (p.clamp(uwav.PROBABILITY_MARGIN, 1 - uwav.PROBABILITY_MARGIN) for p in output[:3])  # (B, C)
-    (S_a, _, R_a, _), (S_v, _, R_v, _) = references
+    (S_a, _, R_a), (S_v, _, R_v) = references
     return torch.stack([
         uwav.video_loss(audio, targets[0]), uwav.video_loss(visual, targets[1]), uwav.video_loss(joint, weak),
         jomold.contrast(output.audio_feat, output.visual_feat),
@@ -316,24 +314,16 @@ def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.
 GATES = 0.52, 0.25  # of the modality in the video, and in a second: so low because of the 1 in alpha
 
 
-@torch.no_grad()
-def probabilities(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, ...]:
-    """What CoLeaF.forward gives, of a whole split."""
-    model.eval()
-    starts = range(0, len(data.weak), uwav.EVAL_BATCH)
-    return tuple(map(torch.cat, zip(*(model(*data.inputs(slice(i, i + uwav.EVAL_BATCH))) for i in starts))))
-
-
 def predictions(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]:
     """Audible and visible, bool (N, T, C) each, by CoLeaF's own rule, which leaves the joint head out."""
-    _, audio, visual, audio_seconds, visual_seconds = probabilities(model, data)
+    _, audio, visual, audio_seconds, visual_seconds = jomold.outputs(model, data)
     return jomold.gated(audio, audio_seconds, *GATES), jomold.gated(visual, visual_seconds, *GATES)
 
 
 def joint(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities of video (N, C; the joint head's), audio and visual (N, T, C), for UWAV's gate."""
-    outputs = probabilities(model, data)
-    return outputs[0], outputs[3], outputs[4]
+    video, _, _, audio, visual = jomold.outputs(model, data)
+    return video, audio, visual
 
 
 def only_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
