@@ -3,7 +3,7 @@
 The idea. Cross-attention misleads where an event is in one modality alone. So in training two *references*, networks of
 one modality each, stand beside the *anchor*, which has cross-attention and is all that is used afterwards. The anchor's
 features are drawn to the references', the more so the more of a video's events are in one modality alone. The outer
-product of its class probabilities (what occurs together) follows the references'. In return its predictions label them.
+product of its class probabilities (what occurs together) follows theirs. In return its predictions label their videos.
 
 What it changes on the HAN: the anchor is CMPAE's network. Each modality has a presence and an absence logit, which make
 a probability and an uncertainty; a joint head reads what enters the layer; 0.8 of the layer's output come with and 0.2
@@ -18,12 +18,12 @@ as anchor. Departures of ours:
     1  one AdamW without decay in the place of three Adams: the same, as weights without a gradient are left alone
     2  packed `base` features hold the mean of a second's frames, and the mean of ELU is not ELU of the mean; with the
        frames themselves the code below is to the letter
-    3  without 3D features the fusion reads the 2D features alone; nothing is published for that
-    4  dead weights of the anchor are not here; random numbers are drawn in another order
+    3  dead weights of the anchor are not here; 2 and 3 of jomold.py hold here, too
 """
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,8 +44,6 @@ class CoLeaFConfig(jomold.JoMoLDConfig):
 
 @dataclass(frozen=True)
 class CoLeaFTraining(jomold.JoMoLDTraining):
-    """JoMoLD's rates and batch, shorter."""
-
     seed: int = 1
     epochs: int = 10
     joint_weight: float = 2.0  # of the joint head's loss; visual 1, audio 2
@@ -70,7 +68,7 @@ def alpha(logit: Tensor) -> Tensor:
 
 
 def opinion(logit: Tensor) -> tuple[Tensor, Tensor]:
-    """Presence and absence logits (..., 2) -> probability and uncertainty (...)."""
+    """Presence and absence logits (..., 2) -> probability and uncertainty (...), which is 1 without any evidence."""
     total = alpha(logit).sum(-1)
     return alpha(logit)[..., 0] / total, 2 / total
 
@@ -135,10 +133,7 @@ class Anchor(jomold.JoMoLD):
         return *opinion((weight * logit).sum(1)), opinion(logit)[0]  # pooled are the logits, not the evidence
 
 
-class ReferenceOutput(NamedTuple):
-    prob: Tensor  # (B, C)
-    token_prob: Tensor  # (B, C)
-    feat: Tensor  # (B, T, h) of unit length
+ReferenceOutput = namedtuple("ReferenceOutput", ("prob", "token_prob", "feat"))  # (B, C) twice; (B, T, h), length 1
 
 
 class Reference(nn.Module):
@@ -182,8 +177,8 @@ class CoLeaF(nn.Module):
 # ---- Losses --------------------------------------------------------------------------------------
 
 ASL_MARGIN, ASL_FLOOR = 0.05, 1e-8
-AUDIO_TOKENS, VISUAL_TOKENS = (1.2, 0.001), (1.0, 0.0)  # weight of the tokens' loss, before and after `anchor_from`
-AUDIO_CUT, VISUAL_CUT = 0.5, 0.6  # an anchor's probability from which it labels the reference
+TOKENS = (1.2, 0.001), (1.0, 0.0)  # of audio, visual: weight of the tokens' loss, before and after `anchor_from`
+CUTS = 0.5, 0.6  # of audio, visual: an anchor's probability from which it labels the reference
 AUDIO_TRUST, VISUAL_TRUST = (0.1, 0.8), (0.4, 0.6)  # a reference is trusted below the first and above the second
 LEAST_DOUBT = 0.9  # of the joint head
 LOSSES = ("loss_audio", "loss_visual", "loss_joint", "loss_contrast", "loss_mutual", "loss_together_audio",
@@ -256,14 +251,13 @@ def anchor_losses(output: AnchorOutput, references: tuple[ReferenceOutput, Refer
 
 def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor],
           model_config: CoLeaFConfig, config: CoLeaFTraining, run: uwav.Run | None = None) -> CoLeaF:
-    """Noise ratios: jomold.noise_ratios, (C,) each. Kept: the epoch of the best mean of the ten Ao / Vo
-    scores on the validation split, of equals the last; without that split, the last."""
+    """Noise ratios: jomold.noise_ratios, (C,) each. Kept: the epoch of the best mean of the ten `only_scores` on the
+    validation split, of equals the last; without that split, the last."""
     run = run or uwav.Run()
     torch.manual_seed(config.seed)
     model = CoLeaF(model_config).to(data.weak.device)
     optimizer = run.begin(model, config, videos=len(data.weak))
-    parts = (model.anchor, model.audio_reference, model.visual_reference)
-    forwards = [run.fast(part, one_shape=False) for part in parts]  # no CUDA graphs: outputs outlive the next call
+    forwards = [run.fast(x, one_shape=False) for x in model.children()]  # no CUDA graphs: outputs outlive the next call
     for epoch, lr in run.epochs():
         terms = run.mean(train_epoch(model, forwards, optimizer, data, ratios, config, epoch))  # (11,)
         scores = validation and only_scores(*predictions(model, validation), validation.audio_truth,
@@ -291,11 +285,10 @@ def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.
         with torch.no_grad():  # denoised targets, and what the anchor tells the references
             alone, both = anchor(*inputs, False)[1:3], anchor(*inputs, True)[1:3]  # probabilities, (B, C) each
         targets = jomold.refine_labels(alone, weak, jomold.in_force(ratios, epoch))
-        labels = [(p >= cut) * y for p, cut, y in zip(both, (AUDIO_CUT, VISUAL_CUT), targets)]
+        labels = [(p >= cut) * y for p, cut, y in zip(both, CUTS, targets)]
 
         outputs = [reference(x) for reference, x in zip(references, by_modality)]
-        told = torch.stack([reference_loss(*x, learns)
-                            for x in zip(outputs, targets, labels, (AUDIO_TOKENS, VISUAL_TOKENS))])  # (2,)
+        told = torch.stack([reference_loss(*x, learns) for x in zip(outputs, targets, labels, TOKENS)])  # (2,)
         told.sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -327,8 +320,8 @@ def joint(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor, Tensor
 
 
 def only_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, float]:
-    """The ten scores with A and V of what is in that modality *alone*, of predictions and truth alike; AV as ever. Type
-    and Event follow: Event pools audible only and visible only. Arrays as of uwav.parsing_scores."""
+    """The ten scores with A and V of what is in that modality *alone* (Ao, Vo), in predictions and truth; AV as ever.
+    Type and Event follow: Event pools audible only and visible only. Arrays as of uwav.parsing_scores."""
     pa, pv, ta, tv = (torch.as_tensor(x) > 0 for x in (audio_pred, visual_pred, audio_truth, visual_truth))
     scores, usual = uwav.parsing_scores(pa & ~pv, pv & ~pa, ta & ~tv, tv & ~ta), uwav.parsing_scores(pa, pv, ta, tv)
     for level in uwav.LEVELS:

@@ -197,9 +197,9 @@ def in_force(ratios: tuple[Tensor, Tensor], epoch: int) -> tuple[Tensor, Tensor]
 
 def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor] | None,
           model_config: JoMoLDConfig, config: JoMoLDTraining, run: uwav.Run | None = None) -> JoMoLD:
-    """A new network, which takes over the ratios only. None: the first network, without cross-attention in training,
-    validation and all later use, and no label is removed. Kept: the epoch of best event-level audio F on the validation
-    split, of equals the last; without that split, the last."""
+    """A new network, which takes over the ratios only; None: the first, without cross-attention in training, validation
+    and all later use, no label removed. Kept: the epoch of best event-level audio F on the validation split, of equals
+    the last; without that split, the last."""
     run = run or uwav.Run()
     torch.manual_seed(config.seed)
     model = JoMoLD(model_config).to(data.weak.device)

@@ -1,13 +1,17 @@
 """LEAP: label-anticipated event disentanglement (ECCV 2024), a decoder in place of the HAN's classifier and pooling.
 
+The HAN (uwav.py, section 3) makes of B videos of T seconds one vector a second for sound, one for pictures, (B, T, h)
+each; then `HAN.head` makes of each vector the logits of C classes, linearly, and pools them to the video's probability.
+
 The idea. Each class is a query: the vector of its name. It looks at the seconds of one modality in two cross-attention
 blocks, for sound and for pictures separately, and gathers what belongs to it. How well a class's query and a second
 agree in the last block *is* the segment's logit; the gathered vector tells whether the class occurs in the video. Hard
-pseudo-labels of the seconds teach both. A last loss makes an audible and a visible second of a video as similar as the
-labels that they share.
+pseudo-labels (0 or 1 for each class, second and modality, which something else guessed) teach both. A last loss makes a
+second of sound and one of pictures of the same video the more similar, the more labels they share.
 
-What it changes on the HAN: the encoder stays; `decode`, two `DecoderLayer`s a modality, comes in the place of
+What it changes on the HAN: the encoder stays; `LEAP.head`, two `DecoderLayer`s a modality, comes in the place of
 classifier, time_pool and modal_pool. Its output begins with that of the HAN, so whatever takes a HAN takes this.
+
 Source: Zhou et al., arXiv 2407.08126, of which the full text was not to be had; public code jasongief/LEAP at fd4a8f5,
 which is followed where nothing is said. Departures:
 
@@ -38,8 +42,6 @@ from uwav import HAN, HANConfig, HANOutput, PseudoLabels, Run, TargetSplit, han_
 
 @dataclass(frozen=True)
 class LEAPConfig(HANConfig):
-    """The encoder's sizes are those of HANConfig."""
-
     text_dim: int = 300  # numbers of a name's vector; `train` sets those of the vectors that it is given
     decoder_layers: int = 2
     decoder_heads: int = 8
@@ -87,7 +89,7 @@ class DecoderLayer(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
         x = x + self.drop(self.out(y.transpose(1, 2).flatten(2)))  # (B, C, h)
         # The same query and key once more, but after the residual, without the norm, and with no softmax: scores, not
-        # weights. The mean over the heads of their inner products is one inner product over all of them.
+        # weights. The mean of H heads' inner products / sqrt(h / H) is one inner product of all of them / sqrt(h H).
         logit = self.key(f) @ self.query(x).transpose(1, 2) / math.sqrt(x.shape[-1] * self.heads)  # (B, T, C)
         return x + self.drop(self.linear2(self.drop(F.relu(self.linear1(self.norm2(x)))))), logit
 
@@ -97,8 +99,6 @@ LEAPOutput = namedtuple("LEAPOutput", (*HANOutput._fields, "heard_prob", "seen_p
 
 
 class LEAP(HAN):
-    """A HAN whose classes ask for their seconds."""
-
     def __init__(self, config: LEAPConfig = LEAPConfig()):
         super().__init__(config)
         del self.classifier, self.time_pool, self.modal_pool  # in their place:
@@ -110,6 +110,7 @@ class LEAP(HAN):
         self.heard, self.seen = nn.Linear(config.hidden, 1), nn.Linear(config.hidden, 1)  # one map for all classes
 
     def head(self, a: Tensor, v: Tensor) -> LEAPOutput:
+        """Of what the encoder gives, (B, T, h) each; HAN.forward calls it."""
         heard_prob, audio_logit = self.decode(self.audio_decoder, self.heard, a)  # (B, C), (B, T, C)
         seen_prob, visual_logit = self.decode(self.visual_decoder, self.seen, v)
         return LEAPOutput(torch.maximum(heard_prob, seen_prob), audio_logit, visual_logit, a, v, heard_prob, seen_prob)
@@ -152,7 +153,7 @@ def leap_losses(output: LEAPOutput, audio_label: Tensor, visual_label: Tensor) -
         video_loss(output.seen_prob, visual_label.amax(1)),
         F.binary_cross_entropy_with_logits(output.visual_logit.float(), visual_label),
         F.binary_cross_entropy_with_logits(output.audio_logit.float(), audio_label),
-        (F.relu(cosine) - similarity_target(audio_label, visual_label)).square().mean()])  # L_avss, of the encoder alone
+        (F.relu(cosine) - similarity_target(audio_label, visual_label)).square().mean()])  # of the encoder alone
 
 
 # ---- Training ------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ and each token gathers what it was given. Before that, sound is grouped once by 
 transformer lets the groups of both modalities see each other and groups them again.
 
 What it changes on the HAN: `encode`, and one linear layer instead of two on the audio features. As published, MGN names
-the classes of a video and hardly says when they occur; so that UWAV's labels can teach its seconds, the features of a
-second are here the second itself and what its classes gathered, handed back by the very shares it was given out in:
+the classes of a video and hardly says when they occur: a class's score in a second is the video's, times 1.04 to 1.23.
+So that UWAV's labels can teach its seconds, the features of a second are here the second itself and what its classes
+gathered, handed back by the very shares it was given out in:
 
     f = LN(x) + A^T (g + g_av)    x seconds behind the blocks, A shares, g groups of the modality, g_av of both
 
@@ -17,8 +18,7 @@ gradient, and no weight is new but the pooling's.
 Source: Mo and Tian, NeurIPS 2022, read in the text of its submission; public code stoneMo/MGN at 11be034, which is
 followed where nothing is said. Departures:
 
-1. f, as above, and pooling. There heads on the groups give a video's probabilities; times 1 + softmax over time of the
-   shares, from 1.04 to 1.23 with 10 seconds, a second's. Heads and losses, as recorded: tests/test_field.py.
+1. f, as above, and pooling. The published heads and losses are in tests/test_field.py, with the recorded cases.
 2. The layer that mixes the tokens of the audio-visual grouping over time is left out: it ties the network to 10
    seconds, and the paper has none. `Grouping(config, tokens=10, hard=True)` is the public one.
 3. Linear layers in a row on the visual features are one here: the same functions.
@@ -49,9 +49,8 @@ class MGNConfig(HANConfig):
     audio_mlp: bool = False
 
 
-class MLP(nn.Sequential):
-    def __init__(self, size: int, inner: int):
-        super().__init__(nn.Linear(size, inner), nn.GELU(), nn.Linear(inner, size))
+def mlp(size: int, inner: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, inner), nn.GELU(), nn.Linear(inner, size))
 
 
 class Block(nn.Module):
@@ -61,7 +60,7 @@ class Block(nn.Module):
         super().__init__()
         h, self.dropout = config.hidden, config.dropout
         self.norm1, self.norm2 = nn.LayerNorm(h), nn.LayerNorm(h)
-        self.attn, self.mlp = Attention(h, config.heads, 0.0), MLP(h, config.feedforward)
+        self.attn, self.mlp = Attention(h, config.heads, 0.0), mlp(h, config.feedforward)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
@@ -93,11 +92,11 @@ class Grouping(nn.Module):
         super().__init__()
         h, self.hard = config.hidden, hard
         self.norm_tokens, self.norm_mixed, self.norm_members = nn.LayerNorm(h), nn.LayerNorm(h), nn.LayerNorm(h)
-        self.mix = MLP(tokens, h // 2) if tokens else nn.Identity()  # over the tokens, so their number is fixed
+        self.mix = mlp(tokens, h // 2) if tokens else nn.Identity()  # over the tokens, so their number is fixed
         self.attn, self.norm_attn = Attention(h, config.heads, 0.0), nn.LayerNorm(h)
-        self.mlp, self.norm_query = MLP(h, config.feedforward), nn.LayerNorm(h)
+        self.mlp, self.norm_query = mlp(h, config.feedforward), nn.LayerNorm(h)
         self.query, self.key, self.value, self.out = (nn.Linear(h, h) for _ in range(4))
-        self.norm_out, self.mlp_out = nn.LayerNorm(h), MLP(h, config.feedforward)
+        self.norm_out, self.mlp_out = nn.LayerNorm(h), mlp(h, config.feedforward)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Groups:
         """Members (B, L, h) into tokens (B, S, h)."""
@@ -121,8 +120,6 @@ class Grouping(nn.Module):
 
 
 class MGN(HAN):
-    """A HAN with another encoder."""
-
     def __init__(self, config: MGNConfig = MGNConfig()):
         super().__init__(replace(config, layers=0))  # none of the HAN's
         self.config = config

@@ -108,8 +108,6 @@ class Fusion(nn.Module):
 
 
 class MMPyramid(HAN):
-    """A HAN with another encoder."""
-
     def __init__(self, config: MMPyramidConfig = MMPyramidConfig()):
         super().__init__(replace(config, layers=0))  # none of the HAN's
         self.config = config
