@@ -1,1 +1,1 @@
-"""The systems that the paper compares itself with, one flat file each; `uwav.py` imports none of them."""
+"""The systems that the paper compares itself with, one flat file each. HAN and shapes: uwav.py, sections 1 and 3."""

@@ -3,7 +3,7 @@
 The idea. Cross-attention misleads where an event is in one modality alone. So in training two *references*, networks of
 one modality each, stand beside the *anchor*, which has cross-attention and is all that is used afterwards. The anchor's
 features are drawn to the references', the more so the more of a video's events are in one modality alone. The outer
-product of its class probabilities (what occurs together) follows the references'. In return its predictions label them.
+product of its class probabilities (what occurs together) follows theirs. In return its predictions label their videos.
 
 What it changes on the HAN: the anchor is CMPAE's network. Each modality has a presence and an absence logit, which make
 a probability and an uncertainty; a joint head reads what enters the layer; 0.8 of the layer's output come with and 0.2
@@ -18,12 +18,12 @@ as anchor. Departures of ours:
     1  one AdamW without decay in the place of three Adams: the same, as weights without a gradient are left alone
     2  packed `base` features hold the mean of a second's frames, and the mean of ELU is not ELU of the mean; with the
        frames themselves the code below is to the letter
-    3  without 3D features the fusion reads the 2D features alone; nothing is published for that
-    4  dead weights of the anchor are not here; random numbers are drawn in another order
+    3  dead weights of the anchor are not here; 2 and 3 of jomold.py hold here, too
 """
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,8 +44,6 @@ class CoLeaFConfig(jomold.JoMoLDConfig):
 
 @dataclass(frozen=True)
 class CoLeaFTraining(jomold.JoMoLDTraining):
-    """JoMoLD's rates and batch, shorter."""
-
     seed: int = 1
     epochs: int = 10
     joint_weight: float = 2.0  # of the joint head's loss; visual 1, audio 2
@@ -70,7 +68,7 @@ def alpha(logit: Tensor) -> Tensor:
 
 
 def opinion(logit: Tensor) -> tuple[Tensor, Tensor]:
-    """Presence and absence logits (..., 2) -> probability and uncertainty (...)."""
+    """Presence and absence logits (..., 2) -> probability and uncertainty (...), which is 1 without any evidence."""
     total = alpha(logit).sum(-1)
     return alpha(logit)[..., 0] / total, 2 / total
 
@@ -135,11 +133,7 @@ class Anchor(jomold.JoMoLD):
         return *opinion((weight * logit).sum(1)), opinion(logit)[0]  # pooled are the logits, not the evidence
 
 
-class ReferenceOutput(NamedTuple):
-    prob: Tensor  # (B, C)
-    token_prob: Tensor  # (B, C)
-    feat: Tensor  # (B, T, h) of unit length
-    seconds: Tensor  # (B, T, C) probabilities
+ReferenceOutput = namedtuple("ReferenceOutput", ("prob", "token_prob", "feat"))  # (B, C) twice; (B, T, h), length 1
 
 
 class Reference(nn.Module):
@@ -162,9 +156,8 @@ class Reference(nn.Module):
             x = layer.alone(x)
         tokens, x = x[:, :C], x[:, C:]  # (B, C, h), (B, T, h)
         dropped = self.drop(x)
-        seconds = self.classifier(dropped).float().sigmoid()  # (B, T, C)
-        weight = self.time_pool(dropped if self.dropped_weights else x).float().softmax(1)  # (B, T, C)
-        return ReferenceOutput((weight * seconds).sum(1), tokens.mean(2).sigmoid(), F.normalize(x, dim=-1), seconds)
+        prob = jomold.pool_time(self.time_pool(dropped if self.dropped_weights else x), self.classifier(dropped))
+        return ReferenceOutput(prob, tokens.mean(2).sigmoid(), F.normalize(x, dim=-1))
 
 
 class CoLeaF(nn.Module):
@@ -184,8 +177,8 @@ class CoLeaF(nn.Module):
 # ---- Losses --------------------------------------------------------------------------------------
 
 ASL_MARGIN, ASL_FLOOR = 0.05, 1e-8
-AUDIO_TOKENS, VISUAL_TOKENS = (1.2, 0.001), (1.0, 0.0)  # weight of the tokens' loss, before and after `anchor_from`
-AUDIO_CUT, VISUAL_CUT = 0.5, 0.6  # an anchor's probability from which it labels the reference
+TOKENS = (1.2, 0.001), (1.0, 0.0)  # of audio, visual: weight of the tokens' loss, before and after `anchor_from`
+CUTS = 0.5, 0.6  # of audio, visual: an anchor's probability from which it labels the reference
 AUDIO_TRUST, VISUAL_TRUST = (0.1, 0.8), (0.4, 0.6)  # a reference is trusted below the first and above the second
 LEAST_DOUBT = 0.9  # of the joint head
 LOSSES = ("loss_audio", "loss_visual", "loss_joint", "loss_contrast", "loss_mutual", "loss_together_audio",
@@ -243,7 +236,7 @@ def anchor_losses(output: AnchorOutput, references: tuple[ReferenceOutput, Refer
                   targets: tuple[Tensor, Tensor], odd: bool) -> Tensor:
     """The anchor's of LOSSES, (9,), unweighted. Joint head and mutual loss see the weak label, never denoised."""
     joint, audio, visual = (p.clamp(uwav.PROBABILITY_MARGIN, 1 - uwav.PROBABILITY_MARGIN) for p in output[:3])  # (B, C)
-    (S_a, _, R_a, _), (S_v, _, R_v, _) = references
+    (S_a, _, R_a), (S_v, _, R_v) = references
     return torch.stack([
         uwav.video_loss(audio, targets[0]), uwav.video_loss(visual, targets[1]), uwav.video_loss(joint, weak),
         jomold.contrast(output.audio_feat, output.visual_feat),
@@ -258,14 +251,13 @@ def anchor_losses(output: AnchorOutput, references: tuple[ReferenceOutput, Refer
 
 def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor],
           model_config: CoLeaFConfig, config: CoLeaFTraining, run: uwav.Run | None = None) -> CoLeaF:
-    """Noise ratios: jomold.noise_ratios, (C,) each. Kept: the epoch of the best mean of the ten Ao / Vo
-    scores on the validation split, of equals the last; without that split, the last."""
+    """Noise ratios: jomold.noise_ratios, (C,) each. Kept: the epoch of the best mean of the ten `only_scores` on the
+    validation split, of equals the last; without that split, the last."""
     run = run or uwav.Run()
     torch.manual_seed(config.seed)
     model = CoLeaF(model_config).to(data.weak.device)
     optimizer = run.begin(model, config, videos=len(data.weak))
-    parts = (model.anchor, model.audio_reference, model.visual_reference)
-    forwards = [run.fast(part, one_shape=False) for part in parts]  # no CUDA graphs: outputs outlive the next call
+    forwards = [run.fast(x, one_shape=False) for x in model.children()]  # no CUDA graphs: outputs outlive the next call
     for epoch, lr in run.epochs():
         terms = run.mean(train_epoch(model, forwards, optimizer, data, ratios, config, epoch))  # (11,)
         scores = validation and only_scores(*predictions(model, validation), validation.audio_truth,
@@ -293,11 +285,10 @@ def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.
         with torch.no_grad():  # denoised targets, and what the anchor tells the references
             alone, both = anchor(*inputs, False)[1:3], anchor(*inputs, True)[1:3]  # probabilities, (B, C) each
         targets = jomold.refine_labels(alone, weak, jomold.in_force(ratios, epoch))
-        labels = [(p >= cut) * y for p, cut, y in zip(both, (AUDIO_CUT, VISUAL_CUT), targets)]
+        labels = [(p >= cut) * y for p, cut, y in zip(both, CUTS, targets)]
 
         outputs = [reference(x) for reference, x in zip(references, by_modality)]
-        told = torch.stack([reference_loss(*x, learns)
-                            for x in zip(outputs, targets, labels, (AUDIO_TOKENS, VISUAL_TOKENS))])  # (2,)
+        told = torch.stack([reference_loss(*x, learns) for x in zip(outputs, targets, labels, TOKENS)])  # (2,)
         told.sum().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -316,31 +307,23 @@ def train_epoch(model: CoLeaF, forwards: list[Callable], optimizer: torch.optim.
 GATES = 0.52, 0.25  # of the modality in the video, and in a second: so low because of the 1 in alpha
 
 
-@torch.no_grad()
-def probabilities(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, ...]:
-    """What CoLeaF.forward gives, of a whole split."""
-    model.eval()
-    starts = range(0, len(data.weak), uwav.EVAL_BATCH)
-    return tuple(map(torch.cat, zip(*(model(*data.inputs(slice(i, i + uwav.EVAL_BATCH))) for i in starts))))
-
-
 def predictions(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]:
     """Audible and visible, bool (N, T, C) each, by CoLeaF's own rule, which leaves the joint head out."""
-    _, audio, visual, audio_seconds, visual_seconds = probabilities(model, data)
+    _, audio, visual, audio_seconds, visual_seconds = jomold.outputs(model, data)
     return jomold.gated(audio, audio_seconds, *GATES), jomold.gated(visual, visual_seconds, *GATES)
 
 
 def joint(model: CoLeaF, data: uwav.TargetSplit) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities of video (N, C; the joint head's), audio and visual (N, T, C), for UWAV's gate."""
-    outputs = probabilities(model, data)
-    return outputs[0], outputs[3], outputs[4]
+    video, _, _, audio, visual = jomold.outputs(model, data)
+    return video, audio, visual
 
 
 def only_scores(audio_pred: Tensor, visual_pred: Tensor, audio_truth: Tensor, visual_truth: Tensor,
                 scores_of: Callable = uwav.parsing_scores) -> dict:
-    """The ten scores with A and V of what is in that modality *alone*, of predictions and truth alike; AV as ever. Type
-    and Event follow: Event pools audible only and visible only. Arrays as of scores_of: uwav.parsing_scores,
-    or uwav.video_scores."""
+    """The ten scores with A and V of what is in that modality *alone* (Ao, Vo), in predictions and truth; AV as ever.
+    Type and Event follow: Event pools audible only and visible only. Arrays as of scores_of, which may be
+    uwav.video_scores, too."""
     pa, pv, ta, tv = (torch.as_tensor(x) > 0 for x in (audio_pred, visual_pred, audio_truth, visual_truth))
     scores, usual = scores_of(pa & ~pv, pv & ~pa, ta & ~tv, tv & ~ta), scores_of(pa, pv, ta, tv)
     for level in uwav.LEVELS:

@@ -3,7 +3,7 @@
 The idea. A weak label holds in at least one modality, often not in both. So each modality gets a video-level loss of
 its own. In every batch, class by class, visual labels go whose video has a large visual and a small audio loss, and
 audio labels the other way round. How many, the *noise ratio* of a class and modality says. It is estimated once, from a
-first network that knows no other modality: train_estimator, noise_ratios, train.
+first network that knows no other modality: train without ratios, noise_ratios, train with them.
 
 What it changes on the HAN: one layer, one head, no MLP on audio, a switch that leaves cross-attention out, dropout on
 the visual features before the heads, a pooled probability for each modality besides the video's, and the gate.
@@ -22,9 +22,9 @@ a7dc2d5, as the text was not to be had. Departures of ours:
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -87,14 +87,13 @@ class VisualInput(nn.Module):
         return self.fusion(torch.cat(parts, -1))  # (B, T, D2 + D3) -> (B, T, h)
 
 
-class JoMoLDOutput(NamedTuple):
-    video_prob: Tensor  # (B, C); the first five as in HANOutput
-    audio_logit: Tensor  # (B, T, C)
-    visual_logit: Tensor  # (B, T, C)
-    audio_feat: Tensor  # (B, T, h)
-    visual_feat: Tensor  # (B, T, h), before the dropout that the heads see
-    audio_prob: Tensor  # (B, C), pooled over time within the modality; the last two are what denoising looks at
-    visual_prob: Tensor  # (B, C)
+# HANOutput, and what denoising looks at: probabilities (B, C) of the video, pooled over time within a modality.
+JoMoLDOutput = namedtuple("JoMoLDOutput", (*uwav.HANOutput._fields, "audio_prob", "visual_prob"))
+
+
+def pool_time(weight: Tensor, logit: Tensor) -> Tensor:
+    """Probability of one modality, <= 1, from logits of time and class, (B, T, C) each -> (B, C)."""
+    return (weight.float().softmax(1) * logit.float().sigmoid()).sum(1)
 
 
 class JoMoLD(uwav.HAN):
@@ -110,8 +109,9 @@ class JoMoLD(uwav.HAN):
         a, v = self.encode(*self.project(audio, visual_2d, visual_3d), cross)  # (B, T, h) each
         dropped = self.visual_drop(v)  # for the classifier and both poolings, not for the contrast
         output = self.head(a, dropped)._replace(visual_feat=v)
-        pooled = self.pool_time(a, output.audio_logit), self.pool_time(dropped, output.visual_logit)  # (B, C) each
-        return JoMoLDOutput(*output, *pooled)
+        audio_prob = pool_time(self.time_pool(a), output.audio_logit)  # (B, C)
+        visual_prob = pool_time(self.time_pool(dropped), output.visual_logit)  # (B, C)
+        return JoMoLDOutput(*output, audio_prob, visual_prob)
 
     def encode(self, a: Tensor, v: Tensor, cross: bool = True) -> tuple[Tensor, Tensor]:
         if cross:
@@ -119,10 +119,6 @@ class JoMoLD(uwav.HAN):
         for layer in self.layers:
             a, v = layer.alone(a), layer.alone(v)
         return a, v  # (B, T, h) each
-
-    def pool_time(self, x: Tensor, logit: Tensor) -> Tensor:
-        """Probability of one modality, <= 1: x (B, T, h), logit (B, T, C) -> (B, C)."""
-        return (self.time_pool(x).float().softmax(1) * logit.float().sigmoid()).sum(1)
 
 
 # ---- Losses and labels ---------------------------------------------------------------------------
@@ -166,7 +162,7 @@ def noise_ratio(prob: Tensor, mean: Tensor, weak: Tensor, doubt: float) -> Tenso
 
 def noise_ratios(model: JoMoLD, data: uwav.TargetSplit) -> tuple[Tensor, Tensor]:
     """Of audio and visual, (C,) each, from the estimator and the training videos."""
-    audio, visual, _, _ = probabilities(model, data, cross=False)  # (N, C) each
+    audio, visual = outputs(model, data, False)[5:]  # (N, C) each
     smoothed = (1 + VISUAL_SMOOTHING) / 2 * visual  # public code: times the smoothed target, so in truth 1.895 x mean
     return (noise_ratio(audio, audio.mean(0), data.weak, AUDIO_DOUBT),
             noise_ratio(smoothed, visual.mean(0), data.weak, VISUAL_DOUBT))
@@ -199,16 +195,11 @@ def in_force(ratios: tuple[Tensor, Tensor], epoch: int) -> tuple[Tensor, Tensor]
 
 # ---- Training ------------------------------------------------------------------------------------
 
-def train_estimator(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, model_config: JoMoLDConfig,
-                    config: JoMoLDTraining, run: uwav.Run | None = None) -> JoMoLD:
-    """The first network: without cross-attention in training, validation and all later use; no label is removed."""
-    return train(data, validation, None, model_config, config, run)
-
-
 def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: tuple[Tensor, Tensor] | None,
           model_config: JoMoLDConfig, config: JoMoLDTraining, run: uwav.Run | None = None) -> JoMoLD:
-    """A new network, which takes over the ratios only (None: the first network). Kept: the epoch of best event-level
-    audio F on the validation split, of equals the last; without that split, the last."""
+    """A new network, which takes over the ratios only; None: the first, without cross-attention in training, validation
+    and all later use, no label removed. Kept: the epoch of best event-level audio F on the validation split, of equals
+    the last; without that split, the last."""
     run = run or uwav.Run()
     torch.manual_seed(config.seed)
     model = JoMoLD(model_config).to(data.weak.device)
@@ -246,19 +237,18 @@ def train_epoch(model: JoMoLD, forward: Callable, optimizer: torch.optim.Optimiz
 # ---- Decision ------------------------------------------------------------------------------------
 
 @torch.no_grad()
-def probabilities(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of a whole split, audio and visual: pooled (N, C) each, and by the second (N, T, C) each."""
+def outputs(model: nn.Module, data: uwav.TargetSplit, *cross: bool) -> tuple[Tensor, ...]:
+    """All that a network gives, of a whole split."""
     model.eval()
     starts = range(0, len(data.weak), uwav.EVAL_BATCH)
-    outputs = [model(*data.inputs(slice(i, i + uwav.EVAL_BATCH)), cross) for i in starts]
-    audio_logit, visual_logit, audio, visual = (torch.cat([o[k] for o in outputs]) for k in (1, 2, 5, 6))
-    return audio, visual, audio_logit.sigmoid(), visual_logit.sigmoid()
+    batches = [model(*data.inputs(slice(i, i + uwav.EVAL_BATCH)), *cross) for i in starts]
+    return tuple(torch.cat(x) for x in zip(*batches))
 
 
 def predictions(model: JoMoLD, data: uwav.TargetSplit, cross: bool = True) -> tuple[Tensor, Tensor]:
     """Audible and visible, bool (N, T, C) each, by JoMoLD's own rule."""
-    audio, visual, audio_seconds, visual_seconds = probabilities(model, data, cross)
-    return gated(audio, audio_seconds), gated(visual, visual_seconds)
+    _, audio_logit, visual_logit, _, _, audio, visual = outputs(model, data, cross)
+    return gated(audio, audio_logit.sigmoid()), gated(visual, visual_logit.sigmoid())
 
 
 def gated(pooled: Tensor, prob: Tensor, video_gate: float = uwav.GATE, segment_gate: float = uwav.GATE) -> Tensor:

@@ -1,13 +1,17 @@
 """LEAP: label-anticipated event disentanglement (ECCV 2024), a decoder in place of the HAN's classifier and pooling.
 
+The HAN (uwav.py, section 3) makes of B videos of T seconds one vector a second for sound, one for pictures, (B, T, h)
+each; then `HAN.head` makes of each vector the logits of C classes, linearly, and pools them to the video's probability.
+
 The idea. Each class is a query: the vector of its name. It looks at the seconds of one modality in two cross-attention
 blocks, for sound and for pictures separately, and gathers what belongs to it. How well a class's query and a second
 agree in the last block *is* the segment's logit; the gathered vector tells whether the class occurs in the video. Hard
-pseudo-labels of the seconds teach both. A last loss makes an audible and a visible second of a video as similar as the
-labels that they share.
+pseudo-labels (0 or 1 for each class, second and modality, which something else guessed) teach both. A last loss makes a
+second of sound and one of pictures of the same video the more similar, the more labels they share.
 
-What it changes on the HAN: the encoder stays; `decode`, two `DecoderLayer`s a modality, comes in the place of
+What it changes on the HAN: the encoder stays; `LEAP.head`, two `DecoderLayer`s a modality, comes in the place of
 classifier, time_pool and modal_pool. Its output begins with that of the HAN, so whatever takes a HAN takes this.
+
 Source: Zhou et al., arXiv 2407.08126, of which the full text was not to be had; public code jasongief/LEAP at fd4a8f5,
 which is followed where nothing is said. Departures:
 
@@ -38,8 +42,6 @@ from uwav import HAN, HANConfig, HANOutput, PseudoLabels, Run, TargetSplit, han_
 
 @dataclass(frozen=True)
 class LEAPConfig(HANConfig):
-    """The encoder's sizes are those of HANConfig."""
-
     text_dim: int = 300  # numbers of a name's vector; `train` sets those of the vectors that it is given
     decoder_layers: int = 2
     decoder_heads: int = 8
@@ -81,19 +83,15 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, f: Tensor) -> tuple[Tensor, Tensor]:
         """-> classes (B, C, h) that know their seconds, and the logit of each class in each second, (B, T, C)."""
-        x = x + self.drop(self.attention(self.norm1(x), f))  # only the classes are normalised
-        # The same query and key once more, but after the residual, without the norm, and with no softmax: scores, not
-        # weights. The mean over the heads of their inner products is one inner product over all of them.
-        logit = self.key(f) @ self.query(x).transpose(1, 2) / math.sqrt(x.shape[-1] * self.heads)  # (B, T, C)
-        x = x + self.drop(self.linear2(self.drop(F.relu(self.linear1(self.norm2(x))))))
-        return x, logit
-
-    def attention(self, x: Tensor, f: Tensor) -> Tensor:
-        """Softmax over the seconds: (B, C, h), (B, T, h) -> (B, C, h)."""
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for y in (self.query(x), self.key(f), self.value(f)))  # (B, H, C or T, h / H)
+        # Attention, softmax over the seconds; only the classes are normalised.
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (
+            self.query(self.norm1(x)), self.key(f), self.value(f)))  # (B, H, C or T, h / H)
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attention_dropout if self.training else 0.0)
-        return self.out(y.transpose(1, 2).flatten(2))  # (B, C, h)
+        x = x + self.drop(self.out(y.transpose(1, 2).flatten(2)))  # (B, C, h)
+        # The same query and key once more, but after the residual, without the norm, and with no softmax: scores, not
+        # weights. The mean of H heads' inner products / sqrt(h / H) is one inner product of all of them / sqrt(h H).
+        logit = self.key(f) @ self.query(x).transpose(1, 2) / math.sqrt(x.shape[-1] * self.heads)  # (B, T, C)
+        return x + self.drop(self.linear2(self.drop(F.relu(self.linear1(self.norm2(x)))))), logit
 
 
 # HANOutput, and what its video_prob is the larger of: the video's classes (B, C) by its sound, and by its pictures.
@@ -101,8 +99,6 @@ LEAPOutput = namedtuple("LEAPOutput", (*HANOutput._fields, "heard_prob", "seen_p
 
 
 class LEAP(HAN):
-    """A HAN whose classes ask for their seconds."""
-
     def __init__(self, config: LEAPConfig = LEAPConfig()):
         super().__init__(config)
         del self.classifier, self.time_pool, self.modal_pool  # in their place:
@@ -114,17 +110,16 @@ class LEAP(HAN):
         self.heard, self.seen = nn.Linear(config.hidden, 1), nn.Linear(config.hidden, 1)  # one map for all classes
 
     def head(self, a: Tensor, v: Tensor) -> LEAPOutput:
-        heard, audio_logit = self.decode(self.audio_decoder, a)  # (B, C, h), (B, T, C)
-        seen, visual_logit = self.decode(self.visual_decoder, v)
-        heard_prob = self.heard(heard)[..., 0].float().sigmoid()  # (B, C)
-        seen_prob = self.seen(seen)[..., 0].float().sigmoid()  # (B, C)
+        """Of what the encoder gives, (B, T, h) each; HAN.forward calls it."""
+        heard_prob, audio_logit = self.decode(self.audio_decoder, self.heard, a)  # (B, C), (B, T, C)
+        seen_prob, visual_logit = self.decode(self.visual_decoder, self.seen, v)
         return LEAPOutput(torch.maximum(heard_prob, seen_prob), audio_logit, visual_logit, a, v, heard_prob, seen_prob)
 
-    def decode(self, layers: nn.ModuleList, f: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, layers: nn.ModuleList, occurs: nn.Linear, f: Tensor) -> tuple[Tensor, Tensor]:
         x = self.name_proj(self.names).expand(f.shape[0], -1, -1)  # (B, C, h), the same for both modalities
         for layer in layers:
             x, logit = layer(x, f)
-        return x, logit  # (B, C, h), (B, T, C) of the last block
+        return occurs(x)[..., 0].float().sigmoid(), logit  # (B, C), and (B, T, C) of the last block
 
 
 def name_vectors(audio_text: Tensor, visual_text: Tensor) -> Tensor:
@@ -149,20 +144,16 @@ def similarity_target(audio_label: Tensor, visual_label: Tensor) -> Tensor:
     return x / (1 + x) + FLOOR  # from 0.01 to 0.51
 
 
-def similarity(audio_feat: Tensor, visual_feat: Tensor) -> Tensor:
-    """Cosine of every audio and every visual second of a video: (B, T, h) each -> (B, T, T)."""
-    return F.normalize(audio_feat.float(), dim=-1) @ F.normalize(visual_feat.float(), dim=-1).transpose(1, 2)
-
-
 def leap_losses(output: LEAPOutput, audio_label: Tensor, visual_label: Tensor) -> Tensor:
     """The terms of the loss, (5,), in the order of LOSSES, from pseudo-labels (B, T, C) and no weak ones."""
-    target = similarity_target(audio_label, visual_label)  # (B, T, T)
+    a, v = (F.normalize(x.float(), dim=-1) for x in (output.audio_feat, output.visual_feat))  # (B, T, h) each
+    cosine = a @ v.transpose(1, 2)  # (B, T, T): of every audible and every visible second
     return torch.stack([
         video_loss(output.heard_prob, audio_label.amax(1)),  # a class that is audible in some second
         video_loss(output.seen_prob, visual_label.amax(1)),
         F.binary_cross_entropy_with_logits(output.visual_logit.float(), visual_label),
         F.binary_cross_entropy_with_logits(output.audio_logit.float(), audio_label),
-        (F.relu(similarity(output.audio_feat, output.visual_feat)) - target).square().mean()])  # L_avss, of the encoder
+        (F.relu(cosine) - similarity_target(audio_label, visual_label)).square().mean()])  # of the encoder alone
 
 
 # ---- Training ------------------------------------------------------------------------------------

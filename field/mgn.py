@@ -6,17 +6,19 @@ and each token gathers what it was given. Before that, sound is grouped once by 
 transformer lets the groups of both modalities see each other and groups them again.
 
 What it changes on the HAN: `encode`, and one linear layer instead of two on the audio features. As published, MGN names
-the classes of a video and hardly says when they occur; so that UWAV's labels can teach its seconds, the features of a
-second are here the second itself and what its classes gathered, handed back by the very shares it was given out in:
+the classes of a video and hardly says when they occur: a class's score in a second is the video's, times 1.04 to 1.23.
+So that UWAV's labels can teach its seconds, the features of a second are here the second itself and what its classes
+gathered, handed back by the very shares it was given out in:
 
     f = LN(x) + A^T (g + g_av)    x seconds behind the blocks, A shares, g groups of the modality, g_av of both
 
 Classifier and pooling are the HAN's, losses UWAV's: `uwav.train_han(..., network=MGN)`. Every part of MGN gets a
-gradient, and no weight is new but the pooling's. The last section is what its authors predict, and train with.
+gradient, and no weight is new but the pooling's.
+
 Source: Mo and Tian, NeurIPS 2022, read in the text of its submission; public code stoneMo/MGN at 11be034, which is
 followed where nothing is said. Departures:
 
-1. f, as above, and pooling instead of the published gate p_av, whose head is in `Heads` with those of p_a and p_v.
+1. f, as above, and pooling. The published heads and losses are in tests/test_field.py, with the recorded cases.
 2. The layer that mixes the tokens of the audio-visual grouping over time is left out: it ties the network to 10
    seconds, and the paper has none. `Grouping(config, tokens=10, hard=True)` is the public one.
 3. Linear layers in a row on the visual features are one here: the same functions.
@@ -30,10 +32,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uwav import HAN, Attention, HANConfig, video_loss
+from uwav import HAN, Attention, HANConfig
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,8 @@ class MGNConfig(HANConfig):
     audio_mlp: bool = False
 
 
-class MLP(nn.Sequential):
-    def __init__(self, size: int, inner: int):
-        super().__init__(nn.Linear(size, inner), nn.GELU(), nn.Linear(inner, size))
+def mlp(size: int, inner: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, inner), nn.GELU(), nn.Linear(inner, size))
 
 
 class Block(nn.Module):
@@ -60,7 +60,7 @@ class Block(nn.Module):
         super().__init__()
         h, self.dropout = config.hidden, config.dropout
         self.norm1, self.norm2 = nn.LayerNorm(h), nn.LayerNorm(h)
-        self.attn, self.mlp = Attention(h, config.heads, 0.0), MLP(h, config.feedforward)
+        self.attn, self.mlp = Attention(h, config.heads, 0.0), mlp(h, config.feedforward)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
@@ -92,11 +92,11 @@ class Grouping(nn.Module):
         super().__init__()
         h, self.hard = config.hidden, hard
         self.norm_tokens, self.norm_mixed, self.norm_members = nn.LayerNorm(h), nn.LayerNorm(h), nn.LayerNorm(h)
-        self.mix = MLP(tokens, h // 2) if tokens else nn.Identity()  # over the tokens, so their number is fixed
+        self.mix = mlp(tokens, h // 2) if tokens else nn.Identity()  # over the tokens, so their number is fixed
         self.attn, self.norm_attn = Attention(h, config.heads, 0.0), nn.LayerNorm(h)
-        self.mlp, self.norm_query = MLP(h, config.feedforward), nn.LayerNorm(h)
+        self.mlp, self.norm_query = mlp(h, config.feedforward), nn.LayerNorm(h)
         self.query, self.key, self.value, self.out = (nn.Linear(h, h) for _ in range(4))
-        self.norm_out, self.mlp_out = nn.LayerNorm(h), MLP(h, config.feedforward)
+        self.norm_out, self.mlp_out = nn.LayerNorm(h), mlp(h, config.feedforward)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Groups:
         """Members (B, L, h) into tokens (B, S, h)."""
@@ -120,8 +120,6 @@ class Grouping(nn.Module):
 
 
 class MGN(HAN):
-    """A HAN with another encoder."""
-
     def __init__(self, config: MGNConfig = MGNConfig()):
         super().__init__(replace(config, layers=0))  # none of the HAN's
         self.config = config
@@ -155,30 +153,3 @@ class MGN(HAN):
         C = self.config.classes
         x = self.cross_blocks(torch.cat([audio.features, visual.features], 1))  # (B, 2 C, h)
         return merged, audio, visual, self.cross_groups(x[:, :C], x[:, C:])
-
-
-# ---- As published --------------------------------------------------------------------------------
-
-class Heads(nn.Module):
-    """The published predictions, from MGN.group."""
-
-    def __init__(self, config: MGNConfig = MGNConfig()):
-        super().__init__()
-        self.hard = config.hard
-        self.video, self.audio, self.visual = (nn.Linear(config.hidden, 1) for _ in range(3))
-
-    def forward(self, merged: Groups, audio: Groups, visual: Groups, both: Groups) -> tuple[Tensor, ...]:
-        """Probabilities of the video by both, by sound, by pictures, (B, C) each; of its seconds, (B, T, C) each."""
-        p_av, p_a, p_v = (head(x.features).sigmoid() for head, x in (
-            (self.video, both), (self.audio, audio), (self.visual, visual)))  # (B, C, 1) each
-        # A second softmax, over time, of shares that are one: with 10 seconds the factor lies between 1.04 and 1.23.
-        seconds = (p * (x.shares if self.hard else 1 + x.shares.softmax(-1)) for p, x in ((p_a, audio), (p_v, visual)))
-        return *(x[..., 0] for x in (p_av, p_a, p_v)), *(x.transpose(1, 2) for x in seconds)
-
-
-def published_losses(model: MGN, video_prob: Tensor, audio_prob: Tensor, visual_prob: Tensor, weak: Tensor) -> Tensor:
-    """What the public code trains with, (B, C) each -> (5,). None of its terms touches a second."""
-    own = torch.arange(model.config.classes, device=weak.device)  # (C,): each class's token is of that class
-    tokens = (F.cross_entropy(model.classifier(x), own) for x in (model.audio_tokens, model.visual_tokens))
-    pairs = (video_prob, weak), (audio_prob, weak), (visual_prob, 0.9 * weak + 0.05)
-    return torch.stack([*tokens, *(video_loss(*pair) for pair in pairs)])

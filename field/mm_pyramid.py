@@ -6,7 +6,7 @@ learnt gates, and convolves over time, at a dilation as large as its reach. What
 attend to each other and are summed by gates once more. Classifier and pooling are the HAN's, to the letter.
 
 What it changes on the HAN: `encode`, and one linear layer instead of two on the audio features. UWAV's labels and
-losses train it as they are: `uwav.train_han(..., network=MMPyramid)`. `published_losses` is what its authors used.
+losses train it as they are: `uwav.train_han(..., network=MMPyramid)`. What its authors used: tests/test_field.py.
 
 Source: Yu et al., arXiv 2111.12374, of which no more than the abstract was to be had; public code JustinYuu/MM_Pyramid
 at 1c641a5 (MIT), which is followed where nothing is said. Departures:
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uwav import HAN, HANConfig, HANOutput, video_loss
+from uwav import HAN, HANConfig
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,6 @@ class Fusion(nn.Module):
 
 
 class MMPyramid(HAN):
-    """A HAN with another encoder."""
-
     def __init__(self, config: MMPyramidConfig = MMPyramidConfig()):
         super().__init__(replace(config, layers=0))  # none of the HAN's
         self.config = config
@@ -123,14 +121,3 @@ class MMPyramid(HAN):
             levels.append((a, v))
         audio, visual = zip(*levels)
         return self.audio_fusion(audio), self.visual_fusion(visual)
-
-
-def published_losses(model: HAN, output: HANOutput, weak: Tensor) -> Tensor:
-    """What the public code trains with, and the HAN of 2020, where there are only weak labels (B, C) -> (3,): of the
-    pooled probability, and of each modality's own, which is asked for every class, of the visual a little less."""
-    terms = [video_loss(output.video_prob, weak)]
-    for feat, logit, label in ((output.audio_feat, output.audio_logit, weak),
-                               (output.visual_feat, output.visual_logit, 0.9 * weak + 0.05)):
-        w_time = model.time_pool(feat).float().softmax(1)  # (B, T, C), sums to 1 over T
-        terms.append(video_loss((w_time * logit.float().sigmoid()).sum(1), label))
-    return torch.stack(terms)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 import uwav
 
@@ -39,7 +39,7 @@ def logits(model: uwav.HAN, splits: dict[str, uwav.TargetSplit],
            config: PrototypeConfig = PrototypeConfig()) -> dict[str, tuple[Tensor, Tensor]]:
     """Of every video of every split, audio and visual (N, T, C) each, in [-1, 1]; prototypes from splits["train"]."""
     outputs = {name: segments(model, data) for name, data in splits.items()}
-    rng = torch.Generator().manual_seed(config.seed)
+    rng = Generator().manual_seed(config.seed)
     centres = [prototypes(feat, logit, splits["train"].weak, config, rng) for feat, logit in outputs["train"]]
     return {name: tuple(similarity(feat, centre) for (feat, _), centre in zip(pairs, centres))
             for name, pairs in outputs.items()}
@@ -55,8 +55,7 @@ def segments(model: uwav.HAN, data: uwav.TargetSplit) -> list[tuple[Tensor, Tens
     return [(F.normalize(audio, dim=-1), audio_logit), (F.normalize(visual, dim=-1), visual_logit)]
 
 
-def prototypes(feat: Tensor, logit: Tensor, weak: Tensor, config: PrototypeConfig,
-               rng: torch.Generator) -> list[Tensor]:
+def prototypes(feat: Tensor, logit: Tensor, weak: Tensor, config: PrototypeConfig, rng: Generator) -> list[Tensor]:
     """The prototypes of one modality, (K, h) for each of C classes, K = 0 where no video has the class.
 
     feat (N, T, h) of unit length, logit (N, T, C), weak (N, C). Key seconds: of all seconds of the videos that have the
@@ -69,7 +68,7 @@ def prototypes(feat: Tensor, logit: Tensor, weak: Tensor, config: PrototypeConfi
     return centres
 
 
-def k_means(x: Tensor, clusters: int, rounds: int, rng: torch.Generator) -> Tensor:
+def k_means(x: Tensor, clusters: int, rounds: int, rng: Generator) -> Tensor:
     """Spherical k-means: x (M, h) of unit length -> (K, h) of unit length, K <= clusters, as empty clusters vanish."""
     centres = x[torch.randperm(len(x), generator=rng)[:clusters].to(x.device)]  # (K, h)
     for _ in range(rounds if len(x) else 0):

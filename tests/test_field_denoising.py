@@ -182,9 +182,9 @@ def test_jomold_noise_ratios_equal_the_public_code(recorded, monkeypatch):
     probs, weak = [recorded[f"noise.{m}_prob"] for m in ("audio", "visual")], recorded["noise.weak"]
     def given(model, data, cross):
         assert not cross, "each modality by itself"
-        return *probs, None, None
+        return *[None] * 5, *probs
 
-    monkeypatch.setattr(jomold, "probabilities", given)
+    monkeypatch.setattr(jomold, "outputs", given)
     ours = jomold.noise_ratios(None, uwav.TargetSplit(None, None, None, weak, None, None))
     batch_means = [torch.stack([x.mean(0) for x in p.split(int(recorded["noise.batch"]))]).mean(0) for p in probs]
     theirs = (jomold.noise_ratio(probs[0], batch_means[0], weak, 0.6), jomold.noise_ratio(0.95 * probs[1], batch_means[1], weak, 1.8))
@@ -293,9 +293,10 @@ def test_coleaf_forward_equals_the_public_code(case):
         close(torch.stack([output.audio_seconds, output.visual_seconds], 2), case[prefix + "frame_prob"])
     visual = torch.cat([inputs[1].unflatten(1, (10, -1)).mean(2), inputs[2]], -1)
     for reference, x, public in ((model.audio_reference, inputs[0], "ref_audio"), (model.visual_reference, visual, "ref_visual")):
+        reference.classifier.register_forward_hook(lambda _module, _inputs, logit, public=public: close(logit.sigmoid(), case[f"fwd.{public}.frame_prob"], public))
         output = reference(x)
-        for ours, theirs in dict(prob="prob", seconds="frame_prob", token_prob="token_prob", feat="feat").items():
-            close(getattr(output, ours), case[f"fwd.{public}.{theirs}"], f"{public} {ours}")
+        for name in ("prob", "token_prob", "feat"):
+            close(getattr(output, name), case[f"fwd.{public}.{name}"], f"{public} {name}")
     fused = model(*inputs)
     close(fused[1], 0.7 * case["fwd.cross.audio_prob"] + 0.3 * case["fwd.self.audio_prob"])
     close(fused[4], 0.7 * case["fwd.cross.frame_prob"][:, :, 1] + 0.3 * case["fwd.self.frame_prob"][:, :, 1])
@@ -548,7 +549,7 @@ def trainings(visual_3d: int, seconds: int):
     sizes = TINY | dict(visual_3d_dim=visual_3d)
     ratios = (torch.full((C,), 0.4).double(), torch.full((C,), 0.7).double())
     first, later = (jomold.JoMoLDConfig(**sizes), jomold.JoMoLDTraining(**SMALL)), (coleaf.CoLeaFConfig(**sizes), replace(coleaf.CoLeaFTraining(**SMALL), anchor_from=2))
-    return validation, dict(estimator=lambda run: jomold.train_estimator(data, validation, *first, run),
+    return validation, dict(estimator=lambda run: jomold.train(data, validation, None, *first, run),
                             jomold=lambda run: jomold.train(data, validation, ratios, *first, run),
                             coleaf=lambda run: coleaf.train(data, validation, ratios, *later, run))
 
@@ -635,9 +636,11 @@ def test_dropout_before_the_heads_is_where_the_public_code_has_it():
         assert torch.equal(getattr(before, name), getattr(after, name)), name
     assert not torch.allclose(before.audio_prob, after.audio_prob, atol=1e-6), "absence of sound looks at the dropped features, too"
     for reference, x, same in ((model.audio_reference, inputs[0], False), (model.visual_reference, torch.cat(inputs[1:], -1), True)):
+        seconds = []
+        reference.classifier.register_forward_hook(lambda _module, _inputs, logit, seconds=seconds: seconds.append(logit))
         before = reference(x)
         reference.drop = Flip()
         after = reference(x)
-        assert torch.equal(before.feat, after.feat) and torch.allclose(after.seconds, before.seconds.flip(1), atol=1e-6)
+        assert torch.equal(before.feat, after.feat) and torch.allclose(seconds[1], seconds[0].flip(1), atol=1e-6)
         assert torch.allclose(before.prob, after.prob, atol=1e-6) == same, "audio drops what is classified, visual the weights as well"
     assert [m.visual_drop.p for m in (jomold.JoMoLD(), coleaf.CoLeaF().anchor)] == [0.5, 0.5] and coleaf.CoLeaF().audio_reference.drop.p == 0.5

@@ -107,7 +107,7 @@ def train_leap(context: Context, out: Path, labels_path: Path, features: str) ->
 
 def estimate_noise(context: Context, out: Path, features: str) -> dict[str, float]:
     """JoMoLD's first two stages: a parser without cross-attention -> which share of the labels is noise, by class."""
-    train_system(context, out, features, "noise", jomold.train_estimator, {})
+    train_system(context, out, features, "noise", jomold.train, {}, None)
     ratios = jomold.noise_ratios(load_model(out / "han.pt", context.device), context.target("train", features))
     write_arrays(out / "ratios.npz", **{m: x.cpu().numpy() for m, x in zip(("audio", "visual"), ratios)})
     return {}  # nothing that a table holds
