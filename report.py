@@ -23,7 +23,7 @@ from torch import Tensor
 
 import uwav
 from common.command import one_sentence_errors
-from common.files import atomic, made_by, read_sealed
+from common.files import atomic, file_hash, made_by, read_sealed
 from data.annotations import LLP_CLASSES
 from data.layout import dry_run, read_index, recipe_of
 from data.splits import load_truth, load_weak
@@ -31,8 +31,9 @@ from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
 from train import field
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
-from train.checkpoints import check_fields, load_file
-from train.stages import THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, trivial_scores
+from train.checkpoints import check_fields, load_file, settings_of
+from train.stages import (THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, read_quality,
+                          trivial_scores)
 from uwav import SCORES, video_scores
 
 mean_and_spread = partial(cell, spread="<small>±{}</small>")
@@ -40,6 +41,10 @@ MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pai
 
 
 # ---- What a run has saved; everything missing is a FileNotFoundError with a sentence -------------
+
+class Stale(FileNotFoundError):
+    """What is there was made from something else than lies beside it: of this run, it is not there."""
+
 
 @dataclass(frozen=True)
 class Saved:
@@ -62,11 +67,19 @@ class Saved:
 
     @cached_property
     def ablation(self) -> dict:
-        path = self.run / "ablation.json"
-        ablation = read_sealed(path, "python uwav.py ablate")
-        if ablation["data"] != self.index["sha256"]:
-            raise ValueError(f"{path}: made from other data than {self.data}; run `python uwav.py ablate` again")
-        return ablation
+        return self.tables("ablate", "ablation.json")
+
+    def tables(self, command: str, name: str) -> dict:
+        """The tables that `command` wrote of this very run: of its data, and of the parsers and labels that are there."""
+        path, command = self.run / name, f"python uwav.py {command}"
+        made = read_sealed(path, command)
+        if made["data"] != self.index["sha256"]:
+            raise ValueError(f"{path}: made from other data than {self.data}; make it again with `{command}`, in another "
+                             "folder")
+        for name, recorded in made.get("made_from", {}).items():
+            if (self.run / name).is_file() and file_hash(self.run / name) != recorded:
+                raise Stale(f"{path}: made from another {name} than is there now; make it again with `{command}`")
+        return made
 
     @cached_property
     def parser(self) -> Path:
@@ -80,7 +93,7 @@ class Saved:
     def training(self) -> uwav.TrainConfig:
         path = self.parser / "han.pt"
         with made_by("python uwav.py train", path):
-            config = uwav.TrainConfig(**load_file(path)["settings"]["training"])
+            config = uwav.TrainConfig(**settings_of(path)["training"])
             check_fields(config)
             if not config.temperature > 0:
                 raise ValueError("temperature should be above 0")
@@ -88,15 +101,25 @@ class Saved:
 
     def labels_of(self, path: Path) -> Labels:
         """Labels of these very videos."""
-        labels = read_labels(path, "cpu")
+        labels, teacher = read_labels(path, "cpu"), path.with_name("teacher.pt")
         if labels.settings.get("data") != self.index["sha256"]:
             raise ValueError(f"{path}: labels of other data than {self.data}")
+        if labels.settings["teacher"] and teacher.is_file() and labels.settings["teacher"] != file_hash(teacher):
+            raise Stale(f"{path}: labels of another teacher than {teacher}; delete them and make them again with `python "
+                        "uwav.py label`")
         return labels
 
     @cached_property
     def labels(self) -> Labels:
         who = "segment" if self.is_own and self.parser.name == "valor" else "teacher"
-        return self.labels_of(self.folder / f"labels_{who}.npz")
+        path, learned = self.folder / f"labels_{who}.npz", None
+        labels = self.labels_of(path)
+        with contextlib.suppress(FileNotFoundError):  # of the parser
+            learned = settings_of(self.parser / "han.pt").get("labels")
+        if learned not in (None, file_hash(path)):
+            raise Stale(f"{path}: not what {self.parser / 'han.pt'} learned from; delete one and make it again, with `python "
+                        "uwav.py label` or `train`")
+        return labels
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:
@@ -105,7 +128,7 @@ class Saved:
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
-        return read_predictions(self.parser / f"predictions_{self.split}.npz", self.data)
+        return read_predictions(self.parser / f"predictions_{self.split}.npz", self.data, model=self.parser / "han.pt")
 
     @property
     def split(self) -> str:
@@ -139,6 +162,9 @@ def run_table(saved: Saved) -> str:
     if isinstance(index["source"], dict):
         real = ", ".join(index["source"].get("real_annotations") or ())
         rows["data"] = f"demo world: invented features; real annotations: {real or 'none'}"
+    with contextlib.suppress(FileNotFoundError):
+        path = saved.parser / "han.pt"
+        rows["parser in pictures"] = f"{path.relative_to(saved.run)}, SHA-256 {file_hash(path)}"
     if not saved.is_own:
         ablation = saved.ablation
         rows |= {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
@@ -210,7 +236,7 @@ def own_result(saved: Saved) -> str:
     index = saved.index["llp"]
     annotated = {s: len(ids) for s, ids in index["videos"].items() if s != "train"}
     learned, teacher = len(index["videos"]["train"]), saved.parser.name == "full"
-    told = read_sealed(saved.folder / f"labels_{'teacher' if teacher else 'segment'}.json", "python uwav.py label")
+    told = read_quality(saved.folder / f"labels_{'teacher' if teacher else 'segment'}.npz")
     weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in told.get("weak_thresholds", {}).items() if names)
     rule = saved.labels.settings.get("thresholds", "val")
     sentences = [
@@ -290,12 +316,8 @@ def difference_figure(saved: Saved) -> str:
 
 def field_tables(saved: Saved) -> str:
     """Every system of the paper's tables, its labels, and other networks in the place of the HAN."""
-    path = saved.run / "field.json"
-    made = read_sealed(path, "python uwav.py field")
-    if made["data"] != saved.index["sha256"]:
-        raise ValueError(f"{path}: made from other data than {saved.data}; run `python uwav.py field` again")
     shown = [paragraph(escape(heading) + ".") + table(["", *header], [list(map(escape, row)) for row in rows])
-             for heading, header, rows in field.tables(made)]
+             for heading, header, rows in field.tables(saved.tables("field", "field.json"))]
     return "".join(shown) + paragraph("The paper's rows are LLP's, with real features." + (
         "" if saved.is_llp else " Compare our rows with each other, not with the paper's."))
 

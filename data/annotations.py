@@ -219,6 +219,11 @@ def _in_splits(classes: tuple[str, ...], rows: Rows, truth: Truth, T: int) -> LL
     return LLP(classes, *map(split, LLP_WEAK_FILES), segments=T)
 
 
+def readable(name: str) -> str:
+    """A class name as one would say it, which is what is embedded: "Frying_(food)" -> "frying food"."""
+    return " ".join(re.sub(r"[_()]", " ", name).lower().split())
+
+
 def some(items: Sequence[str], most: int = 10) -> str:
     return "; ".join(items[:most]) + (f"; and {len(items) - most} more" if len(items) > most else "")
 
