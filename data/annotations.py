@@ -14,8 +14,10 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Container, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +156,7 @@ def _read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[st
     return [(line, dict(zip(header, cells))) for line, cells in rows[1:]]
 
 
-def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", others: Container[str] = ()) -> Rows:
+def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", others: Collection[str] = ()) -> Rows:
     """The videos of a table, in its order; llp_split: which split of LLP it is, with LLP's columns and separator.
 
     Of your own, the split is "" where the table does not say. ValueError if a video is there twice, or in `others`."""
@@ -222,6 +224,19 @@ def _in_splits(classes: tuple[str, ...], rows: Rows, truth: Truth, T: int) -> LL
 def readable(name: str) -> str:
     """A class name as one would say it, which is what is embedded: "Frying_(food)" -> "frying food"."""
     return " ".join(re.sub(r"[_()]", " ", name).lower().split())
+
+
+def mistaken(names: Iterable[str], there: Iterable[str]) -> str:
+    """For the end of a sentence: which of the names, that nothing has, differ from one that is there only by what file
+    systems and spreadsheets change; empty if none does."""
+    ways = {"Unicode form": partial(unicodedata.normalize, "NFC"),
+            "case": lambda x: unicodedata.normalize("NFC", x).casefold(),
+            "zeros": lambda x: re.sub(r"(?<!\d)0+(?=\d)", "", unicodedata.normalize("NFC", x).casefold())}
+    found = {}
+    for way, plain in ways.items():
+        known = {plain(x): x for x in there}
+        found = {x: f"{x} may be {known[plain(x)]}, which differs in {way}" for x in names if plain(x) in known} | found
+    return f": {some(list(found.values()))}" * bool(found)
 
 
 def some(items: Sequence[str], most: int = 10) -> str:
@@ -358,9 +373,11 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     path = Path(folder) / "labels.csv"
     rows = _read_labels(path, classes)
     ids, absent = [v for v in rows if v in lengths], [v for v in rows if v not in lengths]
+    others = [v for v in lengths if v not in rows]
+    unlike = mistaken(absent, others)
     if absent and (missing == "stop" or not ids):
         raise FileNotFoundError(f"{path}: {len(absent)} of its videos have no features in {folder}: {some(absent)} "
-                                "(failures.csv there may say why; --missing skip leaves them out)")
+                                f"(failures.csv there may say why; --missing skip leaves them out){unlike}")
     shortest, longest = min(ids, key=lengths.get), max(ids, key=lengths.get)
     if (T := lengths[longest]) != lengths[shortest]:
         raise ValueError(f"{path}: its videos differ in length, {shortest} has {lengths[shortest]} segments and "
@@ -388,8 +405,8 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
 
     never = [name for name, n in zip(classes, own.train.weak.sum(0)) if n == 0]
     _tell(report, "own data", {
-        "videos have no features (left out)": len(absent),
-        "videos with features are not in labels.csv (left out)": len(lengths) - len(ids),
+        f"videos have no features (left out): {some(absent)}{unlike}": len(absent),
+        f"videos with features are not in labels.csv (left out): {some(others)}": len(others),
         "training videos are annotated (not used)": len(events.keys() & own.train.ids),
         "training videos have no label: none of the classes is there": int((own.train.weak.sum(1) == 0).sum()),
         "rows of events.csv reach beyond the last segment of their video (cut there)": cut,
@@ -401,7 +418,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     return own
 
 
-def _read_events(path: Path, classes: tuple[str, ...], known: Container[str], T: int) -> tuple[Truth, int]:
+def _read_events(path: Path, classes: tuple[str, ...], known: Collection[str], T: int) -> tuple[Truth, int]:
     """The truth of the videos in a table of events, which need not exist; and how many rows reach beyond T.
 
     As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset)."""
@@ -413,7 +430,7 @@ def _read_events(path: Path, classes: tuple[str, ...], known: Container[str], T:
             continue
         video, modality = _video_id(row["video"], path, line), row["modality"].lower()
         if video not in known:
-            raise ValueError(f"{path}, line {line}: the video {video} is not in labels.csv")
+            raise ValueError(f"{path}, line {line}: the video {video} is not in labels.csv{mistaken([video], known)}")
         if modality not in MODALITIES:
             raise ValueError(f"{path}, line {line}: modality is {row['modality']!r}, not audible, visible or both")
         onset, offset = (_time(row[key], path, line) for key in ("onset", "offset"))

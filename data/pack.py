@@ -16,7 +16,8 @@ import numpy as np
 from common.command import progress
 from common.files import (CONTROL, finite, hash_of, hash_of_arrays, json_text, made_by, read_array, read_json, shaped,
                           write_array)
-from data.annotations import (LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, readable, some)
+from data.annotations import (LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, mistaken, read_llp, read_own, read_unav, readable,
+                              some)
 from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, made_alike,
                          make_plan, read_index, read_note, write_annotations)
 
@@ -143,9 +144,9 @@ def _with_features(root: Path, features: list[str], dataset: LLP | UnAV, splits:
     for name in splits:
         split = getattr(dataset, name)
         rows = [n for n, video in enumerate(split.ids) if video in there]
-        if len(rows) < len(split.ids):
-            print(f"{root.name} {name}: {len(split.ids) - len(rows)} of {len(split.ids)} videos have no features "
-                  "(left out)", flush=True)
+        if absent := [video for video in split.ids if video not in there]:
+            print(f"{root.name} {name}: {len(absent)} of {len(split.ids)} videos have no features (left out): "
+                  f"{some(absent)}{mistaken(absent, there)}", flush=True)
         if not rows:
             raise FileNotFoundError(f"{root}: no features of any {name} video")
         yield type(split)(*(x if x is None else x[rows] if isinstance(x, np.ndarray) else [x[n] for n in rows]
@@ -189,8 +190,9 @@ def _fingerprint(paths: list[Path]) -> str:
     """Changes when any file that is read is replaced: of each, name, size and time of its last change.
 
     Raises FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
-    if missing := [str(path) for path in paths if not path.exists()]:
-        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
+    if missing := [path for path in paths if not path.exists()]:
+        unlike = mistaken([path.stem for path in missing], _ids([*{path.parent for path in missing}]))
+        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(list(map(str, missing)))}{unlike}")
     stats = zip(paths, map(os.stat, paths))
     return hash_of("".join(f"{path.name} {x.st_size, x.st_mtime_ns}\n" for path, x in stats).encode())
 
