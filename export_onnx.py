@@ -61,7 +61,7 @@ from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS, encoders_of, made_alike, read_index
 from data.splits import load_target, load_text, load_truth
 from train.checkpoints import PARSERS, load_model, settings_of
-from train.stages import OWN_RULES, read_labels
+from train.stages import OWN_RULES, check_learned, labels_beside
 from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE
 from video.encoders import quiet
 
@@ -423,7 +423,7 @@ class Source:
     data: Path | None = None  # packed folder, on whose test split variants are measured
     open_classes: dict | None = None  # of `open_classes`
     scores: dict[str, list[float]] | None = None  # of the test split, a number a seed
-    encoders: dict = dataclasses.field(default_factory=dict)  # that made its features and texts, and how, if it was noted
+    encoders: dict = dataclasses.field(default_factory=dict)  # that made its features and texts, as far as was noted
     model: str = ""  # SHA-256 of the parser's checkpoint
 
     def describe(self) -> dict:
@@ -437,9 +437,9 @@ class Source:
             m: [x if math.isfinite(x) else None for x in theta.tolist()]
             for m, theta in zip(("audio", "visual"), self.thresholds)}
         return dict(
-            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model, dry_run=self.dry_run,
-            licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs), segments=self.segments,
-            preprocessing=dict(
+            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model,
+            dry_run=self.dry_run, licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs),
+            segments=self.segments, preprocessing=dict(
                 recipe_of_training=self.encoders.get("recipe", ""), segment_seconds=1,
                 picture=dict(shown_at=0.5, short_side=IMAGE_SIZE, resize="bicubic, antialiased, as Pillow does",
                              crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
@@ -524,16 +524,10 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
         labels = folder / "labels_segment.npz"
     kind = index["source"] if isinstance(index["source"], str) else "demo world"
     made_from = f"{'LLP' if kind == 'pack' else kind}, features {features}, {row}, seed {seed}"
-    read = read_labels(labels, "cpu")
-    learned = settings_of(checkpoint)
-    for path, settings in ((checkpoint, learned), (labels, read.settings)):
-        if settings.get("data") != index["sha256"]:
-            raise ValueError(f"{path}: made from other data than {data}")
-    if learned["labels"] not in (None, *map(file_hash, filter(Path.exists, (labels, *run.glob("labels_segment.npz"))))):
-        raise ValueError(f"{labels}: not what {checkpoint} learned from; delete one and make it again, with `python uwav.py "
-                         "label` or `train`")
-    if teacher and read.settings["teacher"] not in (None, file_hash(folder / "teacher.pt")):
-        raise ValueError(f"{labels}: made by another teacher than {folder / 'teacher.pt'}")
+    read = labels_beside(labels, data)
+    if settings_of(checkpoint).get("data") != index["sha256"]:
+        raise ValueError(f"{checkpoint}: made from other data than {data}")
+    check_learned(checkpoint, labels, run / "labels_segment.npz", *checkpoint.parent.glob("labels_*.npz"))
     return Source(han, teacher, index["llp"]["classes"], made_from, read.settings["dry_run"], features,
                   index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data,
                   open_classes(read.logits, data) if teacher and read.settings["teacher"] else None,

@@ -140,8 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("out", type=Path, help="gets feats_CLIP/ and feats_CLAP/ (continued if interrupted)")
         sub.add_argument("--recipe", choices=RECIPES, default="uwav", help="how videos and names are prepared, and the "
                          "weights unless they are named: video/__init__.py (default: %(default)s)")
-        sub.add_argument("--clip-weights", metavar="openai|random|FILE", help="of CLIP ViT-L/14; a file is named as "
-                         "quickgelu:FILE or gelu:FILE, by how it was trained, unless open_clip_config.json is beside it")
+        sub.add_argument("--clip-weights", metavar="openai|random|FILE", help="of CLIP ViT-L/14; a file as "
+                         "quickgelu:FILE or gelu:FILE, as it was trained, unless open_clip_config.json is beside it")
         sub.add_argument("--clap-weights", metavar="NAME|random|FILE", help="a checkpoint of laion_clap")
         sub.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
 

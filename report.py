@@ -32,7 +32,7 @@ from reporting.page import facts, figure, html, paragraph, picture, section, tab
 from train import field
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
 from train.checkpoints import check_fields, load_file, settings_of
-from train.stages import (THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, read_quality,
+from train.stages import (THRESHOLDS, Labels, check_learned, dead_branch, labels_beside, read_predictions, read_quality,
                           trivial_scores)
 from uwav import SCORES, video_scores
 
@@ -40,11 +40,7 @@ mean_and_spread = partial(cell, spread="<small>±{}</small>")
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
 
 
-# ---- What a run has saved; everything missing is a FileNotFoundError with a sentence -------------
-
-class Stale(FileNotFoundError):
-    """What is there was made from something else than lies beside it: of this run, it is not there."""
-
+# ---- What a run has saved; what is missing, or made from something else, is a FileNotFoundError ----
 
 @dataclass(frozen=True)
 class Saved:
@@ -67,18 +63,18 @@ class Saved:
 
     @cached_property
     def ablation(self) -> dict:
-        return self.tables("ablate", "ablation.json")
+        return self.tables("ablation.json", "python uwav.py ablate")
 
-    def tables(self, command: str, name: str) -> dict:
-        """The tables that `command` wrote of this very run: of its data, and of the parsers and labels that are there."""
-        path, command = self.run / name, f"python uwav.py {command}"
+    def tables(self, name: str, command: str) -> dict:
+        """What `command` wrote of these data, and of the parsers and labels that are there now."""
+        path = self.run / name
         made = read_sealed(path, command)
         if made["data"] != self.index["sha256"]:
-            raise ValueError(f"{path}: made from other data than {self.data}; make it again with `{command}`, in another "
-                             "folder")
+            raise ValueError(f"{path}: made from other data than {self.data}; make one with `{command}`, elsewhere")
         for name, recorded in made.get("made_from", {}).items():
             if (self.run / name).is_file() and file_hash(self.run / name) != recorded:
-                raise Stale(f"{path}: made from another {name} than is there now; make it again with `{command}`")
+                raise FileNotFoundError(f"{path}: made from another {name} than is there now; make it again with "
+                                        f"`{command}`")
         return made
 
     @cached_property
@@ -99,32 +95,19 @@ class Saved:
                 raise ValueError("temperature should be above 0")
         return config
 
-    def labels_of(self, path: Path) -> Labels:
-        """Labels of these very videos."""
-        labels, teacher = read_labels(path, "cpu"), path.with_name("teacher.pt")
-        if labels.settings.get("data") != self.index["sha256"]:
-            raise ValueError(f"{path}: labels of other data than {self.data}")
-        if labels.settings["teacher"] and teacher.is_file() and labels.settings["teacher"] != file_hash(teacher):
-            raise Stale(f"{path}: labels of another teacher than {teacher}; delete them and make them again with `python "
-                        "uwav.py label`")
-        return labels
-
     @cached_property
     def labels(self) -> Labels:
         who = "segment" if self.is_own and self.parser.name == "valor" else "teacher"
-        path, learned = self.folder / f"labels_{who}.npz", None
-        labels = self.labels_of(path)
-        with contextlib.suppress(FileNotFoundError):  # of the parser
-            learned = settings_of(self.parser / "han.pt").get("labels")
-        if learned not in (None, file_hash(path)):
-            raise Stale(f"{path}: not what {self.parser / 'han.pt'} learned from; delete one and make it again, with `python "
-                        "uwav.py label` or `train`")
+        path = self.folder / f"labels_{who}.npz"
+        labels = labels_beside(path, self.data)
+        for parser in self.folder.glob(f"*/{'valor' if who == 'segment' else 'full'}/han.pt"):
+            check_learned(parser, path)
         return labels
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:
         paths = [] if self.is_own else sorted(self.run.glob("seed*/labels_teacher.npz"))
-        return [self.labels_of(path) for path in paths] or [self.labels]
+        return [labels_beside(path, self.data) for path in paths] or [self.labels]
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
@@ -162,9 +145,6 @@ def run_table(saved: Saved) -> str:
     if isinstance(index["source"], dict):
         real = ", ".join(index["source"].get("real_annotations") or ())
         rows["data"] = f"demo world: invented features; real annotations: {real or 'none'}"
-    with contextlib.suppress(FileNotFoundError):
-        path = saved.parser / "han.pt"
-        rows["parser in pictures"] = f"{path.relative_to(saved.run)}, SHA-256 {file_hash(path)}"
     if not saved.is_own:
         ablation = saved.ablation
         rows |= {"preset": ablation["preset"], "changed by --set": ", ".join(ablation["overrides"]) or "nothing",
@@ -317,7 +297,7 @@ def difference_figure(saved: Saved) -> str:
 def field_tables(saved: Saved) -> str:
     """Every system of the paper's tables, its labels, and other networks in the place of the HAN."""
     shown = [paragraph(escape(heading) + ".") + table(["", *header], [list(map(escape, row)) for row in rows])
-             for heading, header, rows in field.tables(saved.tables("field", "field.json"))]
+             for heading, header, rows in field.tables(saved.tables("field.json", "python uwav.py field"))]
     return "".join(shown) + paragraph("The paper's rows are LLP's, with real features." + (
         "" if saved.is_llp else " Compare our rows with each other, not with the paper's."))
 

@@ -56,7 +56,8 @@ def weights_of(content: dict) -> dict[str, Tensor]:
     """The weights in a checkpoint under the names that the model gave them. Training checkpoints nest them, mostly in
     `state_dict`, beside the optimiser's state. Raises ValueError."""
     found = {name: x for name, x in content.items() if isinstance(x, Tensor)}
-    nested = {k: x for k, x in content.items() if isinstance(x, dict) and any(isinstance(y, Tensor) for y in x.values())}
+    inside = {k: x for k, x in content.items() if isinstance(x, dict)}
+    nested = {k: x for k, x in inside.items() if any(isinstance(y, Tensor) for y in x.values())} or inside
     if not found and nested:
         if len(nested) > 1 and "state_dict" not in nested:
             raise ValueError(f"which weights are meant: it has {', '.join(map(str, nested))}")

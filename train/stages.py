@@ -290,6 +290,26 @@ def read_labels(path: Path, device: str) -> Labels:
                       (x["threshold_audio"], x["threshold_visual"]))
 
 
+def labels_beside(path: Path, data: Path) -> Labels:
+    """Labels of these data, by the teacher that lies beside them, if one does. Raises FileNotFoundError or ValueError."""
+    labels, teacher = read_labels(path, "cpu"), path.with_name("teacher.pt")
+    if labels.settings["data"] != read_index(data)["sha256"]:
+        raise ValueError(f"{path}: made from other data than {data}")
+    if labels.settings["teacher"] and teacher.is_file() and labels.settings["teacher"] != file_hash(teacher):
+        raise FileNotFoundError(f"{path}: made by another teacher than {teacher}; delete it and make it again with `python "
+                                "uwav.py label`")
+    return labels
+
+
+def check_learned(parser: Path, *labels: Path) -> None:
+    """FileNotFoundError if a parser learned from others than these labels."""
+    with made_by("python uwav.py train", parser):
+        learned = settings_of(parser).get("labels")
+    if learned not in (None, *(file_hash(path) for path in labels if path.exists())):
+        raise FileNotFoundError(f"{labels[0]}: not what {parser} learned from; delete one of them and make it again with "
+                                "`python uwav.py label` or `train`")
+
+
 @alone
 def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str | None,
           backbone: str = "han") -> None:

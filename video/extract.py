@@ -109,27 +109,19 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
     made_alike({str(out / "text.json"): read_note(out / "text.json"), "what is asked for": made_with})
 
 
-PACKAGES = ("torch", "numpy", "av", "pillow", "open_clip_torch", "laion-clap", "librosa", "transformers")
+PACKAGES = ("torch", "numpy", "av", "pillow", "open_clip_torch", "laion-clap")
 
 
-def software() -> dict[str, str]:
-    """What decides about embeddings besides what was asked for: this code, and versions of packages."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return dict(code=code_of("features.py", "video/*.py")[:12], **versions)
-
-
-def software_since(path: Path) -> list[dict[str, str]]:
-    """All the software that made what `path` tells of; what of it is another one today is said."""
-    note, now = read_note(path), software()
-    known = note.get("software", [{}] if note else [])
+def software_since(path: Path) -> tuple[str, list[str]]:
+    """What decides about embeddings besides what is asked for, code and packages; and all that had a part in what `path`
+    tells of. If that was another one before, it is said."""
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
+    now = ", ".join([f"code {code_of('features.py', 'video/*.py')[:12]}", *versions])
+    known = read_note(path).get("software", ["software that was not noted"] if path.exists() else [])
     if known and now != known[-1]:
-        changed = [f"{k} {known[-1].get(k, 'not noted')}, now {x}" for k, x in now.items() if known[-1].get(k) != x]
-        print(f"WARNING: {path}: what is there was made by other software ({'; '.join(changed)}), and may differ from "
-              "what is made now; in another folder all is made alike", file=sys.stderr, flush=True)
-    return known
+        print(f"WARNING: {path}: what is there was made by {', '.join(x for x in known[-1].split(', ') if x not in now)}; now "
+              f"there is {now}: what it makes may differ. In another folder all is made alike", file=sys.stderr, flush=True)
+    return now, known
 
 
 def forget_replaced(videos: dict[str, Path], out: Path) -> list[str]:
@@ -171,9 +163,10 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     usable = [[v for v in g if v in before or failures.key(videos[v]) not in failures.causes] for g in groups]
     # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
     unfinished = [{v: videos[v] for v in g} for g in usable if not before.issuperset(g)]
-    known, path = software_since(out / "extract.json"), out / "extract.json"
-    if not path.exists() or (unfinished and software() not in known):  # what is as it was stays, to the byte
-        write_json(path, (read_note(path) or made_with) | dict(software=[*known, software()]))
+    path = out / "extract.json"
+    now, known = software_since(path)
+    if not known or (unfinished and now not in known):  # what is as it was stays, to the byte
+        write_json(path, (read_note(path) or made_with) | dict(software=[*known, now]))
     workers, todo = workers or os.cpu_count() or 1, sum(map(len, unfinished))
     with progress(total=len(ids), initial=len(ids) - todo, unit="video", desc="extract", smoothing=0.05) as bar:
         notes = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
@@ -264,20 +257,20 @@ def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[
     path, made_with = Path(out) / "text.json", made_with | dict(classes=classes)
     paths = {name: Path(out) / ENCODERS[name].texts for name in ("clip", "clap")}
     made_alike({str(Path(out) / "extract.json"): read_note(Path(out) / "extract.json"), "what is asked for": made_with})
+    now, _ = software_since(path)
     with contextlib.suppress(ValueError, OSError):
         before = read_json(path)
         files = {name: hash_of_arrays({name: read_array(file)}) for name, file in paths.items()}
         if before == made_with | dict(files=files, software=before.get("software")):
-            software_since(path)
             print(f"{out}: these classes were embedded before, kept")
             return
-    texts = {}
+    texts: dict[str, np.ndarray] = {}
     for name, embed_texts in (("clip", clip_texts), ("clap", clap_texts)):
         prompts = [recipe.prompts[name].format(readable(c)) for c in classes]
         texts[name] = embed_texts(prompts).astype(np.float32).reshape(len(classes), ENCODERS[name].size)
         print(f"{paths[name]}: {len(classes)} classes, {prompts[0]!r}, ...")
     files = {name: hash_of_arrays({name: x}) for name, x in texts.items()}
-    write_json(path, made_with | dict(files=files, software=[software()]))
+    write_json(path, made_with | dict(files=files, software=[now]))
     for name, x in texts.items():
         write_array(paths[name], x)
 
