@@ -61,7 +61,7 @@ from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS, encoders_of, made_alike, read_index
 from data.splits import load_target, load_text, load_truth
 from train.checkpoints import PARSERS, load_model, settings_of
-from train.stages import OWN_RULES, check_learned, labels_beside
+from train.stages import OWN_RULES, labels_beside
 from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE
 from video.encoders import quiet
 
@@ -524,10 +524,10 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
         labels = folder / "labels_segment.npz"
     kind = index["source"] if isinstance(index["source"], str) else "demo world"
     made_from = f"{'LLP' if kind == 'pack' else kind}, features {features}, {row}, seed {seed}"
-    read = labels_beside(labels, data)
     if settings_of(checkpoint).get("data") != index["sha256"]:
         raise ValueError(f"{checkpoint}: made from other data than {data}")
-    check_learned(checkpoint, labels, run / "labels_segment.npz", *checkpoint.parent.glob("labels_*.npz"))
+    others = row.endswith(("valor", "prototypes"))  # which learned from other labels than those that are exported
+    read = labels_beside(labels, data, *[checkpoint] * (not others))
     return Source(han, teacher, index["llp"]["classes"], made_from, read.settings["dry_run"], features,
                   index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data,
                   open_classes(read.logits, data) if teacher and read.settings["teacher"] else None,

@@ -23,16 +23,16 @@ from torch import Tensor
 
 import uwav
 from common.command import one_sentence_errors
-from common.files import atomic, file_hash, made_by, read_sealed
+from common.files import atomic, made_by, read_sealed
 from data.annotations import LLP_CLASSES
-from data.layout import dry_run, read_index, recipe_of
+from data.layout import check_source, dry_run, read_index, recipe_of
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
 from train import field
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
 from train.checkpoints import check_fields, load_file, settings_of
-from train.stages import (THRESHOLDS, Labels, check_learned, dead_branch, labels_beside, read_predictions, read_quality,
+from train.stages import (THRESHOLDS, Labels, dead_branch, labels_beside, read_predictions, read_quality,
                           trivial_scores)
 from uwav import SCORES, video_scores
 
@@ -72,9 +72,7 @@ class Saved:
         if made["data"] != self.index["sha256"]:
             raise ValueError(f"{path}: made from other data than {self.data}; make one with `{command}`, elsewhere")
         for name, recorded in made.get("made_from", {}).items():
-            if (self.run / name).is_file() and file_hash(self.run / name) != recorded:
-                raise FileNotFoundError(f"{path}: made from another {name} than is there now; make it again with "
-                                        f"`{command}`")
+            check_source(path, recorded, self.run / name, command)
         return made
 
     @cached_property
@@ -98,11 +96,8 @@ class Saved:
     @cached_property
     def labels(self) -> Labels:
         who = "segment" if self.is_own and self.parser.name == "valor" else "teacher"
-        path = self.folder / f"labels_{who}.npz"
-        labels = labels_beside(path, self.data)
-        for parser in self.folder.glob(f"*/{'valor' if who == 'segment' else 'full'}/han.pt"):
-            check_learned(parser, path)
-        return labels
+        parsers = sorted(self.folder.glob(f"*/{'valor' if who == 'segment' else 'full'}/han.pt"))  # there may be none
+        return labels_beside(self.folder / f"labels_{who}.npz", self.data, *parsers[:1])
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:

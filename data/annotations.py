@@ -227,16 +227,13 @@ def readable(name: str) -> str:
 
 
 def mistaken(names: Iterable[str], there: Iterable[str]) -> str:
-    """For the end of a sentence: which of the names, that nothing has, differ from one that is there only by what file
-    systems and spreadsheets change; empty if none does."""
-    ways = {"Unicode form": partial(unicodedata.normalize, "NFC"),
-            "case": lambda x: unicodedata.normalize("NFC", x).casefold(),
-            "zeros": lambda x: re.sub(r"(?<!\d)0+(?=\d)", "", unicodedata.normalize("NFC", x).casefold())}
-    found = {}
-    for way, plain in ways.items():
-        known = {plain(x): x for x in there}
-        found = {x: f"{x} may be {known[plain(x)]}, which differs in {way}" for x in names if plain(x) in known} | found
-    return f": {some(list(found.values()))}" * bool(found)
+    """For the end of a sentence: which of the names are those of something else but for what file systems and
+    spreadsheets change; empty if none is."""
+    composed = partial(unicodedata.normalize, "NFC")
+    plain = {re.sub(r"(?<!\d)0+(?=\d)", "", composed(x).casefold()): x for x in there}
+    found = {x: plain.get(re.sub(r"(?<!\d)0+(?=\d)", "", composed(x).casefold())) for x in names}
+    said = [f"{x} may be {y}" + ", in Unicode's other form" * (composed(x) == composed(y)) for x, y in found.items() if y]
+    return f": {some(said)}" * bool(said)
 
 
 def some(items: Sequence[str], most: int = 10) -> str:

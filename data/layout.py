@@ -94,13 +94,11 @@ def made_alike(notes: dict[str, dict]) -> dict[str, object]:
     content is, whatever the file is called; what a note leaves out, as all of the authors' do, is not compared."""
     said: dict[str, tuple[str, object]] = {}
     for where, note in notes.items():
-        if not isinstance(note, dict):
-            raise ValueError(f"{where}: says in another form what made it")
         for key in note.keys() & set(MADE_ALIKE):
             first, other = said.setdefault(key, (where, note[key]))
             if content(other) != content(note[key]):
-                raise ValueError(f"{where}: {key} is {_shown(note[key])}, but {_shown(other)} in {first}; what is used "
-                                 "together must have been made alike")
+                raise ValueError(f"{where}: {key} is {note[key]!r:.200}, but {other!r:.200} in {first}; what is used together "
+                                 "must have been made alike")
     return {key: x for key, (_, x) in said.items()}
 
 
@@ -109,8 +107,11 @@ def content(x: object) -> object:
     return {k: y for k, y in x.items() if k != "weights"} if isinstance(x, dict) and "sha256" in x else x
 
 
-def _shown(x: object) -> str:
-    return " ".join(str(y)[:50] for y in x.values()) if isinstance(x, dict) else str(x)[:50]
+def check_source(path: Path, recorded: str | None, source: Path, command: str) -> None:
+    """FileNotFoundError if `path` was made by another `source` than is there now: by that one, nothing was made."""
+    if recorded is not None and source.is_file() and recorded != file_hash(source):
+        raise FileNotFoundError(f"{path}: made by another {source.stem} than {source}; delete it and make it again with "
+                                f"`{command}`")
 
 
 def read_note(path: Path) -> dict:
@@ -119,9 +120,7 @@ def read_note(path: Path) -> dict:
         return {}
     with reading(path, "not what `extract` or `text` notes ({cause}); make it again, into another folder"):
         note = dict(read_json(path))
-        if not isinstance(note.get("classes", []), list) or not isinstance(note.get("files", {}), dict):
-            raise ValueError("of another form")
-        return note
+        return note | dict(classes=list(note["classes"])) if "classes" in note else note
 
 
 def encoders_of(index: dict) -> dict[str, object]:
@@ -191,11 +190,6 @@ def read_index(folder: str | Path) -> dict:
     return index
 
 
-def maker(folder: str | Path, index: dict) -> str:
-    """The command that made a packed folder, which makes again what is damaged in it."""
-    return f"python features.py {'pack SOURCE' if isinstance(index['source'], str) else 'demo'} {folder}"
-
-
 PART = ".packing"  # inside a packed folder: what is not complete yet
 OURS = re.compile(r"(llp|unav)/(text_(%s)|[a-z]+/(weak|audio|visual|label|length|%s))\.npy"
                   % ("|".join(TEXTED), "|".join(ENCODERS)))  # names of the arrays
@@ -210,12 +204,6 @@ def files_of(folder: Path) -> set[str]:
     except ValueError:
         names = [str(path.relative_to(folder)) for path in folder.rglob("*.npy")]
     return {"index.json", *filter(OURS.fullmatch, names)}
-
-
-def damaged(folder: Path, index: dict) -> list[str]:
-    """The arrays of a pack that are gone or not those that its index records, which takes a second a GB."""
-    return [name for name, recorded in index["files"].items()
-            if not (folder / name).is_file() or file_hash(folder / name) != recorded]
 
 
 def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
@@ -235,7 +223,9 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
         other = index.get("code") != plan["code"]
         if other:
             print(f"{out}: made by another version of this code; --replace makes it again", flush=True)
-        if not (broken := damaged(out, index)) and not (other and replace):
+        broken = [name for name, recorded in index["files"].items()  # a second a GB
+                  if not (out / name).is_file() or file_hash(out / name) != recorded]
+        if not broken and not (other and replace):
             print(f"{out}: already complete")
             shutil.rmtree(part, ignore_errors=True)  # of a run that was killed at its very end
             return None

@@ -118,7 +118,7 @@ def read_texts(root: Path, classes: list[str], source: object = "CLASSES") -> di
     for name, e in TEXTED.items():
         file = root / e.texts
         text = finite(shaped(read_array(file), (len(classes), e.size), file), file)
-        if note.get("files", {}).get(name, hash_of_arrays({name: text})) != hash_of_arrays({name: text}):
+        if note.get(f"{name}_texts") not in (None, hash_of_arrays({name: text})):
             raise ValueError(f"{file}: not the texts that {path} tells of; make them again with `python features.py text "
                              f"{source} {root}`")
         found[name] = text.astype(np.float32)  # (C, D)

@@ -24,7 +24,8 @@ import uwav
 from common.command import did_you_mean, working_in
 from common.files import file_hash, made_by, read_arrays, read_sealed, reading, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
-from data.layout import dry_run, encoders_of, feature_set_of, made_alike, packed_feature_sets, read_index
+from data.layout import (check_source, dry_run, encoders_of, feature_set_of, made_alike, packed_feature_sets,
+                         read_index)
 from data.splits import load_source, load_target, load_text
 from field import coleaf, jomold, mgn, mm_pyramid, prototypes
 from train.checkpoints import PARSERS, Run, check_fields, load_file, load_model, settings_of
@@ -214,9 +215,7 @@ def read_quality(labels: Path) -> dict:
     """The scores beside labels. Raises FileNotFoundError or ValueError, also if they are those of other labels."""
     path = labels.with_suffix(".json")
     quality = read_sealed(path, "python uwav.py label")
-    with made_by("python uwav.py label", path):
-        if quality["labels"] != file_hash(labels):
-            raise ValueError(f"it tells of other labels than {labels}")
+    check_source(path, quality.get("labels", ""), labels, "python uwav.py label")
     return quality
 
 
@@ -290,24 +289,18 @@ def read_labels(path: Path, device: str) -> Labels:
                       (x["threshold_audio"], x["threshold_visual"]))
 
 
-def labels_beside(path: Path, data: Path) -> Labels:
-    """Labels of these data, by the teacher that lies beside them, if one does. Raises FileNotFoundError or ValueError."""
-    labels, teacher = read_labels(path, "cpu"), path.with_name("teacher.pt")
+def labels_beside(path: Path, data: Path, parser: Path | None = None) -> Labels:
+    """Labels of these data: by the teacher beside them, if one is there; if a parser is named, those it learned from.
+
+    Raises FileNotFoundError or ValueError."""
+    labels = read_labels(path, "cpu")
     if labels.settings["data"] != read_index(data)["sha256"]:
         raise ValueError(f"{path}: made from other data than {data}")
-    if labels.settings["teacher"] and teacher.is_file() and labels.settings["teacher"] != file_hash(teacher):
-        raise FileNotFoundError(f"{path}: made by another teacher than {teacher}; delete it and make it again with `python "
-                                "uwav.py label`")
+    check_source(path, labels.settings["teacher"], path.with_name("teacher.pt"), "python uwav.py label")
+    with made_by("python uwav.py train", parser or path):
+        learned = settings_of(parser).get("labels") if parser else None
+    check_source(parser, learned, path, "python uwav.py train")
     return labels
-
-
-def check_learned(parser: Path, *labels: Path) -> None:
-    """FileNotFoundError if a parser learned from others than these labels."""
-    with made_by("python uwav.py train", parser):
-        learned = settings_of(parser).get("labels")
-    if learned not in (None, *(file_hash(path) for path in labels if path.exists())):
-        raise FileNotFoundError(f"{labels[0]}: not what {parser} learned from; delete one of them and make it again with "
-                                "`python uwav.py label` or `train`")
 
 
 @alone
@@ -360,14 +353,13 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     model = load_model(checkpoint, context.device, kind=PARSERS)
     made_from = dict(data=context.identity, model=file_hash(checkpoint))
     scores_path = out / f"scores_{split}.json"
-    before = None
+    before = made_from
     with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged is written again
-        before = read_sealed(scores_path, "python uwav.py evaluate").get("made_from")
-    if before not in (None, made_from):
-        gone = before["model"] not in map(file_hash, out.glob("*.pt"))  # a parser was trained anew in its place
-        if not gone or out != checkpoint.parent or before["data"] != context.identity:
-            raise ValueError(f"{scores_path}: scores of another model or other data; choose another folder with --out")
-        print(f"{scores_path}: written again, the parser that it was of is gone", flush=True)
+        before = read_sealed(scores_path, "python uwav.py evaluate").get("made_from", made_from)
+    if checkpoint == out / "han.pt":  # trained anew, maybe: then the parser that its scores were of is gone
+        before = before | dict(model=made_from["model"])
+    if before != made_from:
+        raise ValueError(f"{scores_path}: scores of another model or other data; choose another folder with --out")
     settings, classes = settings_of(checkpoint), index["llp"]["classes"]
     if model.config.classes != len(classes) or settings.get("classes", classes) != classes:
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes} {some(settings.get('classes', []), 3)}, those "
@@ -466,8 +458,8 @@ def read_predictions(path: Path, data: Path, joint: bool = False, model: Path | 
         predicted = uwav.gated_predictions(x["video"], x["audio"], x["visual"])
         if "audio_predicted" in x and not joint:
             predicted = x["audio_predicted"], x["visual_predicted"]
-    if model and made_from["model"] != file_hash(model):  # there are none of this one
-        raise FileNotFoundError(f"{path}: of another parser than {model}; make it again with `{command}`")
+    if model:
+        check_source(path, made_from["model"], model, command)
     return predicted
 
 

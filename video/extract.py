@@ -260,8 +260,8 @@ def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[
     now, _ = software_since(path)
     with contextlib.suppress(ValueError, OSError):
         before = read_json(path)
-        files = {name: hash_of_arrays({name: read_array(file)}) for name, file in paths.items()}
-        if before == made_with | dict(files=files, software=before.get("software")):
+        files = {f"{name}_texts": hash_of_arrays({name: read_array(file)}) for name, file in paths.items()}
+        if before == made_with | files | dict(software=before.get("software")):
             print(f"{out}: these classes were embedded before, kept")
             return
     texts: dict[str, np.ndarray] = {}
@@ -269,8 +269,8 @@ def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[
         prompts = [recipe.prompts[name].format(readable(c)) for c in classes]
         texts[name] = embed_texts(prompts).astype(np.float32).reshape(len(classes), ENCODERS[name].size)
         print(f"{paths[name]}: {len(classes)} classes, {prompts[0]!r}, ...")
-    files = {name: hash_of_arrays({name: x}) for name, x in texts.items()}
-    write_json(path, made_with | dict(files=files, software=[now]))
+    files = {f"{name}_texts": hash_of_arrays({name: x}) for name, x in texts.items()}
+    write_json(path, made_with | files | dict(software=[now]))
     for name, x in texts.items():
         write_array(paths[name], x)
 

@@ -98,8 +98,8 @@ def test_the_report_of_a_parser_that_was_trained_anew_tells_no_score_of_the_old_
     old = files.read_sealed(run / ROW / "scores_test.json", "")["seg_type"]
     train_anew(run)
     text = page(run, monkeypatch)
-    assert f"ablation.json: made from another {ROW}/han.pt than is there now" in missing(text)
-    assert f"{ROW}/predictions_test.npz: of another parser than {ROW}/han.pt" in missing(text)
+    assert f"ablation.json: made by another han than {ROW}/han.pt" in missing(text)
+    assert f"{ROW}/predictions_test.npz: made by another han than {ROW}/han.pt" in missing(text)
     assert f"{old:.1f}" not in re.sub("<svg/>|<img[^>]*>", "", text.split("Training")[0])
     cli.main(["evaluate", str(run / "data"), str(run / ROW / "han.pt")])  # as the report advises
     assert "predictions_test.npz" not in missing(page(run, monkeypatch))
@@ -113,14 +113,14 @@ def test_tables_are_of_the_very_parsers_and_labels_that_are_there(finished, tmp_
     else:
         content = checkpoints.load_file(run / changed)
         checkpoints.save_file(run / changed, content | dict(score=content["score"] + 1))
-    assert f"ablation.json: made from another {changed} than is there now" in missing(page(run, monkeypatch))
+    assert f"ablation.json: made by another {Path(changed).stem} than {changed}" in missing(page(run, monkeypatch))
 
 
 @pytest.mark.parametrize("names, said", [
-    ([f"{ROW}/predictions_test.npz"], "predictions_test.npz: of another parser than"),
+    ([f"{ROW}/predictions_test.npz"], "predictions_test.npz: made by another han than"),
     (["seed0/teacher.pt"], "labels_teacher.npz: made by another teacher than"),
     (["seed0/labels_teacher.npz", "seed0/labels_teacher.json"], "labels_teacher.npz: made by another teacher than"),
-    (["seed0/teacher.pt", "seed0/labels_teacher.npz"], f"labels_teacher.npz: not what {ROW}/han.pt learned from"),
+    (["seed0/teacher.pt", "seed0/labels_teacher.npz"], f"{ROW}/han.pt: made by another labels_teacher than seed0/labels_teacher.npz"),
 ])
 def test_what_is_of_another_seed_is_not_shown_as_of_this_one(finished, tmp_path, monkeypatch, names, said):
     run = copied(finished, tmp_path)
@@ -132,7 +132,7 @@ def test_what_is_of_another_seed_is_not_shown_as_of_this_one(finished, tmp_path,
 def test_predictions_of_another_row_are_not_shown_as_of_this_one(finished, tmp_path, monkeypatch):
     run = copied(finished, tmp_path)
     shutil.copy(run / "seed0/clip_clap/soft/predictions_test.npz", run / ROW)
-    assert "predictions_test.npz: of another parser" in missing(page(run, monkeypatch))
+    assert "predictions_test.npz: made by another han" in missing(page(run, monkeypatch))
 
 
 def test_scores_beside_a_checkpoint_of_the_same_folder_are_not_overwritten(finished, tmp_path):
