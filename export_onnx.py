@@ -478,7 +478,7 @@ def scores_of_seeds(run: Path, checkpoint: Path) -> dict[str, list[float]] | Non
 def _training_of(checkpoint: Path) -> dict:
     """What a parser was trained with, but for what differs between seeds."""
     settings = settings_of(checkpoint)
-    return settings | dict(labels=None, training=settings.get("training", {}) | dict(seed=None))
+    return settings | dict(labels=None, made_from=None, training=settings.get("training", {}) | dict(seed=None))
 
 
 def one_threshold(logit: Tensor, truth: Tensor) -> float:

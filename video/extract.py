@@ -131,8 +131,8 @@ def forget_replaced(videos: dict[str, Path], out: Path) -> list[str]:
     if path.exists():
         with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
             before = dict(read_json(path))
-    stats = {v: os.stat(file) for v, file in videos.items() if file.exists()}
-    now = {v: [x.st_size, x.st_mtime_ns] for v, x in stats.items()}
+    stats = ((v, file.stat()) for v, file in videos.items() if file.exists())
+    now = {v: [x.st_size, x.st_mtime_ns] for v, x in stats}
     replaced = [v for v in now if before.get(v, now[v]) != now[v]]
     for v in replaced:
         for file in feature_files(out, v).values():
