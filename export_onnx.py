@@ -55,13 +55,13 @@ except ModuleNotFoundError as error:
 
 import uwav
 from common.command import one_sentence_errors, working_in
-from common.files import atomic, file_hash, hash_of, read_json, read_sealed, write_json
+from common.files import atomic, file_hash, hash_of, read_sealed, write_json, write_sealed
 from data import layout
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
-from data.layout import FEATURE_SETS, read_index, recipe_of
+from data.layout import FEATURE_SETS, encoders_of, made_alike, read_index
 from data.splits import load_target, load_text, load_truth
-from train.checkpoints import PARSERS, load_file, load_model
-from train.stages import OWN_RULES, read_labels
+from train.checkpoints import PARSERS, load_model, settings_of
+from train.stages import OWN_RULES, labels_beside
 from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE
 from video.encoders import quiet
 
@@ -165,8 +165,8 @@ def exports_of(han: uwav.HAN | None, teacher: uwav.Teacher | None) -> dict[str, 
 ENCODERS = {"clip_image": "clip", "clap_audio": "clap", "clip_text": "clip", "clap_text": "clap"}  # whose weights
 
 
-def export_of_encoder(name: str, weights: Path | None) -> Export:
-    """What video/encoders.py computes, but resizing and cropping pictures, and tokens."""
+def export_of_encoder(name: str, weights: Path | None, activation: str = "quickgelu") -> Export:
+    """What video/encoders.py computes, but resizing and cropping pictures, and tokens. activation: of CLIP."""
     from video import encoders
 
     if name == "clap_audio":
@@ -176,7 +176,7 @@ def export_of_encoder(name: str, weights: Path | None) -> Export:
     if name == "clap_text":
         texts = encoders.ClapTextEncoder(weights)
         return Export(name, texts, tokens, ("embedding",), texts, tokenizer=texts)
-    clip = encoders.ClipEncoder(weights)
+    clip = encoders.ClipEncoder(weights, activation=activation)
     if name == "clip_text":
         return Export(name, clip.embed_tokens, tokens, ("embedding",), clip.model, tokenizer=clip)
     pixels = ("B", IMAGE_SIZE, IMAGE_SIZE, 3)
@@ -294,26 +294,35 @@ def free_batch_size_of_htsat() -> contextlib.AbstractContextManager:
     return mock.patch.object(htsat, "window_reverse", window_reverse)
 
 
-def export_encoders(out: Path, choices: dict[str, str | None], texts: bool, kinds: list[str],
-                    properties: dict[str, str]) -> dict:
-    """The encoders of the weights named (clip, clap), if any, and variants; what bundle.json says of them."""
+def find_encoders(choices: dict[str, str | None], source: Source) -> tuple[dict[str, Path | None], dict[str, dict]]:
+    """The files of the weights named (clip, clap), if any, and what tells them from others: the parser's features must
+    have been made by the same. Raises FileNotFoundError or ValueError."""
     from video import weights
 
-    wanted = [name for name, whose in ENCODERS.items() if choices[whose] and (texts or not name.endswith("text"))]
-    if not wanted:
-        return {}
+    if not (choices := {name: choice for name, choice in choices.items() if choice}):
+        return {}, {}
     weights.need_packages()
-    # One that is missing is said at once.
-    files = {name: weights.find(name, choice) for name, choice in choices.items() if choice}
+    files = {name: weights.find(name, choice) for name, choice in choices.items()}
     weights.warn_of_random(files)
-    entries = {}
-    for name in wanted:
-        whose = ENCODERS[name]
+    found = weights.identities(choices, files)
+    made_alike({"the features that the parser learned from": source.encoders, "what is to be exported": found})
+    if source.han and not source.dry_run and not found.keys() <= source.encoders.keys():
+        print("which weights made the features that the parser learned from is not noted, so these are not compared")
+    return files, found
+
+
+def export_encoders(out: Path, files: dict[str, Path | None], made_with: dict, properties: dict[str, str]) -> dict:
+    """The encoders of `find_encoders`, if any, and variants; what bundle.json says of them."""
+    entries, kinds = {}, made_with["variants"]
+    for name, whose in ENCODERS.items():
+        if whose not in files or (name.endswith("text") and not made_with["texts"]):
+            continue
         print(f"{name}: building, tracing and checking it takes minutes, CLIP up to 10 GB of memory", flush=True)
-        export = export_of_encoder(name, files[whose])
+        identity = made_with[f"{whose}_weights"]
+        export = export_of_encoder(name, files[whose], identity.get("activation", "quickgelu"))
         with free_batch_size_of_htsat():
             entry = keep(export, out, properties)
-        entries[name] = entry | dict(weights=weights.identity_of_weights(choices[whose], files[whose]))
+        entries[name] = entry | dict(weights=identity)
         if export.tokenizer:
             export.tokenizer.write_tokenizer(out / f"{whose}_tokenizer.json")
             entries[name]["tokenizer"] = file_hash(out / f"{whose}_tokenizer.json")
@@ -414,7 +423,8 @@ class Source:
     data: Path | None = None  # packed folder, on whose test split variants are measured
     open_classes: dict | None = None  # of `open_classes`
     scores: dict[str, list[float]] | None = None  # of the test split, a number a seed
-    recipe: str = ""  # by which its features and texts were made, if that was noted
+    encoders: dict = dataclasses.field(default_factory=dict)  # that made its features and texts, as far as was noted
+    model: str = ""  # SHA-256 of the parser's checkpoint
 
     def describe(self) -> dict:
         """All that a program must know besides the files themselves."""
@@ -427,10 +437,10 @@ class Source:
             m: [x if math.isfinite(x) else None for x in theta.tolist()]
             for m, theta in zip(("audio", "visual"), self.thresholds)}
         return dict(
-            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, dry_run=self.dry_run,
-            licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs), segments=self.segments,
-            preprocessing=dict(
-                recipe_of_training=self.recipe, segment_seconds=1,
+            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model,
+            dry_run=self.dry_run, licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs),
+            segments=self.segments, preprocessing=dict(
+                recipe_of_training=self.encoders.get("recipe", ""), segment_seconds=1,
                 picture=dict(shown_at=0.5, short_side=IMAGE_SIZE, resize="bicubic, antialiased, as Pillow does",
                              crop="centre, 224 x 224", values="RGB, uint8; normalisation is inside the graph"),
                 sound=dict(rate=SAMPLE_RATE, channels="averaged", samples=SAMPLE_RATE, values="float32 in [-1, 1]"),
@@ -454,10 +464,21 @@ class Source:
 
 
 def scores_of_seeds(run: Path, checkpoint: Path) -> dict[str, list[float]] | None:
-    """The ten scores on test of the same row in every seed of the run; None if nothing was scored."""
-    files = sorted(run.glob(f"seed*/{checkpoint.parent.relative_to(checkpoint.parents[2])}/scores_test.json"))
-    found = [read_sealed(file, "python uwav.py evaluate") for file in files]
-    return {name: [scores[name] for scores in found] for name in uwav.SCORES} if found else None
+    """The ten scores on test of the same row in every seed of the run that was trained alike, each of the very parser
+    beside it; None if that of `checkpoint` was not scored."""
+    found, alike = {}, _training_of(checkpoint)
+    for file in sorted(run.glob(f"seed*/{checkpoint.parent.relative_to(checkpoint.parents[2])}/scores_test.json")):
+        han = file.with_name("han.pt")
+        scores = read_sealed(file, "python uwav.py evaluate") if han.exists() and _training_of(han) == alike else {}
+        if scores.get("made_from") == dict(data=alike["data"], model=file_hash(han)):
+            found[han] = scores
+    return {name: [scores[name] for scores in found.values()] for name in uwav.SCORES} if checkpoint in found else None
+
+
+def _training_of(checkpoint: Path) -> dict:
+    """What a parser was trained with, but for what differs between seeds."""
+    settings = settings_of(checkpoint)
+    return settings | dict(labels=None, made_from=None, training=settings.get("training", {}) | dict(seed=None))
 
 
 def one_threshold(logit: Tensor, truth: Tensor) -> float:
@@ -503,16 +524,14 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
         labels = folder / "labels_segment.npz"
     kind = index["source"] if isinstance(index["source"], str) else "demo world"
     made_from = f"{'LLP' if kind == 'pack' else kind}, features {features}, {row}, seed {seed}"
-    read = read_labels(labels, "cpu")
-    for path, settings in ((checkpoint, load_file(checkpoint).get("settings") or {}), (labels, read.settings)):
-        if settings.get("data") != index["sha256"]:
-            raise ValueError(f"{path}: made from other data than {data}")
-    if teacher and read.settings["teacher"] not in (None, file_hash(folder / "teacher.pt")):
-        raise ValueError(f"{labels}: made by another teacher than {folder / 'teacher.pt'}")
+    if settings_of(checkpoint).get("data") != index["sha256"]:
+        raise ValueError(f"{checkpoint}: made from other data than {data}")
+    others = row.endswith(("valor", "prototypes"))  # which learned from other labels than those that are exported
+    read = labels_beside(labels, data, *[checkpoint] * (not others))
     return Source(han, teacher, index["llp"]["classes"], made_from, read.settings["dry_run"], features,
                   index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data,
                   open_classes(read.logits, data) if teacher and read.settings["teacher"] else None,
-                  scores_of_seeds(run, checkpoint), recipe_of(index))
+                  scores_of_seeds(run, checkpoint), encoders_of(index), file_hash(checkpoint))
 
 
 def source_of_released(han: Path | None, teacher: Path | None, heads: int | None, teacher_heads: int | None,
@@ -539,6 +558,7 @@ def write_card(out: Path, source: Source, info: dict) -> None:
         count=len(source.classes), classes=", ".join(source.classes), inputs=", ".join(inputs),
         dry_run=f", A DRY RUN ({source.dry_run}): its events mean nothing" if source.dry_run else "",
         scores=", ".join(f"{name} {mean:.1f}{spread}" for name, mean, spread in found) or "not scored",
+        checkpoint=f"; the parser's checkpoint has SHA-256 {source.model}" if source.model else "",
         files="\n".join(f"* `{x['file']}`, {x['bytes'] / 1e6:.1f} MB" for x in info["files"].values())),
         encoding="utf-8")
     numbered = dict(enumerate(source.classes))
@@ -558,17 +578,18 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     info = source.describe()
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
     weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]
-    info["made_with"] = dict(models=hash_of(b"".join(x.numpy().tobytes() for x in weights)), clip_weights=clip_weights,
-                             clap_weights=clap_weights, texts=texts, variants=list(variants), opset=opset)
-    if _is_finished(out, info):
+    files, identities = find_encoders(dict(clip=clip_weights, clap=clap_weights), source)
+    info["made_with"] = dict(models=hash_of(b"".join(x.numpy().tobytes() for x in weights)), **identities, texts=texts,
+                             variants=list(variants), opset=opset, scores=source.scores)
+    if before := finished_bundle(out, info):
         print(f"{out}: exported before, kept")
-        return read_json(out / "bundle.json")
+        return before
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)  # which fails where a link is in its place
     (part / "onnx").mkdir()
     try:
-        _fill_bundle(part, source, info, properties)
+        _fill_bundle(part, source, info, properties, files)
         (out / "bundle.json").unlink(missing_ok=True)  # no bundle while its files change
         (out / "onnx").mkdir(exist_ok=True)
         for path in (out / "onnx").iterdir():
@@ -582,15 +603,15 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     return info
 
 
-def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, str]) -> None:
+def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, str],
+                 encoders: dict[str, Path | None]) -> None:
     """All files into an empty folder; `info` gets what bundle.json says of them."""
     made_with, exports = info["made_with"], exports_of(source.han, source.teacher)
     info["files"] = files = {name: keep(export, out, properties, made_with["opset"] if name == "parser" else OPSET)
                              for name, export in exports.items()}
     if made_with["variants"]:
         files |= keep_variants("parser", made_with["variants"], out, files["parser"], *source.measuring_data())
-    choices = {name: made_with[f"{name}_weights"] for name in ("clip", "clap")}
-    files |= export_encoders(out, choices, made_with["texts"], made_with["variants"], properties)
+    files |= export_encoders(out, encoders, made_with, properties)
     if source.texts is not None:
         clap, clip = (x.tolist() for x in source.texts)
         write_json(out / "texts.json", dict(classes=source.classes, clap=clap, clip=clip))
@@ -599,17 +620,19 @@ def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, st
         n = int(sum(x.any(1).sum(-1) for x in truth).argmax()) if truth else 0  # the one with most events
         np.savez(out / "sample.npz", **{name: x[n] for name, x in inputs.items()})
     write_card(out, source, info)
-    write_json(out / "bundle.json", info)
+    info["others"] = {path.name: file_hash(path) for path in sorted(out.iterdir()) if path.is_file()}
+    write_sealed(out / "bundle.json", info)
 
 
-def _is_finished(out: Path, info: dict) -> bool:
-    """Whether `out` holds a complete bundle of the same models and options."""
-    try:
-        before = read_json(out / "bundle.json")
-        return (all((out / f["file"]).stat().st_size == f["bytes"] for f in before["files"].values())
-                and {k: before[k] for k in info} == json.loads(json.dumps(info)))
-    except Exception:  # it is missing or damaged: made again
-        return False
+def finished_bundle(out: Path, info: dict) -> dict | None:
+    """What bundle.json says, if `out` holds a whole bundle of the same models, scores, weights and options."""
+    with contextlib.suppress(Exception):  # it is missing or damaged: made again
+        before = read_sealed(out / "bundle.json", "python export_onnx.py")
+        hashes = before["others"] | {f["file"]: f["sha256"] for f in before["files"].values()}
+        if ({k: before[k] for k in info} == json.loads(json.dumps(info))
+                and all(file_hash(out / name) == recorded for name, recorded in hashes.items())):
+            return before
+    return None
 
 
 def main(arguments: list[str] | None = None) -> None:

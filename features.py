@@ -38,8 +38,7 @@ def _encoders(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict
 
     device = choose_device(options.device)
     weights.warn_of_random(files)
-    made_with = {f"{x}_weights": weights.identity_of_weights(choice, files[x]) for x, choice in choices.items()}
-    return files, dict(recipe=options.recipe, **made_with), device
+    return files, dict(recipe=options.recipe, **weights.identities(choices, files)), device
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -70,7 +69,8 @@ def run_extract(options: argparse.Namespace) -> None:
     choices = extract.Options(options.llp, segments, options.missing, options.longest, options.recipe)
     made_with |= dict(segments=segments, precision="half" if on_gpu else "single")
     extract.check(options.videos, options.out, made_with)
-    built = functools.cache(lambda: (encoders.ClipEncoder(files["clip"], device).images,
+    gelu = made_with["clip_weights"].get("activation", "quickgelu")
+    built = functools.cache(lambda: (encoders.ClipEncoder(files["clip"], device, activation=gelu).images,
                                      encoders.ClapEncoder(files["clap"], device).sounds))
     lock = threading.Lock()  # one thread builds them, for the first video that needs them
 
@@ -94,11 +94,11 @@ def run_text(options: argparse.Namespace) -> None:
     files, made_with, device = _encoders(options)
     from video import encoders, extract
 
-    classes = extract.read_classes(options.classes)
+    gelu, classes = made_with["clip_weights"].get("activation", "quickgelu"), extract.read_classes(options.classes)
     if (options.out / "labels.csv").exists():
         check_own(options.out, tuple(classes))  # before hours of extraction
     extract.write_texts(classes, options.out,
-                        lambda texts: encoders.ClipEncoder(files["clip"], device).texts(texts),
+                        lambda texts: encoders.ClipEncoder(files["clip"], device, activation=gelu).texts(texts),
                         lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with,
                         RECIPES[options.recipe])
     for name, file in files.items():
@@ -140,7 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("out", type=Path, help="gets feats_CLIP/ and feats_CLAP/ (continued if interrupted)")
         sub.add_argument("--recipe", choices=RECIPES, default="uwav", help="how videos and names are prepared, and the "
                          "weights unless they are named: video/__init__.py (default: %(default)s)")
-        sub.add_argument("--clip-weights", metavar="openai|random|FILE", help="of CLIP ViT-L/14")
+        sub.add_argument("--clip-weights", metavar="openai|random|FILE", help="of CLIP ViT-L/14; a file as "
+                         "quickgelu:FILE or gelu:FILE, as it was trained, unless open_clip_config.json is beside it")
         sub.add_argument("--clap-weights", metavar="NAME|random|FILE", help="a checkpoint of laion_clap")
         sub.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
 

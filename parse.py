@@ -140,7 +140,9 @@ def _file(path: Path) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:200]
+    """Of a long one both ends: onnxruntime tells the cause last, after paths and signatures."""
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    return line if len(line) <= 300 else f"{line[:90]} ... {line[-200:]}"
 
 
 # ---- Features: from a file, or of a video by the bundle's encoders -------------------------------

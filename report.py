@@ -25,21 +25,22 @@ import uwav
 from common.command import one_sentence_errors
 from common.files import atomic, made_by, read_sealed
 from data.annotations import LLP_CLASSES
-from data.layout import dry_run, read_index, recipe_of
+from data.layout import check_source, dry_run, read_index, recipe_of
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
 from train import field
 from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
-from train.checkpoints import check_fields, load_file
-from train.stages import THRESHOLDS, Labels, dead_branch, read_labels, read_predictions, trivial_scores
+from train.checkpoints import check_fields, load_file, settings_of
+from train.stages import (THRESHOLDS, Labels, dead_branch, labels_beside, read_predictions, read_quality,
+                          trivial_scores)
 from uwav import SCORES, video_scores
 
 mean_and_spread = partial(cell, spread="<small>±{}</small>")
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
 
 
-# ---- What a run has saved; everything missing is a FileNotFoundError with a sentence -------------
+# ---- What a run has saved; what is missing, or made from something else, is a FileNotFoundError ----
 
 @dataclass(frozen=True)
 class Saved:
@@ -62,11 +63,17 @@ class Saved:
 
     @cached_property
     def ablation(self) -> dict:
-        path = self.run / "ablation.json"
-        ablation = read_sealed(path, "python uwav.py ablate")
-        if ablation["data"] != self.index["sha256"]:
-            raise ValueError(f"{path}: made from other data than {self.data}; run `python uwav.py ablate` again")
-        return ablation
+        return self.tables("ablation.json", "python uwav.py ablate")
+
+    def tables(self, name: str, command: str) -> dict:
+        """What `command` wrote of these data, and of the parsers and labels that are there now."""
+        path = self.run / name
+        made = read_sealed(path, command)
+        if made["data"] != self.index["sha256"]:
+            raise ValueError(f"{path}: made from other data than {self.data}; make one with `{command}`, elsewhere")
+        for name, recorded in made.get("made_from", {}).items():
+            check_source(path, recorded, self.run / name, command)
+        return made
 
     @cached_property
     def parser(self) -> Path:
@@ -80,32 +87,26 @@ class Saved:
     def training(self) -> uwav.TrainConfig:
         path = self.parser / "han.pt"
         with made_by("python uwav.py train", path):
-            config = uwav.TrainConfig(**load_file(path)["settings"]["training"])
+            config = uwav.TrainConfig(**settings_of(path)["training"])
             check_fields(config)
             if not config.temperature > 0:
                 raise ValueError("temperature should be above 0")
         return config
 
-    def labels_of(self, path: Path) -> Labels:
-        """Labels of these very videos."""
-        labels = read_labels(path, "cpu")
-        if labels.settings.get("data") != self.index["sha256"]:
-            raise ValueError(f"{path}: labels of other data than {self.data}")
-        return labels
-
     @cached_property
     def labels(self) -> Labels:
         who = "segment" if self.is_own and self.parser.name == "valor" else "teacher"
-        return self.labels_of(self.folder / f"labels_{who}.npz")
+        parsers = sorted(self.folder.glob(f"*/{'valor' if who == 'segment' else 'full'}/han.pt"))  # there may be none
+        return labels_beside(self.folder / f"labels_{who}.npz", self.data, *parsers[:1])
 
     @cached_property
     def labels_of_all_seeds(self) -> list[Labels]:
         paths = [] if self.is_own else sorted(self.run.glob("seed*/labels_teacher.npz"))
-        return [self.labels_of(path) for path in paths] or [self.labels]
+        return [labels_beside(path, self.data) for path in paths] or [self.labels]
 
     @cached_property
     def predictions(self) -> tuple[Tensor, Tensor]:
-        return read_predictions(self.parser / f"predictions_{self.split}.npz", self.data)
+        return read_predictions(self.parser / f"predictions_{self.split}.npz", self.data, model=self.parser / "han.pt")
 
     @property
     def split(self) -> str:
@@ -210,7 +211,7 @@ def own_result(saved: Saved) -> str:
     index = saved.index["llp"]
     annotated = {s: len(ids) for s, ids in index["videos"].items() if s != "train"}
     learned, teacher = len(index["videos"]["train"]), saved.parser.name == "full"
-    told = read_sealed(saved.folder / f"labels_{'teacher' if teacher else 'segment'}.json", "python uwav.py label")
+    told = read_quality(saved.folder / f"labels_{'teacher' if teacher else 'segment'}.npz")
     weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in told.get("weak_thresholds", {}).items() if names)
     rule = saved.labels.settings.get("thresholds", "val")
     sentences = [
@@ -290,12 +291,8 @@ def difference_figure(saved: Saved) -> str:
 
 def field_tables(saved: Saved) -> str:
     """Every system of the paper's tables, its labels, and other networks in the place of the HAN."""
-    path = saved.run / "field.json"
-    made = read_sealed(path, "python uwav.py field")
-    if made["data"] != saved.index["sha256"]:
-        raise ValueError(f"{path}: made from other data than {saved.data}; run `python uwav.py field` again")
     shown = [paragraph(escape(heading) + ".") + table(["", *header], [list(map(escape, row)) for row in rows])
-             for heading, header, rows in field.tables(made)]
+             for heading, header, rows in field.tables(saved.tables("field.json", "python uwav.py field"))]
     return "".join(shown) + paragraph("The paper's rows are LLP's, with real features." + (
         "" if saved.is_llp else " Compare our rows with each other, not with the paper's."))
 

@@ -144,7 +144,8 @@ def reading(path: str | Path, wrong: str, missing: str = "no such file") -> Iter
 
 def made_by(command: str, path: str | Path) -> contextlib.AbstractContextManager:
     """`reading` of a file that `command` wrote, which is the way out."""
-    return reading(path, f"damaged, or of another version ({{cause}}); make it again with `{command}`",
+    delete = "delete it and " * str(path).endswith(".pt")  # of training, which overwrites nothing
+    return reading(path, f"damaged, or of another version ({{cause}}); {delete}make it again with `{command}`",
                    f"no such file; make it with `{command}`")
 
 

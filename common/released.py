@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import types
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,49 @@ NAMES = (  # of weights, released code -> here: regular expressions, applied in 
     (r"\.(linear[12])", r".feedforward.\1"))
 UNUSED = re.compile(r"hat_encoder\.(final_norm_|norm\d)|[av]_logit_scale|(audio|visual|cmt)_encoder")
 PUBLISHED_VISUAL = 2048, 512  # sizes of the 2D and 3D features
+
+
+WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into the names
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Unpickles tensors, numbers and containers; anything else in the file is refused, nothing is executed."""
+
+    allowed = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+               "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode",
+               "torch.Size", "torch.device"}
+
+    def find_class(self, module: str, name: str) -> object:
+        if f"{module}.{name}" not in self.allowed and not (module == "torch" and name.endswith("Storage")):
+            raise pickle.UnpicklingError(f"it holds {module}.{name}")
+        return super().find_class(module, name)
+
+
+def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> object:
+    """What torch.save wrote, of tensors, numbers and containers; training checkpoints hold NumPy numbers, or are of a
+    pickle protocol that weights_only does not read."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError:
+        reader = types.SimpleNamespace(
+            __name__="tensors_only", Unpickler=_TensorsOnly, load=lambda f, **k: _TensorsOnly(f, **k).load())
+        return torch.load(path, map_location=device, weights_only=False, pickle_module=reader)
+
+
+def weights_of(content: dict) -> dict[str, Tensor]:
+    """The weights in a checkpoint under the names that the model gave them. Training checkpoints nest them, mostly in
+    `state_dict`, beside the optimiser's state. Raises ValueError."""
+    found = {name: x for name, x in content.items() if isinstance(x, Tensor)}
+    inside = {k: x for k, x in content.items() if isinstance(x, dict)}
+    nested = {k: x for k, x in inside.items() if any(isinstance(y, Tensor) for y in x.values())} or inside
+    if not found and nested:
+        if len(nested) > 1 and "state_dict" not in nested:
+            raise ValueError(f"which weights are meant: it has {', '.join(map(str, nested))}")
+        return weights_of(nested.get("state_dict") or nested.popitem()[1])
+    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): x for name, x in found.items()}
+    if len(plain) < len(found):
+        raise ValueError("two weights have one name, but for `module` or `_orig_mod`")
+    return plain
 
 
 def with_weights(model: Callable[[], nn.Module], weights: dict[str, Tensor]) -> nn.Module:

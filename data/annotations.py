@@ -14,8 +14,10 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Container, Sequence
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +159,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str
     return [(place, dict(zip(header, cells))) for place, cells in rows[1:]]
 
 
-def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", others: Container[str] = ()) -> Rows:
+def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", others: Collection[str] = ()) -> Rows:
     """The videos of a table, in its order; llp_split: which split of LLP it is, with LLP's columns and separator.
 
     Of your own, the split is "" where the table does not say. ValueError if a video is there twice, or in `others`."""
@@ -224,6 +226,21 @@ def _in_splits(classes: tuple[str, ...], rows: Rows, truth: Truth, T: int) -> LL
         return LLPSplit(ids, np.array([rows[video][2] for video in ids]), *dense) if ids else None
 
     return LLP(classes, *map(split, LLP_WEAK_FILES), segments=T)
+
+
+def readable(name: str) -> str:
+    """A class name as one would say it, which is what is embedded: "Frying_(food)" -> "frying food"."""
+    return " ".join(re.sub(r"[_()]", " ", name).lower().split())
+
+
+def mistaken(names: Iterable[str], there: Iterable[str]) -> str:
+    """For the end of a sentence: which of the names are those of something else but for what file systems and
+    spreadsheets change; empty if none is."""
+    composed = partial(unicodedata.normalize, "NFC")
+    plain = {re.sub(r"(?<!\d)0+(?=\d)", "", composed(x).casefold()): x for x in there}
+    found = {x: plain.get(re.sub(r"(?<!\d)0+(?=\d)", "", composed(x).casefold())) for x in names}
+    said = [f"{x} may be {y}" + ", in Unicode's other form" * (composed(x) == composed(y)) for x, y in found.items() if y]
+    return f": {some(said)}" * bool(said)
 
 
 def some(items: Sequence[str], most: int = 10) -> str:
@@ -361,9 +378,11 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     rows = _read_labels(path, classes)
     trains, lengths = (False, dict.fromkeys(rows, lengths)) if isinstance(lengths, int) else (True, lengths)
     ids, absent = [v for v in rows if v in lengths], [v for v in rows if v not in lengths]
+    others = [v for v in lengths if v not in rows]
+    unlike = mistaken(absent, others)
     if absent and (missing == "stop" or not ids):
         raise FileNotFoundError(f"{path}: {len(absent)} of its videos have no features in {folder}: {some(absent)} "
-                                "(failures.csv there may say why; --missing skip leaves them out)")
+                                f"(failures.csv there may say why; --missing skip leaves them out){unlike}")
     shortest, longest = min(ids, key=lengths.get), max(ids, key=lengths.get)
     if (T := lengths[longest]) != lengths[shortest]:
         raise ValueError(f"{path}: its videos differ in length, {shortest} has {lengths[shortest]} segments and "
@@ -392,8 +411,8 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     train = own.train or LLPSplit([], np.ones((1, len(classes)), np.uint8))
     never = [name for name, n in zip(classes, train.weak.sum(0)) if n == 0]
     _tell(report, "own data", {
-        "videos have no features (left out)": len(absent),
-        "videos with features are not in labels.csv (left out)": len(lengths) - len(ids),
+        f"videos have no features (left out): {some(absent)}{unlike}": len(absent),
+        f"videos with features are not in labels.csv (left out): {some(others)}": len(others),
         "training videos are annotated (not used)": len(events.keys() & train.ids),
         "training videos have no label: none of the classes is there": int((train.weak.sum(1) == 0).sum()),
         f"rows of events.csv {BEYOND}": len(odd[BEYOND]),
@@ -405,12 +424,12 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     return own
 
 
-def _own_events(path: Path, classes: tuple[str, ...], known: Container[str], T: int) -> tuple[Truth, dict]:
+def _own_events(path: Path, classes: tuple[str, ...], known: Collection[str], T: int) -> tuple[Truth, dict]:
     """`read_events` of your own table, which need not exist; rows of a template that are not filled in do not count."""
 
     def known_video(name: str, place: str) -> str:
         if (video := _video_id(name, place)) not in known:
-            raise ValueError(f"{place}: the video {video} is not in labels.csv")
+            raise ValueError(f"{place}: the video {video} is not in labels.csv{mistaken([video], known)}")
         return video
 
     rows = read_table(path, EVENT_COLUMNS) if path.exists() else []

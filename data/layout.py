@@ -15,6 +15,7 @@ only what you annotated. N videos in a split, T segments, C classes, D size of a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -24,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import file_hash, hash_of, json_text, read_json, read_sealed, write_array, write_json, write_sealed
+from common.files import (file_hash, hash_of, json_text, read_json, read_sealed, reading, write_array, write_json,
+                          write_sealed)
 from data.annotations import LLP, UNAV_SPLITS, UnAV, some
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ ENCODERS = {  # by the names of packed arrays
 }
 TEXTED = {name: encoder for name, encoder in ENCODERS.items() if encoder.texts}
 FORMAT = 2  # of the packed folder; raised when its layout changes
-RANDOM_SOURCE = "pack, encoders with random weights"
+RANDOM_SOURCE, RANDOM_WEIGHTS = "pack, encoders with random weights", {"weights": "random"}
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays.
 FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
 
@@ -83,10 +85,52 @@ def feature_set_of(config: object, path: Path) -> str:
     raise ValueError(f"{path}: reads vectors of {sizes}, as no feature set of {', '.join(FEATURE_SETS)} has them")
 
 
+# What `extract` and `text` note of themselves and must have been alike in what is used together.
+MADE_ALIKE = ("recipe", *(f"{name}_weights" for name in TEXTED))
+
+
+def made_alike(notes: dict[str, dict]) -> dict[str, object]:
+    """What notes say of MADE_ALIKE, by where each stands; ValueError if two differ. Weights are the same if their
+    content is, whatever the file is called; what a note leaves out, as all of the authors' do, is not compared."""
+    said: dict[str, tuple[str, object]] = {}
+    for where, note in notes.items():
+        for key in note.keys() & set(MADE_ALIKE):
+            first, other = said.setdefault(key, (where, note[key]))
+            if content(other) != content(note[key]):
+                raise ValueError(f"{where}: {key} is {note[key]!r:.200}, but {other!r:.200} in {first}; what is used together "
+                                 "must have been made alike")
+    return {key: x for key, (_, x) in said.items()}
+
+
+def content(x: object) -> object:
+    """Of a note: of weights from a file, what does not change with its name."""
+    return {k: y for k, y in x.items() if k != "weights"} if isinstance(x, dict) and "sha256" in x else x
+
+
+def check_source(path: Path, recorded: str | None, source: Path, command: str) -> None:
+    """FileNotFoundError if `path` was made by another `source` than is there now: by that one, nothing was made."""
+    if recorded is not None and source.is_file() and recorded != file_hash(source):
+        raise FileNotFoundError(f"{path}: made by another {source.stem} than {source}; delete it and make it again with "
+                                f"`{command}`")
+
+
+def read_note(path: Path) -> dict:
+    """extract.json or text.json; empty if it is not there. Raises ValueError naming it."""
+    if not path.exists():
+        return {}
+    with reading(path, "not what `extract` or `text` notes ({cause}); make it again, into another folder"):
+        note = dict(read_json(path))
+        return note | dict(classes=list(note["classes"])) if "classes" in note else note
+
+
+def encoders_of(index: dict) -> dict[str, object]:
+    """By which recipe (video/) and weights the features and texts of a pack were made; empty if nobody noted it."""
+    return made_alike({f"{name} of the packed folder": json.loads(text)
+                       for name, text in index.get("made_with", {}).items()})
+
+
 def recipe_of(index: dict) -> str:
-    """The recipes (video/) by which features and texts were made; empty if nobody noted it, as of the authors'."""
-    return ", ".join(sorted({name for text in index.get("made_with", {}).values()
-                             for name in re.findall(r'"recipe": "(\w+)"', text)}))
+    return encoders_of(index).get("recipe", "")
 
 
 def dry_run(index: dict) -> str:
@@ -95,12 +139,19 @@ def dry_run(index: dict) -> str:
     return "invented features" if invented else "encoders with random weights" * ("random weights" in index["source"])
 
 
+def code_of(*patterns: str) -> str:
+    """Changes with the code of these files of the repository."""
+    root = Path(__file__).resolve().parents[1]
+    return hash_of(b"".join(path.read_bytes() for pattern in patterns for path in sorted(root.glob(pattern))))
+
+
 def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
     """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
     labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]
     labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels] if unav else []
     plan = {
         "format": FORMAT,
+        "code": code_of("data/*.py"),
         "source": source,
         "labels": hash_of(b"".join(f"{x.shape}".encode() + x.tobytes() for x in labels)),
         "llp": {"classes": list(llp.classes), "features": llp_features,
@@ -131,33 +182,55 @@ def read_index(folder: str | Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, so {folder} is not a (complete) packed folder; "
                                 "make one with `python features.py pack` or `python features.py demo`")
-    index = read_sealed(path, "python features.py pack")
+    index = read_sealed(path, f"python features.py pack SOURCE {folder} --replace` or `python features.py demo {folder} "
+                              "--replace")
     if index["format"] != FORMAT:
-        raise ValueError(f"{path}: packed in format {index['format']!r:.20}, this code reads {FORMAT}; pack again")
+        raise ValueError(f"{path}: packed in format {index['format']!r:.20}, this code reads {FORMAT}; pack again, with "
+                         "--replace")
     return index
 
 
 PART = ".packing"  # inside a packed folder: what is not complete yet
+OURS = re.compile(r"(llp|unav)/(text_(%s)|[a-z]+/(weak|audio|visual|label|length|%s))\.npy"
+                  % ("|".join(TEXTED), "|".join(ENCODERS)))  # names of the arrays
+
+
+def files_of(folder: Path) -> set[str]:
+    """The files of a pack there, by its index or, if that is damaged, by their names."""
+    try:
+        names = read_index(folder)["files"]
+    except FileNotFoundError:
+        return set()
+    except ValueError:
+        names = [str(path.relative_to(folder)) for path in folder.rglob("*.npy")]
+    return {"index.json", *filter(OURS.fullmatch, names)}
 
 
 def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
     """The folder to write a pack of `plan` into, with what an interrupted run of the same plan left there; None if
-    `out` is that pack already. ValueError if `out` holds anything that no pack of ours says it wrote, or another
-    finished pack and not `replace`."""
-    part, finished = out / PART, (out / "index.json").exists()
-    index = read_index(out) if finished else {"files": {}}
-    ours = {*index["files"], "index.json"}
-    if (part / "index.json").exists():  # of a swap that was interrupted
-        ours |= read_sealed(part / "index.json", "python features.py pack")["files"].keys()
+    `out` is that pack already, and whole. ValueError if `out` holds anything that no pack of ours says it wrote, or
+    another finished pack and not `replace`."""
+    part = out / PART
+    ours = files_of(out) | files_of(part)  # the latter of a swap that was interrupted
     found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_symlink() or not file.is_dir()}
     ours |= {name for name in found if name.startswith(f"{PART}/") and name.endswith((".npy", ".json"))}
     if foreign := sorted(found - ours):
         raise ValueError(f"{out}: holds files that no pack wrote ({some(foreign, 3)}); choose another folder")
-    if finished and {k: index.get(k) for k in plan} == plan:
-        print(f"{out}: already complete")
-        shutil.rmtree(part, ignore_errors=True)  # of a run that was killed at its very end
-        return None
-    if finished and not replace:
+    index: dict = {}
+    with contextlib.suppress(FileNotFoundError, *[ValueError] * replace):  # what is damaged may be replaced
+        index = read_index(out)
+    if index and all(index.get(k) == plan[k] for k in plan if k != "code"):
+        other = index.get("code") != plan["code"]
+        if other:
+            print(f"{out}: made by another version of this code; --replace makes it again", flush=True)
+        broken = [name for name, recorded in index["files"].items()  # a second a GB
+                  if not (out / name).is_file() or file_hash(out / name) != recorded]
+        if not broken and not (other and replace):
+            print(f"{out}: already complete")
+            shutil.rmtree(part, ignore_errors=True)  # of a run that was killed at its very end
+            return None
+        print(f"{out}: made again; damaged or gone: {some(broken, 3) or 'nothing'}", flush=True)
+    elif index and not replace:
         raise ValueError(f"{out}: holds another finished pack, or one of data that changed since; --replace replaces "
                          "it when the new one is complete")
     if not (part / "plan.json").exists() or read_json(part / "plan.json") != json.loads(json_text(plan)):
@@ -172,9 +245,9 @@ def finish_pack(out: Path, plan: dict) -> dict:
     if not (part / "index.json").exists():
         files = sorted(str(file.relative_to(part)) for file in part.rglob("*.npy"))
         write_sealed(part / "index.json", plan | dict(files={name: file_hash(part / name) for name in files}))
-    if (out / "index.json").exists():  # of the pack that is replaced; it goes last, so that what is left stays known
-        for name in (*read_index(out)["files"], "index.json"):
-            (out / name).unlink(missing_ok=True)
+    # Of the pack that is replaced; its index goes last, so that what is left stays known.
+    for name in sorted(files_of(out), key=lambda name: name == "index.json"):
+        (out / name).unlink(missing_ok=True)
     for name in read_sealed(part / "index.json", "python features.py pack")["files"]:
         if (part / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -13,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from common.command import progress
-from common.files import CONTROL, finite, hash_of, made_by, read_array, read_json, regular, shaped, write_array
-from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, read_llp, read_own, read_unav, some
-from data.layout import (ENCODERS, RANDOM_SOURCE, TEXTED, begin_pack, finish_pack, make_plan, read_index,
-                         write_annotations)
+from common.files import (CONTROL, finite, hash_of, hash_of_arrays, json_text, made_by, read_array, read_json, shaped,
+                          write_array)
+from data.annotations import (LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, mistaken, read_llp, read_own, read_unav, readable,
+                              some)
+from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, made_alike,
+                         make_plan, read_index, read_note, write_annotations)
 
 MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
 
@@ -60,28 +63,31 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         llp, unav, found = _read_published(source, missing)
     else:
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
-    notes = {str(path.relative_to(source)): regular(path).read_text(encoding="utf-8", errors="replace")
-             for path in (root / name for root in roots.values() for name in MADE_WITH) if path.exists()}
-    if random := [name for name, text in notes.items() if '"random"' in text]:  # must not pass for real ones
-        print(f"WARNING: {source / random[0]}: an encoder had RANDOM WEIGHTS. This is a dry run.", file=sys.stderr)
+    notes = {path: read_note(path) for root in roots.values() for path in (root / name for name in MADE_WITH)}
+    made_alike(notes)
+    if random := [path for path, note in notes.items() if RANDOM_WEIGHTS in note.values()]:  # must not pass for real ones
+        print(f"WARNING: {random[0]}: an encoder had RANDOM WEIGHTS. This is a dry run.", file=sys.stderr)
         kind = RANDOM_SOURCE.replace("pack", kind)
+    if unknown := [str(path) for path, note in notes.items() if not note.keys() & set(MADE_ALIKE)]:
+        print(f"{source}: which weights and recipe made it is not noted ({some(unknown)}), as of the authors' files; so "
+              "it is not compared", flush=True)
     plan = make_plan(kind, llp, unav, found)
     if unav is None:
         plan["llp"]["segments"] = llp.segments
-    if notes:
-        plan["made_with"] = notes
+    if any(notes.values()):
+        plan["made_with"] = {str(path.relative_to(source)): json_text(note) for path, note in notes.items() if note}
     jobs = _jobs(roots, found, llp, unav)
+    whence = dict(llp="llp" if unav else "CLASSES", unav=source / "UnAV/unav100_annotations.json")
     plan["read"] = _fingerprint([*(path for job in jobs for path, _ in job.videos),
                                  *(root / e.texts for root in roots.values() for e in TEXTED.values())])
+    texts = {dataset: read_texts(root, plan[dataset]["classes"], whence[dataset]) for dataset, root in roots.items()}
     part = begin_pack(out, plan, replace)
     if part is None:
         return read_index(out)
     write_annotations(part, llp, unav)
-    for dataset, root in roots.items():
-        for name, e in TEXTED.items():
-            path, C = root / e.texts, len(plan[dataset]["classes"])
-            text = finite(shaped(read_array(path), (C, e.size), path), path)
-            write_array(part / dataset / f"text_{name}.npy", text.astype(np.float32))  # (C, D)
+    for dataset in roots:
+        for name, text in texts[dataset].items():
+            write_array(part / dataset / f"text_{name}.npy", text)  # (C, D)
     unusable, todo = [], [job for job in jobs if not (part / job.target).exists()]
     with (ThreadPoolExecutor(workers) as pool,
           progress(total=sum(len(job.videos) for job in todo), unit="file", desc="pack") as bar):
@@ -98,6 +104,25 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
     return finish_pack(out, plan)
+
+
+def read_texts(root: Path, classes: list[str], source: object = "CLASSES") -> dict[str, np.ndarray]:
+    """The text embeddings beside features, (C, D) each. ValueError if text.json says that they are of other classes or
+    in another order, or that these are not the files that `text` wrote. source: where `text` gets the classes."""
+    path, found = root / "text.json", {}
+    note = read_note(path)
+    for c, (theirs, ours) in enumerate(itertools.zip_longest(note.get("classes", classes), classes)):
+        if ours is None or theirs is None or readable(str(theirs)) != readable(ours):
+            raise ValueError(f"{path}: the texts are in another order, or of other classes, than the labels: class {c} is "
+                             f"{theirs!r:.60}, for {ours!r}; make them again with `python features.py text {source} {root}`")
+    for name, e in TEXTED.items():
+        file = root / e.texts
+        text = finite(shaped(read_array(file), (len(classes), e.size), file), file)
+        if note.get(f"{name}_texts") not in (None, hash_of_arrays({name: text})):
+            raise ValueError(f"{file}: not the texts that {path} tells of; make them again with `python features.py text "
+                             f"{source} {root}`")
+        found[name] = text.astype(np.float32)  # (C, D)
+    return found
 
 
 def _read_published(source: Path, missing: str) -> tuple[LLP, UnAV, list[str]]:
@@ -119,9 +144,9 @@ def _with_features(root: Path, features: list[str], dataset: LLP | UnAV, splits:
     for name in splits:
         split = getattr(dataset, name)
         rows = [n for n, video in enumerate(split.ids) if video in there]
-        if len(rows) < len(split.ids):
-            print(f"{root.name} {name}: {len(split.ids) - len(rows)} of {len(split.ids)} videos have no features "
-                  "(left out)", flush=True)
+        if absent := [video for video in split.ids if video not in there]:
+            print(f"{root.name} {name}: {len(absent)} of {len(split.ids)} videos have no features (left out): "
+                  f"{some(absent)}{mistaken(absent, there)}", flush=True)
         if not rows:
             raise FileNotFoundError(f"{root}: no features of any {name} video")
         yield type(split)(*(x if x is None else x[rows] if isinstance(x, np.ndarray) else [x[n] for n in rows]
@@ -165,8 +190,9 @@ def _fingerprint(paths: list[Path]) -> str:
     """Changes when any file that is read is replaced: of each, name, size and time of its last change.
 
     Raises FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
-    if missing := [str(path) for path in paths if not path.exists()]:
-        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(missing)}")
+    if missing := [path for path in paths if not path.exists()]:
+        unlike = mistaken([path.stem for path in missing], _ids([*{path.parent for path in missing}]))
+        raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(list(map(str, missing)))}{unlike}")
     stats = zip(paths, map(os.stat, paths))
     return hash_of("".join(f"{path.name} {x.st_size, x.st_mtime_ns}\n" for path, x in stats).encode())
 

@@ -21,10 +21,11 @@ from uwav import SourceSplit, TargetSplit
 
 def load(folder: str | Path, name: str) -> np.ndarray:
     """An array of a packed folder. Raises FileNotFoundError or ValueError naming the file."""
-    path, recorded = Path(folder) / name, read_index(folder)["files"].get(name)
-    with made_by("python features.py pack", path):
+    path, index = Path(folder) / name, read_index(folder)
+    made = "pack SOURCE" if isinstance(index["source"], str) else "demo"  # the demo world's is a dict
+    with made_by(f"python features.py {made} {folder}", path):
         content = regular(path).read_bytes()
-        if hash_of(content) != recorded:
+        if hash_of(content) != index["files"].get(name):
             raise ValueError("it is not the file that index.json records")
         return np.load(io.BytesIO(content), allow_pickle=False)
 

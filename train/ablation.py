@@ -25,11 +25,11 @@ from torch import Tensor
 
 import uwav
 from common.command import follow_the_parent, progress
-from common.files import atomic, read_sealed, write_sealed
+from common.files import atomic, file_hash, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
-from train.stages import (SHORT, Context, alone, evaluate, label, need_source, pretrain, read_predictions, table_row,
-                          train, trivial_scores)
+from train.stages import (SHORT, Context, alone, evaluate, label, need_source, pretrain, read_predictions, read_quality,
+                          table_row, train, trivial_scores)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -89,7 +89,7 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
         pretrain(seeded, folder)
         label(seeded, folder, folder / "teacher.pt")
         for name, where in (("segment", run), ("teacher", folder)):
-            label_scores[name].append(read_sealed(where / f"labels_{name}.json", "python uwav.py label")["test"])
+            label_scores[name].append(read_quality(where / f"labels_{name}.npz")["test"])
         for feature_set, (name, row) in itertools.product(features, (ROWS | (SWEEP if sweep else {})).items()):
             labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
             changed = replace(seeded, overrides=(*context.overrides, *row.changed))
@@ -101,14 +101,20 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     seed_numbers = [context.seed + k for k in range(seeds)]
     differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
     write_sealed(run / "ablation.json", dict(
-        data=index["sha256"], seeds=seed_numbers, source=index["source"], preset=context.preset,
-        overrides=context.overrides, labels=label_scores, scores=scores, trivial=trivial,
+        data=index["sha256"], made_from=files_scored(run, jobs), seeds=seed_numbers, source=index["source"],
+        preset=context.preset, overrides=context.overrides, labels=label_scores, scores=scores, trivial=trivial,
         differences=differences))
     text = tables(label_scores, scores, trivial, index["source"]) + "".join(
         difference_table(f, d, seeds) for f, d in differences.items())
     with atomic(run / "tables.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
+
+
+def files_scored(run: Path, jobs: list[partial]) -> dict[str, str]:
+    """What tables tell of: the parsers that the jobs trained, and the labels that these learned from, with hashes."""
+    paths = {path for job in jobs for path in (job.args[1] / "han.pt", job.args[2]) if isinstance(path, Path)}
+    return {str(path.relative_to(run)): file_hash(path) for path in sorted(paths)}
 
 
 def train_rows(jobs: list[partial], run: Path) -> list[dict[str, float]]:
@@ -158,8 +164,9 @@ def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> li
     """paired_differences between the rows of a finished ablation, from its saved predictions."""
     truth, scores = load_truth(data, "test"), {}
     for row in ROWS:
-        paths = [run / f"seed{k}" / features / row / "predictions_test.npz" for k in seeds]
-        scores[row] = [uwav.video_scores(*read_predictions(path, data), *truth) for path in paths]
+        folders = [run / f"seed{k}" / features / row for k in seeds]
+        scores[row] = [uwav.video_scores(*read_predictions(x / "predictions_test.npz", data, model=x / "han.pt"), *truth)
+                       for x in folders]
     return paired_differences(scores, COMPARISONS)
 
 

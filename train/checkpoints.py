@@ -17,7 +17,7 @@ import uwav
 from common.command import progress
 from common.devices import accelerate
 from common.files import atomic, check_zip, reading, reason, temporary_of
-from common.released import with_weights
+from common.released import read_checkpoint, weights_of, with_weights
 from field import coleaf, jomold, leap, mgn, mm_pyramid
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
@@ -113,9 +113,14 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
     Raises FileNotFoundError or ValueError naming the file."""
     with reading(path, "not a readable checkpoint ({cause})"):
         check_zip(path)
-        content = torch.load(path, map_location=device, weights_only=True)
-        json.dumps(content.get("settings"))  # they are written into what is made from it
+        content = read_checkpoint(path, device)
+        json.dumps(dict(content.get("settings") or {}))  # they are written into what is made from it
         return content
+
+
+def settings_of(path: str | Path) -> dict:
+    """What a checkpoint was made with and from; nothing is known of one of the released code."""
+    return load_file(path).get("settings") or {}
 
 
 # Every model that a checkpoint of ours can hold, with its config.
@@ -133,7 +138,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
     FileNotFoundError or ValueError naming it."""
     content = load_file(path, device)
     with reading(path, "not a checkpoint of a teacher or a HAN ({cause})"):
-        weights = content["weights"] if "kind" in content else content
+        weights = content["weights"] if "kind" in content else weights_of(content)
         _check_tensors(weights)
         if "kind" in content:
             model_class, config_class = MODELS[content["kind"]]
@@ -143,10 +148,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int 
                 if name.endswith("layers") and value > len(weights):  # would be built before weights are missed
                     raise ValueError(f"{name} = {value}")
             model = with_weights(lambda: model_class(config), weights)
-        elif "fc_prob.weight" in content:
-            model = uwav.load_released_han(content, heads, visual_3d_dim)
+        elif "fc_prob.weight" in weights:
+            model = uwav.load_released_han(weights, heads, visual_3d_dim)
         else:
-            model = uwav.load_released_teacher(content, heads or uwav.TeacherConfig.heads)
+            model = uwav.load_released_teacher(weights, heads or uwav.TeacherConfig.heads)
     if not isinstance(model, kind):
         raise ValueError(f"{path}: holds a {type(model).__name__}, expected a {getattr(kind, '__name__', 'HAN')}")
     if "kind" not in content and heads is None:

@@ -16,16 +16,16 @@ from typing import NamedTuple
 import torch
 
 import uwav
-from common.files import atomic, read_arrays, read_sealed, write_arrays, write_sealed
-from data.layout import dry_run, packed_feature_sets, read_index
+from common.files import atomic, read_arrays, write_arrays, write_sealed
+from data.layout import dry_run, encoders_of, packed_feature_sets, read_index
 from data.splits import load_text, load_truth
 from field import coleaf, jomold, leap
-from train.ablation import (PAPER_FULL, PAPER_LABELS, ROWS, cell, difference_table, paired_differences, train_row,
-                            train_rows)
-from train.checkpoints import Run, load_file, load_model
+from train.ablation import (PAPER_FULL, PAPER_LABELS, ROWS, cell, difference_table, files_scored, paired_differences,
+                            train_row, train_rows)
+from train.checkpoints import Run, load_model
 from train.presets import PRESETS, for_features
 from train.stages import (SHORT, Context, alone, check_finished, evaluate, label, need_source, pretrain, read_labels,
-                          read_predictions, table_row)
+                          read_predictions, read_quality, table_row)
 from uwav import SCORES
 
 
@@ -91,7 +91,7 @@ def compare(context: Context, run: Path, seeds: int, features: str | None, syste
         for job, result in zip(jobs, train_rows(jobs, run) if jobs else ()):
             results.setdefault(job.args[1].name, []).append(result)
     results.pop("noise", None)
-    write_tables(context, run, numbers, features, results)
+    write_tables(context, run, numbers, features, results, files_scored(run, first + second))
 
 
 def train_leap(context: Context, out: Path, labels_path: Path, features: str) -> dict[str, float]:
@@ -136,14 +136,15 @@ def train_system(context: Context, out: Path, features: str, name: str, train_it
     model_config = context.config(for_features(model_config, features, len(index["llp"]["classes"])))
     config = context.config(replace(config, seed=config.seed + context.seed))
     settings = dict(data=context.identity, features=features, dry_run=dry_run(index), made_from=made_from,
-                    model=asdict(model_config), training=asdict(config))
+                    encoders=encoders_of(index), classes=index["llp"]["classes"], model=asdict(model_config), training=asdict(config))
     data, validation = (context.target(s, features) for s in ("train", "val"))
     if path.exists():
-        return check_finished(path, load_file(path).get("settings"), settings)
+        return check_finished(path, settings)
     train_it(data, validation, *learns_from, model_config, config, Run(path, name, settings))
 
 
-def write_tables(context: Context, run: Path, seeds: list[int], features: str, results: dict[str, list[dict]]) -> None:
+def write_tables(context: Context, run: Path, seeds: list[int], features: str, results: dict[str, list[dict]],
+                 made_from: dict[str, str]) -> None:
     """The three tables and what separates each system from UWAV -> run/field.json, run/field.txt."""
     truth, folders = load_truth(context.data, "test"), [run / f"seed{k}" / features for k in seeds]
     joint, by_video = {}, {}
@@ -151,15 +152,17 @@ def write_tables(context: Context, run: Path, seeds: list[int], features: str, r
         paths = [folder / ("" if name in ROWS else "field") / name / "predictions_test.npz" for folder in folders]
         joint[name] = [uwav.parsing_scores(*read_predictions(path, context.data, joint=True), *truth)["seg_type"]
                        for path in paths]
-        by_video[name] = [uwav.video_scores(*read_predictions(path, context.data), *truth) for path in paths]
-    labels = {name: [read_sealed(path, "python uwav.py label")["test"] for path in paths] for name, paths in (
-        ("segment", [run / "labels_segment.json"] * len(seeds)),
-        ("prototypes", [folder / "field/prototypes/labels_prototypes.json" for folder in folders]),
-        ("teacher", [folder.parent / "labels_teacher.json" for folder in folders]))
+        by_video[name] = [uwav.video_scores(*read_predictions(path, context.data, model=path.with_name("han.pt")), *truth)
+                          for path in paths]
+    labels = {name: [read_quality(path)["test"] for path in paths] for name, paths in (
+        ("segment", [run / "labels_segment.npz"] * len(seeds)),
+        ("prototypes", [folder / "field/prototypes/labels_prototypes.npz" for folder in folders]),
+        ("teacher", [folder.parent / "labels_teacher.npz" for folder in folders]))
         if name != "prototypes" or name in results}
     differences = paired_differences(by_video, tuple((name, "full") for name in by_video if name != "full"))
-    content = dict(data=read_index(context.data)["sha256"], seeds=seeds, features=features, preset=context.preset,
-                   overrides=context.overrides, scores=results, joint=joint, labels=labels, differences=differences)
+    content = dict(data=read_index(context.data)["sha256"], made_from=made_from, seeds=seeds, features=features,
+                   preset=context.preset, overrides=context.overrides, scores=results, joint=joint, labels=labels,
+                   differences=differences)
     write_sealed(run / "field.json", content)
     with atomic(run / "field.txt") as temporary:
         temporary.write_text(text := as_text(content), encoding="utf-8")

@@ -8,6 +8,7 @@ interrupted continues.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable
@@ -21,12 +22,13 @@ from torch import Tensor
 
 import uwav
 from common.command import did_you_mean, working_in
-from common.files import file_hash, made_by, read_arrays, read_sealed, write_arrays, write_sealed
+from common.files import file_hash, made_by, read_arrays, read_sealed, reading, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
-from data.layout import dry_run, feature_set_of, packed_feature_sets, read_index
+from data.layout import (check_source, dry_run, encoders_of, feature_set_of, made_alike, packed_feature_sets,
+                         read_index)
 from data.splits import load_source, load_target, load_text
 from field import coleaf, jomold, mgn, mm_pyramid, prototypes
-from train.checkpoints import PARSERS, Run, check_fields, load_file, load_model
+from train.checkpoints import PARSERS, Run, check_fields, load_file, load_model, settings_of
 from train.presets import ABLATION, PRESETS, for_features
 from uwav import TargetSplit
 
@@ -86,7 +88,10 @@ def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float 
     return values
 
 
-def check_finished(path: Path, made_with: dict, settings: dict) -> None:
+def check_finished(path: Path, settings: dict, made_with: dict | None = None) -> None:
+    if made_with is None:
+        with reading(path, "{cause}; delete it, and the same command makes it again"):
+            made_with = settings_of(path)
     if made_with != settings:
         raise ValueError(f"{path}: made with other settings or other data; delete it or choose another folder")
     path.with_suffix(".state.pt").unlink(missing_ok=True)  # of a run that was killed at its very end
@@ -108,15 +113,16 @@ def alone(stage: Callable) -> Callable:
 @alone
 def pretrain(context: Context, out: Path) -> None:
     """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history)."""
-    need_source(context.data, read_index(context.data))
+    index = read_index(context.data)
+    need_source(context.data, index)
     preset = PRESETS[context.preset]
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
     config = replace(config, seed=config.seed + context.seed)
-    settings = dict(data=context.identity, dry_run=dry_run(read_index(context.data)), model=asdict(model_config),
+    settings = dict(data=context.identity, dry_run=dry_run(index), encoders=encoders_of(index), model=asdict(model_config),
                     training=asdict(config))
     path = out / "teacher.pt"
     if path.exists():
-        return check_finished(path, load_file(path).get("settings"), settings)
+        return check_finished(path, settings)
     data, validation, test = (load_source(context.data, s, context.device) for s in UNAV_SPLITS)
     text = load_text(context.data, "unav", context.device)
     model = uwav.train_teacher(data, validation, text, model_config, config, Run(path, "teacher", settings))
@@ -167,9 +173,14 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None, dry_run="; ".join(reasons))
     settings |= {} if rule == "val" else dict(thresholds=rule)
     settings |= dict(prototypes=file_hash(own)) if own else {}
-    path = out / f"labels_{'teacher' if teacher else 'prototypes' if own else 'segment'}.npz"
-    if path.exists() and path.with_suffix(".json").exists():
-        return check_finished(path, read_labels(path, "cpu").settings, settings)
+    path, finished = out / f"labels_{'teacher' if teacher else 'prototypes' if own else 'segment'}.npz", False
+    with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged, or scores of other labels, is made again
+        made_with = read_labels(path, "cpu").settings
+        finished = made_with != settings or bool(read_quality(path))
+    if finished:
+        return check_finished(path, settings, made_with)
+    if teacher:
+        check_encoders(teacher, context)
     text = load_text(context.data, "llp", context.device)
     parser = own and load_model(own, context.device, kind=uwav.HAN)
     features = feature_set_of(parser.config, own) if parser else "clip_clap"
@@ -195,9 +206,25 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         quality["weak_thresholds"] = weakly
         print(f"{path}: thresholds from weak labels alone: "
               + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
-    write_sealed(path.with_suffix(".json"), quality)
+    write_sealed(path.with_suffix(".json"), dict(quality, labels=file_hash(path)))
     for s in annotated[-1:]:
         print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
+
+
+def read_quality(labels: Path) -> dict:
+    """The scores beside labels. Raises FileNotFoundError or ValueError, also if they are those of other labels."""
+    path = labels.with_suffix(".json")
+    quality = read_sealed(path, "python uwav.py label")
+    check_source(path, quality.get("labels", ""), labels, "python uwav.py label")
+    return quality
+
+
+def check_encoders(model: Path, context: Context) -> None:
+    """ValueError if what a model learned from was made by other weights or another recipe than these data are."""
+    index, learned = read_index(context.data), settings_of(model)
+    made_alike({str(context.data): encoders_of(index), str(model): learned.get("encoders", {})})
+    if not learned.get("encoders") and learned.get("data") != index["sha256"] and not dry_run(index):
+        print(f"{model}: which weights made what it learned from is not noted, so it is not compared with {context.data}")
 
 
 def seen_by(teacher: Path | None, ours: str = "", try_out: bool = False) -> str:
@@ -262,6 +289,20 @@ def read_labels(path: Path, device: str) -> Labels:
                       (x["threshold_audio"], x["threshold_visual"]))
 
 
+def labels_beside(path: Path, data: Path, parser: Path | None = None) -> Labels:
+    """Labels of these data: by the teacher beside them, if one is there; if a parser is named, those it learned from.
+
+    Raises FileNotFoundError or ValueError."""
+    labels = read_labels(path, "cpu")
+    if labels.settings["data"] != read_index(data)["sha256"]:
+        raise ValueError(f"{path}: made from other data than {data}")
+    check_source(path, labels.settings["teacher"], path.with_name("teacher.pt"), "python uwav.py label")
+    with made_by("python uwav.py train", parser or path):
+        learned = settings_of(parser).get("labels") if parser else None
+    check_source(parser, learned, path, "python uwav.py train")
+    return labels
+
+
 @alone
 def train(context: Context, out: Path, labels_path: Path | None, setting: str, features: str | None,
           backbone: str = "han") -> None:
@@ -282,13 +323,14 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
             raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
         labels = read_labels(labels_path, context.device)
         if labels.settings["data"] != context.identity:
-            raise ValueError(f"{labels_path}: made for other data than {context.data}; make them with `uwav.py label`")
+            raise ValueError(f"{labels_path}: made for other data than {context.data}; make them with `python uwav.py label`, "
+                             "in another folder")
     settings = dict(data=context.identity, features=features, labels=labels and file_hash(labels_path),
-                    dry_run=labels.settings["dry_run"] if labels else dry_run(index), model=asdict(model_config),
-                    training=asdict(config))
+                    dry_run=labels.settings["dry_run"] if labels else dry_run(index), encoders=encoders_of(index),
+                    classes=index["llp"]["classes"], model=asdict(model_config), training=asdict(config))
     path = out / "han.pt"
     if path.exists():
-        return check_finished(path, load_file(path).get("settings"), settings)
+        return check_finished(path, settings)
     data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
     pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
     run = Run(path, out.name, settings)
@@ -311,11 +353,18 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     model = load_model(checkpoint, context.device, kind=PARSERS)
     made_from = dict(data=context.identity, model=file_hash(checkpoint))
     scores_path = out / f"scores_{split}.json"
-    if scores_path.exists() and read_sealed(scores_path, "python uwav.py evaluate")["made_from"] != made_from:
+    before = made_from
+    with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged is written again
+        before = read_sealed(scores_path, "python uwav.py evaluate").get("made_from", made_from)
+    if checkpoint == out / "han.pt":  # trained anew, maybe: then the parser that its scores were of is gone
+        before = before | dict(model=made_from["model"])
+    if before != made_from:
         raise ValueError(f"{scores_path}: scores of another model or other data; choose another folder with --out")
-    if model.config.classes != len(index["llp"]["classes"]):
-        raise ValueError(f"{checkpoint}: its classes are {model.config.classes}, "
-                         f"those of {context.data} {len(index['llp']['classes'])}")
+    settings, classes = settings_of(checkpoint), index["llp"]["classes"]
+    if model.config.classes != len(classes) or settings.get("classes", classes) != classes:
+        raise ValueError(f"{checkpoint}: its classes are {model.config.classes} {some(settings.get('classes', []), 3)}, those "
+                         f"of {context.data} {len(classes)} {some(classes, 3)}; number and order must be the same")
+    check_encoders(checkpoint, context)
     data = context.target(split, feature_set_of(model.config, checkpoint))
     rule = OWN_RULES.get(type(model))
     probabilities = (rule.joint if rule else uwav.han_probabilities)(model, data)  # (N, C), (N, T, C), (N, T, C)
@@ -337,7 +386,7 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     if "unav" not in index:
         for title, trivial in trivial_scores(data.weak, data.audio_truth, data.visual_truth).items():
             print(f"  for comparison, {title}: {one_line(trivial)}", flush=True)
-        if why := (load_file(checkpoint).get("settings") or {}).get("dry_run"):
+        if why := settings.get("dry_run"):
             print(f"A DRY RUN ({why}): these numbers mean nothing", flush=True)
     return scores
 
@@ -395,19 +444,24 @@ def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor,
         ("nothing at all", torch.zeros_like(everything)), ("every weak label, all the time", everything))}
 
 
-def read_predictions(path: Path, data: Path, joint: bool = False) -> tuple[Tensor, Tensor]:
-    """What `evaluate` wrote of the test split of `data`, decided by the system's own rule or by the joint gate: audio and
-    visual, (N, T, C) bool.
+def read_predictions(path: Path, data: Path, joint: bool = False, model: Path | None = None) -> tuple[Tensor, Tensor]:
+    """What `evaluate` wrote of a split of `data`, decided by the system's own rule or by the joint gate: audio and visual,
+    (N, T, C) bool; of this model, if it is named.
 
     Raises FileNotFoundError or ValueError naming the file."""
-    with made_by("python uwav.py evaluate", path):
+    command = "python uwav.py evaluate" + " --split val" * path.stem.endswith("val")
+    with made_by(command, path):
         arrays = read_arrays(path)
-        if json.loads(str(arrays["made_from"]))["data"] != read_index(data)["sha256"]:
+        made_from = json.loads(str(arrays["made_from"]))
+        if made_from["data"] != read_index(data)["sha256"]:
             raise ValueError(f"made from other data than {data}")
         x = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "made_from"}
+        predicted = uwav.gated_predictions(x["video"], x["audio"], x["visual"])
         if "audio_predicted" in x and not joint:
-            return x["audio_predicted"], x["visual_predicted"]
-        return uwav.gated_predictions(x["video"], x["audio"], x["visual"])
+            predicted = x["audio_predicted"], x["visual_predicted"]
+    if model:
+        check_source(path, made_from["model"], model, command)
+    return predicted
 
 
 def one_line(scores: dict[str, float]) -> str:

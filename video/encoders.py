@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import logging
 import os
-import pickle
 import sys
 import types
 import warnings
@@ -24,27 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.files import check_zip, reading, reason
+from common.released import read_checkpoint, weights_of
 from data.layout import ENCODERS
 from uwav import TeacherConfig
 from video import SAMPLE_RATE
+from video.weights import activation as told_activation
 
 CLIP_MODEL = ENCODERS["clip"].model
 ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenizer's files cannot be had
 
 # ---- Reading files of weights --------------------------------------------------------------------
-
-class _TensorsOnly(pickle.Unpickler):
-    """Unpickles tensors, numbers and containers; anything else in the file is refused, nothing is executed."""
-
-    allowed = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
-               "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode",
-               "torch.Size", "torch.device"}
-
-    def find_class(self, module: str, name: str) -> object:
-        if f"{module}.{name}" not in self.allowed and not (module == "torch" and name.endswith("Storage")):
-            raise pickle.UnpicklingError(f"it holds {module}.{name}")
-        return super().find_class(module, name)
-
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint).
@@ -55,15 +43,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # CLAP's: a pickle protocol and NumPy numbers that weights_only does not read
-            reader = types.SimpleNamespace(
-                __name__="tensors_only", Unpickler=_TensorsOnly, load=lambda f, **k: _TensorsOnly(f, **k).load())
-            content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=reader)
-        state = content.get("state_dict", content)
-        return {name.removeprefix("module."): x for name, x in state.items() if isinstance(x, Tensor)}
+            return weights_of(load_file(path))
+        return weights_of(read_checkpoint(path))
 
 
 def told_by_scale(name: str, path: Path) -> str:
@@ -105,10 +86,14 @@ class ClipEncoder:
     """CLIP of open_clip: images and texts -> (N, 768), unit length."""
 
     @quiet()
-    def __init__(self, weights: Path | None, device: str | torch.device = "cpu", model: str | None = None):
+    def __init__(self, weights: Path | None, device: str | torch.device = "cpu", model: str | None = None,
+                 activation: str | None = None):
+        """model: of open_clip; None: ours, with an activation that weights.py finds out unless it is given."""
         import_torchvision()
         import open_clip
 
+        if model is None and (activation or told_activation(str(weights), weights)) == "gelu":
+            model = CLIP_MODEL.removesuffix("-quickgelu")
         self.device, name = torch.device(device), model or CLIP_MODEL
         torch.manual_seed(0)  # random weights are the same each time
         self.model = open_clip.create_model(name, pretrained=None)

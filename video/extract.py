@@ -3,7 +3,8 @@
     OUT/feats_CLIP/segment_feats/<id>.npy    (T, 768) float32, unit length
     OUT/feats_CLAP/segment_feats/<id>.npy    (T, 512) float32, unit length
     OUT/failures.csv                         videos without features, with the cause
-    OUT/extract.json                         what made all this: recipe, weights, segments, precision
+    OUT/extract.json                         what made all this: recipe, weights, segments, precision, software
+    OUT/clips.json                           size and time of the clips that features are of
 
 Processes decode (decode.py), this one encodes (encoders.py). Videos are encoded in groups, always the same ones
 together whatever was finished before, because the last bits of an embedding depend on its batch: an interrupted run
@@ -17,9 +18,10 @@ import collections
 import contextlib
 import csv
 import functools
+import importlib.metadata
 import math
 import os
-import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,9 +31,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import progress
-from common.files import CONTROL, atomic, made_by, read_json, reading, regular, write_array, write_json
-from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav
-from data.layout import ENCODERS, TEXTED
+from common.files import (CONTROL, atomic, hash_of_arrays, made_by, read_array, read_json, reading, regular, write_array,
+                          write_json)
+from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav, readable, some
+from data.layout import ENCODERS, TEXTED, code_of, content, made_alike, read_note
 from video import RECIPES, Recipe, decode
 
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
@@ -99,10 +102,45 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
     if path.exists():
         with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
             before = dict(read_json(path))
-        if before != made_with:
-            changed = sorted(k for k in made_with if before.get(k) != made_with[k]) or ["settings"]
-            raise ValueError(f"{path}: the features there were made with other {' and '.join(changed)}; "
+        changed = sorted(k for k in made_with if content(before.get(k)) != content(made_with[k]))
+        if changed or before.keys() - made_with.keys() - {"software"}:
+            raise ValueError(f"{path}: the features there were made with other {' and '.join(changed or ['settings'])}; "
                              "choose another folder")
+    made_alike({str(out / "text.json"): read_note(out / "text.json"), "what is asked for": made_with})
+
+
+PACKAGES = ("torch", "numpy", "av", "pillow", "open_clip_torch", "laion-clap")
+
+
+def software_since(path: Path) -> tuple[str, list[str]]:
+    """What decides about embeddings besides what is asked for, code and packages; and all that had a part in what `path`
+    tells of. If that was another one before, it is said."""
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
+    now = ", ".join([f"code {code_of('features.py', 'video/*.py')[:12]}", *versions])
+    known = read_note(path).get("software", ["software that was not noted"] if path.exists() else [])
+    if known and now != known[-1]:
+        print(f"WARNING: {path}: what is there was made by {', '.join(x for x in known[-1].split(', ') if x not in now)}; now "
+              f"there is {now}: what it makes may differ. In another folder all is made alike", file=sys.stderr, flush=True)
+    return now, known
+
+
+def forget_replaced(videos: dict[str, Path], out: Path) -> list[str]:
+    """The videos that another file has replaced, by size or time of its last change: their features are deleted. Then
+    clips.json notes both, so that features are always those of the clips noted, or made again."""
+    path, before = out / "clips.json", {}
+    if path.exists():
+        with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
+            before = dict(read_json(path))
+    stats = ((v, file.stat()) for v, file in videos.items() if file.exists())
+    now = {v: [x.st_size, x.st_mtime_ns] for v, x in stats}
+    replaced = [v for v in now if before.get(v, now[v]) != now[v]]
+    for v in replaced:
+        for file in feature_files(out, v).values():
+            file.unlink(missing_ok=True)
+    if replaced:
+        print(f"{out}: made again, as the clip is another one than before (by size and time): {some(replaced)}", flush=True)
+    write_json(path, before | now)
+    return replaced
 
 
 def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_sounds: Encode, made_with: dict,
@@ -118,12 +156,17 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     if retry:
         (out / "failures.csv").unlink(missing_ok=True)
     failures = Failures(out, folder)
+    for v in forget_replaced(videos, out):
+        failures.causes.pop(failures.key(videos[v]), None)
     ids, before = list(videos), {v for v in videos if is_finished(out, v)}
     groups = [ids[i : i + group] for i in range(0, len(ids), group)]
     usable = [[v for v in g if v in before or failures.key(videos[v]) not in failures.causes] for g in groups]
     # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
     unfinished = [{v: videos[v] for v in g} for g in usable if not before.issuperset(g)]
-    write_json(out / "extract.json", made_with)
+    path = out / "extract.json"
+    now, known = software_since(path)
+    if not known or (unfinished and now not in known):  # what is as it was stays, to the byte
+        write_json(path, (read_note(path) or made_with) | dict(software=[*known, now]))
     workers, todo = workers or os.cpu_count() or 1, sum(map(len, unfinished))
     with progress(total=len(ids), initial=len(ids) - todo, unit="video", desc="extract", smoothing=0.05) as bar:
         notes = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
@@ -208,23 +251,28 @@ def in_batches(encode: Encode, clips: list[np.ndarray], size: int) -> list[np.nd
 def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[str]], np.ndarray],
                 clap_texts: Callable[[list[str]], np.ndarray], made_with: dict,
                 recipe: Recipe = RECIPES["uwav"]) -> None:
-    """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512)."""
-    out, made_with = Path(out), made_with | dict(classes=classes)
+    """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512).
+
+    text.json is written first, with what the two files will hold: killed in between, they do not pass for a pair."""
+    path, made_with = Path(out) / "text.json", made_with | dict(classes=classes)
+    paths = {name: Path(out) / ENCODERS[name].texts for name in ("clip", "clap")}
+    made_alike({str(Path(out) / "extract.json"): read_note(Path(out) / "extract.json"), "what is asked for": made_with})
+    now, _ = software_since(path)
     with contextlib.suppress(ValueError, OSError):
-        if read_json(out / "text.json") == made_with and all((out / e.texts).exists() for e in TEXTED.values()):
+        before = read_json(path)
+        files = {f"{name}_texts": hash_of_arrays({name: read_array(file)}) for name, file in paths.items()}
+        if before == made_with | files | dict(software=before.get("software")):
             print(f"{out}: these classes were embedded before, kept")
             return
+    texts: dict[str, np.ndarray] = {}
     for name, embed_texts in (("clip", clip_texts), ("clap", clap_texts)):
         prompts = [recipe.prompts[name].format(readable(c)) for c in classes]
-        path = out / ENCODERS[name].texts
-        write_array(path, embed_texts(prompts).astype(np.float32).reshape(len(classes), ENCODERS[name].size))
-        print(f"{path}: {len(classes)} classes, {prompts[0]!r}, ...")
-    write_json(out / "text.json", made_with)
-
-
-def readable(name: str) -> str:
-    """A class name as one would say it: "Frying_(food)" -> "frying food"."""
-    return " ".join(re.sub(r"[_()]", " ", name).lower().split())
+        texts[name] = embed_texts(prompts).astype(np.float32).reshape(len(classes), ENCODERS[name].size)
+        print(f"{paths[name]}: {len(classes)} classes, {prompts[0]!r}, ...")
+    files = {f"{name}_texts": hash_of_arrays({name: x}) for name, x in texts.items()}
+    write_json(path, made_with | files | dict(software=[now]))
+    for name, x in texts.items():
+        write_array(paths[name], x)
 
 
 def read_classes(source: str) -> list[str]:

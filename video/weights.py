@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from common.files import file_hash, reason
+from common.files import file_hash, read_json, reading, reason
 from data.layout import ENCODERS, TEXTED
 
 HUB = "https://huggingface.co"
@@ -27,16 +27,20 @@ def need_packages() -> None:
 
 def find(encoder: str, choice: str) -> Path | None:
     """The file behind --clip-weights or --clap-weights: one that is named, or from the hub or its cache; None for
-    `random`. FileNotFoundError tells the way out."""
+    `random`. FileNotFoundError tells the way out, ValueError what a file of CLIP does not say."""
     names, repository = ENCODERS[encoder].weights, ENCODERS[encoder].repository
     files = [file.format(choice) for file in ENCODERS[encoder].files]
     if choice == RANDOM:
         return None
     if choice not in names:
-        if not Path(choice).is_file():
+        told, _, named = choice.partition(":")
+        file = Path(named if encoder == "clip" and told in ACTIVATIONS else choice)
+        if not file.is_file():
             raise FileNotFoundError(f"--{encoder}-weights {choice}: no such file, and not one of "
                                     f"{', '.join(names)}, {RANDOM}")
-        return Path(choice)
+        if encoder == "clip":
+            activation(choice, file)  # which may ask
+        return file
     network, cause = online(), "no network"
     import huggingface_hub
 
@@ -49,8 +53,8 @@ def find(encoder: str, choice: str) -> Path | None:
                 cause = reason(error)
     raise FileNotFoundError(
         f"the {encoder.upper()} weights {choice!r} are not on this machine and cannot be downloaded ({cause}): bring "
-        f"{HUB}/{repository}/resolve/main/{files[-1]} and name that file with --{encoder}-weights FILE "
-        f"(or --{encoder}-weights {RANDOM} for a dry run)")
+        f"{HUB}/{repository}/resolve/main/{files[-1]} and name that file with --{encoder}-weights FILE"
+        + ", as quickgelu:FILE" * (encoder == "clip") + f" (or --{encoder}-weights {RANDOM} for a dry run)")
 
 
 def online() -> bool:
@@ -78,6 +82,34 @@ def warn_of_random(files: dict[str, Path | None]) -> None:
                   file=sys.stderr, flush=True)
 
 
+ACTIVATIONS = ("quickgelu", "gelu")  # of CLIP
+
+
+def activation(choice: str, file: Path | None) -> str:
+    """That of a CLIP, which its weights do not hold: quickgelu:FILE and gelu:FILE say it, or open_clip_config.json of
+    the hub beside the file. ValueError asks, or says that its pictures are normalised otherwise than OpenAI's."""
+    told = choice.partition(":")[0]
+    if file is None or told in (*ACTIVATIONS, *ENCODERS["clip"].weights):
+        return told if told in ACTIVATIONS else "quickgelu"
+    path = file.with_name("open_clip_config.json")
+    if not path.is_file():
+        raise ValueError(f"{file}: does not say whether its CLIP was trained with QuickGELU (as OpenAI's, MetaCLIP's, DFN's) "
+                         f"or GELU (as LAION's, DataComp's): name it as quickgelu:{file} or gelu:{file}, or put the "
+                         f"{path.name} of its hub beside it")
+    with reading(path, "does not describe a CLIP that can be built here ({cause})"):
+        content = read_json(path)
+        if [round(x, 3) for x in content["preprocess_cfg"]["mean"]] != [0.481, 0.458, 0.408]:
+            raise ValueError("its pictures are normalised otherwise than OpenAI's")
+        return "quickgelu" if content["model_cfg"].get("quick_gelu") else "gelu"
+
+
+def identities(choices: dict[str, str], files: dict[str, Path | None]) -> dict[str, dict[str, str]]:
+    """What a folder of features remembers of its encoders."""
+    found = {f"{x}_weights": identity_of_weights(choices[x], file) for x, file in files.items()}
+    if "clip" in files and activation(choices["clip"], files["clip"]) == "gelu":
+        found["clip_weights"]["activation"] = "gelu"
+    return found
+
+
 def identity_of_weights(choice: str, file: Path | None) -> dict[str, str]:
-    """What a folder of features remembers of an encoder."""
     return {"weights": Path(choice).name, "sha256": file_hash(file)} if file else {"weights": RANDOM}

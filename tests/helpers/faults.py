@@ -143,7 +143,7 @@ def toy_encoders_alone() -> None:
     import numpy as np
 
     class Toy:
-        def __init__(self, weights: object, device: str):
+        def __init__(self, weights: object, device: str, **options: object):
             pass
 
         def images(self, x: np.ndarray, size: int = 768) -> np.ndarray:

@@ -15,16 +15,17 @@ TINY_CLIP = {"embed_dim": 768, "quick_gelu": True,
 
 
 def register() -> str:
-    """Make a small CLIP known to open_clip; returns its name."""
+    """Make a small CLIP known to open_clip, with QuickGELU and, under the name `tiny`, with GELU; returns the first's name."""
     from video import encoders
 
     encoders.import_torchvision()
     import open_clip
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny-quickgelu.json"
-        path.write_text(json.dumps(TINY_CLIP | {"quick_gelu": True}))
-        open_clip.add_model_config(path)
+        for name, quick in (("tiny-quickgelu", True), ("tiny", False)):
+            path = Path(folder) / f"{name}.json"
+            path.write_text(json.dumps(TINY_CLIP | {"quick_gelu": quick}))
+            open_clip.add_model_config(path)
     return "tiny-quickgelu"
 
 

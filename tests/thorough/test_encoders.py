@@ -1,7 +1,9 @@
 """CLIP and CLAP are the libraries' own, as they document themselves: same numbers from the same files of weights."""
 
+import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +66,9 @@ def test_clip_weights_are_read_in_every_format_they_come_in(their_clip, tmp_path
     state = their_clip[0].state_dict()
     torch.save(state, tmp_path / "plain.pt")
     torch.save({"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "training.pt")
+    torch.save({f"_orig_mod.{k}": v for k, v in state.items()}, tmp_path / "compiled.pt")
     save_file({k: v.contiguous().clone() for k, v in state.items()}, tmp_path / "clip.safetensors")
-    for name in ("plain.pt", "training.pt", "clip.safetensors"):
+    for name in ("plain.pt", "training.pt", "compiled.pt", "clip.safetensors"):
         read = encoders.read_state_dict(tmp_path / name)
         assert read.keys() == state.keys() and all(torch.equal(read[k], state[k]) for k in state), name
 
@@ -79,6 +82,60 @@ def test_the_published_clip_is_the_one_with_quickgelu_and_the_file_that_open_cli
     assert pretrained["hf_hub"].rstrip("/") == ENCODERS["clip"].repository
     assert (pretrained["mean"], pretrained["std"]) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
     assert set(ENCODERS["clip"].files) == {"open_clip_model.safetensors", open_clip.constants.HF_WEIGHTS_NAME}
+
+
+OPENAI = dict(mean=[0.48145466, 0.4578275, 0.40821073], std=[0.26862954, 0.26130258, 0.27577711])
+
+
+@pytest.mark.parametrize("name", ["tiny-quickgelu", "tiny"])
+@pytest.mark.parametrize("told", ["prefix", "config beside"])
+def test_a_clip_is_built_with_the_activation_it_was_trained_with(tiny_clip, tmp_path, monkeypatch, name, told):
+    """The same weights, which do not say it, as open_clip builds either model."""
+    import open_clip
+
+    monkeypatch.setattr(encoders, "CLIP_MODEL", tiny_clip)
+    quick, file = name.endswith("quickgelu"), tmp_path / "clip.pt"
+    torch.manual_seed(7)
+    theirs = open_clip.create_model(name).eval()
+    torch.save(theirs.state_dict(), file)
+    choice = f"{'quickgelu' if quick else 'gelu'}:{file}" if told == "prefix" else str(file)
+    if told == "config beside":
+        config = dict(embed_dim=768, **{"quick_gelu": True} if quick else {})  # as the hub's: absent means no
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=config, preprocess_cfg=OPENAI)))
+    assert weights.find("clip", choice) == file
+    noted = weights.identities({"clip": choice}, {"clip": file})["clip_weights"]
+    assert noted.get("activation", "quickgelu") == ("quickgelu" if quick else "gelu") and noted["weights"] == "clip.pt"
+    ours = encoders.ClipEncoder(file, activation=weights.activation(choice, file))
+    with torch.no_grad():
+        expected = F.normalize(theirs.encode_text(open_clip.get_tokenizer(name)(["a dog"])), dim=-1)
+    np.testing.assert_allclose(ours.texts(["a dog"]), expected, atol=1e-6)
+    other = encoders.ClipEncoder(file, activation="gelu" if quick else "quickgelu").texts(["a dog"])
+    assert np.abs(other - expected.numpy()).max() > 1e-5  # the comparison could fail
+
+
+def test_a_file_of_clip_that_nothing_tells_of_is_asked_about_before_any_work(their_clip, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "CLIP_MODEL", tiny_clip)
+    file, asked = tmp_path / "clip.pt", "clip.pt: does not say whether .* QuickGELU .* name it as quickgelu:.* or gelu:"
+    torch.save({f"module.{k}": v for k, v in their_clip[0].state_dict().items()}, file)
+    for ask in (lambda: weights.find("clip", str(file)), lambda: encoders.ClipEncoder(file)):
+        with pytest.raises(ValueError, match=asked):
+            ask()
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.mp4").write_text("")
+    for arguments in (["extract", tmp_path / "videos", tmp_path / "out"], ["text", "llp", tmp_path / "out"]):
+        result = command(*arguments, "--clip-weights", file, "--clap-weights", "random", HF_HUB_OFFLINE="1")
+        assert result.returncode == 1 and re.search(asked, result.stderr) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content, said", [
+    (dict(model_cfg={}, preprocess_cfg=dict(mean=[0.5, 0.5, 0.5])), "its pictures are normalised otherwise than OpenAI's"),  # LAION-2B's ViT-L/14
+    (dict(model_cfg={}), "does not describe a CLIP that can be built here"), ([], "does not describe a CLIP"),
+])
+def test_a_clip_that_is_described_as_one_that_cannot_be_built_is_refused(tmp_path, content, said):
+    (tmp_path / "clip.bin").write_text("x")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"open_clip_config.json: .*{said}"):
+        weights.find("clip", str(tmp_path / "clip.bin"))
 
 
 # ---- CLAP ----

@@ -52,7 +52,7 @@ def test_labels_and_events_by_hand(tmp_path):
     assert own.val.audio[0].T.tolist() == own.val.visual[0].T.tolist() == [[0, 0, 0, 1], [0, 0, 0, 0]]
     assert own.val.audio[1].T.tolist() == [[0, 0, 0, 0], [0, 1, 1, 0]]  # a second that is touched counts
     assert own.val.visual[1].T.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
-    assert reported == ["own data: 2 videos with features are not in labels.csv (left out)",
+    assert reported == ["own data: 2 videos with features are not in labels.csv (left out): e; f",
                         "own data: 1 training videos have no label: none of the classes is there",
                         "own data: 1 labels of annotated videos have no row in events.csv (kept as labels)",
                         "own data: 1 classes are in no training video, the parser will not learn them: door bell",
@@ -156,7 +156,7 @@ def test_mistakes_in_the_tables_are_found_before_any_clip_is_encoded(tmp_path):
 def test_videos_without_features_are_left_out_on_demand_with_their_events(tmp_path):
     events = EVENTS + "a,audible,0,1,dog\nx,audible,0,9,dog\n"
     own, reported = read(tmp_path, LABELS + "x,dog\n", events, missing="skip")
-    assert own.val.ids == ["a"] and own.train.ids == ["b", "c", "d"] and "own data: 1 videos have no features (left out)" in reported
+    assert own.val.ids == ["a"] and own.train.ids == ["b", "c", "d"] and "own data: 1 videos have no features (left out): x" in reported
     with pytest.raises(FileNotFoundError, match="1 of its videos have no features"):
         read(tmp_path, "video,labels\nx,dog\n", missing="skip")
 
