@@ -37,7 +37,10 @@ die() { echo "error: $*" >&2; exit 1; }
 
 # ---- setup: $python can import what we need ----
 
-python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || die "this needs Python 3.10 or newer, as python3"
+case $(uname -s) in MINGW* | MSYS* | CYGWIN*) die "a virtual environment of Windows has no bin/, so this does not run here; run it in WSL" ;; esac
+# The Pythons that pyproject.toml admits.
+python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' 2>/dev/null ||
+    die "this needs Python 3.10 to 3.14, as python3; tried ones: docs/versions.md"
 
 install() { # by uv, in half of pip's time; by pip where uv cannot be had or pip is told of an index of its own
     if "$python" -m pip config list | grep -q '\.index-url' || ! { "$python" -m pip install --quiet uv &&
@@ -62,6 +65,7 @@ setup() { # setup EXTRAS MODULES: the extras of pyproject.toml to install, unles
     if [ "$1" = onnx,features ]; then bytecode=; fi # 200 MB for what is seldom imported
     echo "== setup: installing ${UWAV_TORCH:-PyTorch} and the other packages into .venv (minutes, once)"
     [ -x "$python" ] || python3 -m venv .venv
+    [ -x "$python" ] || die ".venv has no bin/python, as an environment of Windows; delete it and run this in WSL, Linux or macOS"
     if [ -n "${UWAV_TORCH:-}" ] || ! "$python" -c "import torch" 2>/dev/null; then # keep the one that is there
         install "${UWAV_TORCH:-$torch}"
     fi
