@@ -516,8 +516,8 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
     (checkpoint, features, row), teacher, labels = trained[0], None, folder / "labels_teacher.npz"
     han = load_model(checkpoint, kind=PARSERS)
     if type(han) in OWN_RULES:
-        raise ValueError(f"{checkpoint}: a {type(han).__name__} decides by a rule of its own, which the exported files do "
-                         "not have; export a HAN, LEAP, MGN or MM-Pyramid")
+        raise ValueError(f"{checkpoint}: a {type(han).__name__} decides by a rule of its own, which the exported files "
+                         "do not have; export a HAN, LEAP, MGN or MM-Pyramid")
     if "unav" in index or (folder / "teacher.pt").exists():  # with own data it may be elsewhere, or there is none
         teacher = load_model(folder / "teacher.pt", kind=uwav.Teacher)
     if "unav" not in index and not labels.exists():

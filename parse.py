@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy", "onnxruntime", "av", "pillow", "matplotlib", "tokenizers"]
+# dependencies = ["numpy>=1.24,<3", "onnxruntime>=1.20,<2", "av>=15,<20", "pillow", "matplotlib>=3.8,<4", "tokenizers"]
 # ///
 """Parse a video with an exported bundle: which events are audible, visible or both in every second. No PyTorch.
 

@@ -1,6 +1,7 @@
 """The house stays small, and its parts import one way: what a person reads or runs is at the root."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -57,7 +58,11 @@ def test_the_versions_of_the_paper_and_the_tags_of_its_departures_are_where_the_
 
 def test_the_parser_names_the_packages_that_uv_run_brings_it():
     block = MODULES["parse"].split("# /// script\n")[1].split("# ///\n")[0].replace("# ", "", 2)
-    named = set(ast.literal_eval(block.split("dependencies = ")[1]))
+    asked = ast.literal_eval(block.split("dependencies = ")[1])
+    named = {re.split("[<>=]", text)[0] for text in asked}
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # whose bounds are those that were tried
+    assert all(f'"{text}"' in project for text in asked if not text.isalpha())
+    assert not [text for text in asked if text.isalpha() and re.search(f'"{text}[<>=]', project)]
     found = {node.module for text in (MODULES["parse"], MODULES["video.decode"]) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)}
     found |= {a.name for text in (MODULES["parse"], MODULES["video.decode"]) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for a in node.names}
     own = {"PIL": "pillow"}

@@ -190,8 +190,8 @@ def tables(field: dict) -> list[tuple[str, list[str], list[list[str]]]]:
     networks = [row(f"{title}, {whose}", scores[name]) for (net, title), (whose_row, whose) in itertools.product(
         BACKBONES.items(), LABELS.items()) if (name := whose_row if net == "han" else f"{net}_{whose_row}") in scores]
     return [
-        (f"Table 1: parsing scores on the test split, features {field['features']} ({spread}). Each system decides by its "
-         "own published rule; joint: segment-level Type if all of them decided like the HAN", [*SHORT, "joint"], systems),
+        (f"Table 1: parsing scores on the test split, features {field['features']} ({spread}). Each system decides by "
+         "its own published rule; joint: segment-level Type if all decided like the HAN", [*SHORT, "joint"], systems),
         ("Rules: when a second has a class; and the validation score that chose the epoch", [],
          [[SYSTEMS[name].title, f"{SYSTEMS[name].rule}; {SYSTEMS[name].kept}"] for name in names]),
         (f"Table 2: segment-level F-scores of the hard labels on the test split ({spread})",

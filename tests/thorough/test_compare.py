@@ -156,7 +156,7 @@ def test_the_command_prints_tables_and_verdict_and_draws(sides, tmp_path, capsys
     mine, theirs = sides
     model = uwav.Teacher(uwav.TeacherConfig(hidden=16, heads=2, feedforward=16, layers=1))
     torch.save(dict(kind="Teacher", config=dataclasses.asdict(model.config), weights=model.state_dict()), tmp_path / "teacher.pt")
-    for name, e in layout.TEXTED.items():
+    for e in layout.TEXTED.values():
         np.save(mine / e.texts, np.roll(np.load(mine / e.texts), 1, 0))
     features.main(["compare", str(mine), str(theirs), "--teacher", str(tmp_path / "teacher.pt")])
     printed = capsys.readouterr().out

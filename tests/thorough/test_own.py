@@ -15,7 +15,6 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import features
-import parse
 import report
 import uwav
 from common import files
@@ -316,7 +315,7 @@ def test_each_class_and_modality_has_its_threshold_from_where_it_can(packed, tmp
 def test_rules_that_ignore_the_annotations(packed, tmp_path, rule):
     cli.main(["label", str(packed), str(tmp_path), "--per-segment", "--thresholds", rule, "--device", "cpu"])
     labels, train = stages.read_labels(tmp_path / "labels_segment.npz", "cpu"), splits.load_target(packed, "train", "clip_clap", "cpu")
-    for m, modality in enumerate(("audio", "visual")):
+    for m in range(2):  # audio, visual
         expected = stages.weak_thresholds(labels.logits["train"][m], train.weak)[0]
         assert torch.equal(labels.thresholds[m], expected if rule == "weak" else torch.full((3,), -torch.inf))
     with pytest.raises(SystemExit, match="made with other settings"):

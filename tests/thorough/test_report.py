@@ -179,7 +179,7 @@ def test_paper_rows_stand_beside_llp_only(finished, tmp_path, monkeypatch):
     run = copied(finished, tmp_path)
     with_index(monkeypatch, run, lambda index: index.update(source="pack"))
     page = text_of(run)
-    assert "<em>68.9</em>" in page and "<em>78.4</em>" in page 
+    assert "<em>68.9</em>" in page and "<em>78.4</em>" in page
     classes = ["Talking", *report.LLP_CLASSES[1:]]  # somebody's own
     with_index(monkeypatch, run, lambda index: index.update(source="pack", llp=index["llp"] | dict(classes=classes)))
     assert "<em>the paper's</em>" not in text_of(run)
