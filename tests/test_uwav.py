@@ -1,6 +1,7 @@
 """The method's parts: hand-computed cases and independent slow versions."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 import uwav
 from slow import f1
 from train import checkpoints, presets
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SMALL_HAN = uwav.HANConfig(classes=3, audio_dim=6, visual_2d_dim=8, visual_3d_dim=4, hidden=8, heads=2, feedforward=16, layers=2)
 SMALL_TEACHER = uwav.TeacherConfig(audio_dim=6, visual_dim=8, hidden=8, heads=2, feedforward=16, layers=2)
@@ -25,8 +28,11 @@ def count(model: nn.Module) -> float:
 
 def test_paper_models_have_the_published_sizes():
     with torch.device("meta"):
-        assert count(uwav.HAN(presets.PRESETS["paper"].han["base"])) == pytest.approx(23.02, abs=0.005)
-        assert count(uwav.Teacher(presets.PRESETS["paper"].teacher)) == pytest.approx(92.99, abs=0.005)
+        base, clip_clap = (count(uwav.HAN(presets.PRESETS["paper"].han[features])) for features in ("base", "clip_clap"))
+        teacher = count(uwav.Teacher(presets.PRESETS["paper"].teacher))
+    assert base == pytest.approx(23.02, abs=0.005) and teacher == pytest.approx(92.99, abs=0.005)
+    said = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    assert f"HAN {base:.2f} M parameters with features `base`, {clip_clap:.2f} M with `clip_clap`; teacher {teacher:.2f} M" in said
 
 
 @pytest.mark.parametrize("cross", [False, True])

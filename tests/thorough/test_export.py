@@ -64,6 +64,25 @@ def test_bundle_is_complete_and_describes_itself(bundle, finished):
     np.testing.assert_allclose(texts["clip"], np.load(finished / "data/llp/text_clip.npy"))
 
 
+def sample_of(audio: list[str], visual: list[str], truth: list[list[str]] | None = None) -> int:
+    """The video that is chosen of these, of one class, when this is predicted: "..##" is an event of its last two seconds."""
+    def strips(rows: list[str]) -> torch.Tensor:
+        return torch.tensor([[[x == "#"] for x in row] for row in rows])  # (N, T, 1)
+
+    logits = [torch.where(strips(rows), 3.0, -3.0) for rows in (audio, visual)]
+    return export_onnx.telling(lambda x: (torch.ones(len(x), 1), *logits), {"audio": np.zeros((len(audio), 4, 1))}, truth and list(map(strips, truth)))
+
+
+def test_the_sample_of_a_bundle_is_a_video_whose_sound_and_picture_begin_or_end_apart():
+    full, left, late, none = "####", "##..", "..##", "...."
+    assert sample_of([full, left, full, left], [full, left, left, late]) == 3  # not: alike, or one that never ends
+    assert sample_of([full, left, none], [left, left, late]) == 0  # none of that kind: any
+    audio, visual = [full, left, ".#..", left], [full, left, "..##", "###."]
+    assert sample_of(audio, visual, [audio, visual]) == 2  # both kinds right: the first
+    assert sample_of(audio, visual, [[full, left, late, left], [full, left, left, "###."]]) == 3  # the one that is predicted better
+    assert sample_of(audio[:2], visual[:2], [[none, left], [none, left]]) == 1  # none of that kind: predicted best
+
+
 def test_the_recipe_that_features_were_extracted_by_reaches_the_bundle(finished, monkeypatch):
     def recipe_in_bundle() -> str:
         return export_onnx.source_of_run(finished, 0, None, None, None).describe()["preprocessing"]["recipe_of_training"]
