@@ -113,7 +113,7 @@ def test_a_teacher_or_parser_is_not_used_on_features_of_other_encoders_or_classe
     write_index(made_with={"LLP/extract.json": json.dumps(MADE | dict(recipe="valor"))})
     for stage in (["label", str(out), str(tmp_path / "l"), "--teacher", changed(finished / "seed0/teacher.pt", encoders=MADE)],
                   ["evaluate", str(out), changed(finished / "seed0/clip_clap/full/han.pt", encoders=MADE), "--out", str(tmp_path / "e")]):
-        with pytest.raises(SystemExit, match=r"\.pt: recipe is uwav, but valor in .*data"):
+        with pytest.raises(SystemExit, match=r"\.pt: recipe is 'uwav', but 'valor' in .*data"):
             cli.main(stage)
     write_index(llp=index["llp"] | dict(classes=["Car", "Speech", *index["llp"]["classes"][2:]]))
     with pytest.raises(SystemExit, match="han.pt: its classes are 25 Speech; Car; .*number and order must be the same"):

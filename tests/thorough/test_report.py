@@ -17,6 +17,7 @@ from common.files import file_hash, read_sealed, write_array, write_sealed
 from data import demo_world, splits
 from reporting import figures
 from train import ablation, cli
+from train.stages import read_labels
 
 PICTURES = os.environ.get("UWAV_SCREENSHOTS")  # a folder
 SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1",
@@ -108,7 +109,7 @@ def test_calibration_leaves_out_classes_without_a_threshold_and_says_how_many_th
     for m, modality in enumerate(("audible", "visible")):
         errors, left_out = [], []
         for seed in (0, 1):
-            labels = report.read_labels(finished / f"seed{seed}/labels_teacher.npz", "cpu")
+            labels = read_labels(finished / f"seed{seed}/labels_teacher.npz", "cpu")
             soft = report.uwav.soft_labels(labels.logits["test"][m], labels.thresholds[m], weak, 2.0)
             finite = labels.thresholds[m].isfinite()
             entries = [(float(soft[n, t, c]), int(truth[m][n, t, c]))
