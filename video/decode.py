@@ -165,8 +165,8 @@ class _Stream:
         self.done: list[np.ndarray] = []  # AT_ONCE segments each, encoded
         self.kept: list[np.ndarray] = []  # the segments after them; or pictures, of which a recipe takes some
         tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))  # of Matroska
-        seconds = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else 0.0
-        self.declared = file.from_begin(float(stream.duration * stream.time_base) if stream.duration else seconds)
+        seconds = float((stream.duration or 0) * (stream.time_base or 0))
+        self.declared = file.from_begin(3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else seconds)
         self.end = 0.0  # s
         self.last, self.next, self.part = -math.inf, file.begin, 0  # s, of its packets; which shift they get
 
