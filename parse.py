@@ -33,13 +33,13 @@ from pathlib import Path
 import numpy as np
 
 WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
-AT_ONCE = 16  # pictures, sounds or windows through a graph
+AT_ONCE = 16  # windows through a graph
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
 BUNDLE_FORMAT = 2
 JSON_FORMAT = 1  # of what --json writes (docs/deploy.md)
 # Characters that no class name has: a terminal may obey them, or they are invisible, or turn what follows around.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-LONGEST = 3600.0  # s of a video: decoded, an hour takes 1.3 GB
+LONGEST = 3600.0  # s of a video: it takes as long to encode, but no more memory than a short one
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
 HALF = 65504  # the largest number in half precision, in which parsers are trained
 # A tensor of an .onnx file may name another file, anywhere, to take its numbers from, under the key "location": a
@@ -139,6 +139,11 @@ def _file(path: Path) -> Path:
     return path
 
 
+def _named(path: Path) -> str:
+    """The name of a file, whose bytes need not be text."""
+    return os.fsencode(path.name).decode(errors="backslashreplace")
+
+
 def _first_line(error: Exception) -> str:
     """Of a long one both ends: onnxruntime tells the cause last, after paths and signatures."""
     line = (str(error).strip() or repr(error)).splitlines()[0]
@@ -184,25 +189,26 @@ def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> d
     if bundle.feature_set != "clip_clap":
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
                          "here; give it an .npz file of features")
-    _file(path)
+    if not _file(path).exists():
+        raise FileNotFoundError(f"{path}: no such file" + "; download what a URL names first" * (":/" in str(path)))
+    with open(path, "rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise ValueError(f"{path}: is one array; features are an .npz file with several: {', '.join(bundle.sizes)}")
     for name in ("clap_audio", "clip_image"):  # a missing one is said before minutes of decoding
         bundle.session(name)
     try:
         from video import decode
 
-        clip = decode.read_clip(path, longest=longest)
+        clip = decode.read_clip(path, longest=longest, encode=dict(
+            sound=lambda wave: bundle.run("clap_audio", dict(wave=wave))["embedding"],
+            picture=lambda pixels: bundle.run("clip_image", dict(pixels=pixels))["embedding"]))
     except ModuleNotFoundError as error:
         raise ValueError(f"reading videos needs {error.name}: the folders video/ and common/ beside parse.py, and "
                          "`pip install av pillow`") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    found = {}
-    for name, encoder, inputs, x in (("audio", "clap_audio", "wave", clip.sounds),
-                                     ("visual_2d", "clip_image", "pixels", clip.images)):
-        if x is not None:
-            batches = (x[i : i + AT_ONCE] for i in range(0, len(x), AT_ONCE))
-            found[name] = np.concatenate([bundle.run(encoder, {inputs: b})["embedding"] for b in batches])  # (T, D)
-    return found
+    found = dict(audio=clip.sounds, visual_2d=clip.images)  # (T, 512), (T, 768)
+    return {name: x for name, x in found.items() if x is not None}
 
 
 def warnings(bundle: Bundle, own_classes: bool = False) -> list[str]:
@@ -408,7 +414,7 @@ def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
     own = result.classes is not bundle.classes
     identity = dict(made_from=bundle.info.get("made_from"),
                     parser=bundle.files[bundle.chosen("teacher") if own else bundle.parser]["sha256"])
-    content = dict(format=JSON_FORMAT, source=source.name, bundle=identity, warnings=warnings(bundle, own),
+    content = dict(format=JSON_FORMAT, source=_named(source), bundle=identity, warnings=warnings(bundle, own),
                    seconds=len(result.av_event), classes=result.classes, events=result.events(),
                    providers=bundle.providers)
     for name in ("video_prob", "audio_prob", "visual_prob"):
@@ -450,7 +456,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--classes", metavar="A,B,...", help="other classes than the bundle's: found by the teacher")
     parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller files, if the bundle has them")
     parser.add_argument("--longest", type=float, default=LONGEST, metavar="S",
-                        help="refuse longer videos (default: %(default)s s, which takes 1.3 GB)")
+                        help="refuse longer videos (default: %(default)s s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
     options = parser.parse_args(arguments)
     if options.bundle and not options.source:
@@ -483,7 +489,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.csv:
             write_csv(result, options.source, options.csv)
         if options.plot:
-            plot(result, options.source.name, options.plot)
+            plot(result, _named(options.source), options.plot)
     except (ValueError, OSError) as error:
         named = isinstance(error, OSError) and error.filename
         sys.exit(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}")

@@ -1,5 +1,6 @@
 """Video files made for tests: every frame says its number, the sound is given sample by sample; and decoders for tests."""
 
+import contextlib
 import os
 import signal
 import time
@@ -33,12 +34,17 @@ def number(image: np.ndarray) -> int:
 
 def make(path: Path, seconds: float = 10.0, fps: Fraction | int = 25, times: list[float] | None = None,
          sound: np.ndarray | None = None, rate: int = 48_000, pictures: bool = True, start: float = 0.0,
-         sound_start: float = 0.0, video_codec: str = "libx264", audio_codec: str = "aac", options: dict | None = None) -> Path:
-    """A clip with frames at `times` (or `fps` a second) and `sound`, (channels, samples) float32; delays in s."""
+         sound_start: float = 0.0, video_codec: str = "libx264", audio_codec: str = "aac", options: dict | None = None,
+         drift: float = 1.0, aspect: Fraction | None = None) -> Path:
+    """A clip with frames at `times` (or `fps` a second) and `sound`, (channels, samples) float32; delays in s.
+
+    drift: by what the time stamps of the sound are multiplied, its samples are not. aspect: width of a pixel, to its height."""
     with av.open(str(path), "w", options=options or {}) as container:
         if pictures:
             stream = container.add_stream(video_codec, rate=30 if times else fps, width=W, height=H, pix_fmt="yuv420p")
-            stream.codec_context.time_base = Fraction(1, 90_000)
+            by_rate = path.suffix in (".h264", ".hevc") or "mpeg" in video_codec  # no other way to tell it, or no other allowed
+            stream.codec_context.time_base = 1 / Fraction(fps) if by_rate else Fraction(1, 90_000)
+            stream.codec_context.sample_aspect_ratio = aspect or Fraction(1)
         if sound is not None:
             layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(sound)]
             audio = container.add_stream(audio_codec, rate=rate, layout=layout)
@@ -57,10 +63,34 @@ def make(path: Path, seconds: float = 10.0, fps: Fraction | int = 25, times: lis
             resampler = av.AudioResampler(audio.codec_context.format.name, layout, rate)
             for i in range(0, packed.shape[1], size):
                 frame = av.AudioFrame.from_ndarray(packed[:, i : i + size], format="flt", layout=layout)
-                frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), i // len(sound) + offset
+                frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), round(i // len(sound) * drift) + offset
                 for f in resampler.resample(frame):
                     container.mux(audio.encode(f))
             container.mux(audio.encode(None))
+    return path
+
+
+def turned(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Writes a display matrix into the first track header of an mp4 file, as a phone does."""
+    content = bytearray(path.read_bytes())
+    header = content.index(b"tkhd") + 4
+    for i, x in enumerate([a, b, 0, c, d, 0, 0, 0, 1]):
+        one = 1 << 30 if i % 3 == 2 else 1 << 16
+        content[header + 40 + 4 * i : header + 44 + 4 * i] = (x * one).to_bytes(4, "big", signed=True)
+    path.write_bytes(content)
+    return path
+
+
+def beside(path: Path, *sources: Path) -> Path:
+    """All streams of the sources in one file, packets as they are."""
+    with contextlib.ExitStack() as opened:
+        inputs, out = [opened.enter_context(av.open(str(s))) for s in sources], opened.enter_context(av.open(str(path), "w"))
+        streams = [[out.add_stream_from_template(s) for s in i.streams] for i in inputs]
+        for i, copies in zip(inputs, streams):
+            for packet in i.demux():
+                if packet.dts is not None:
+                    packet.stream = copies[packet.stream.index]
+                    out.mux(packet)
     return path
 
 

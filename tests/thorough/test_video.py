@@ -66,22 +66,202 @@ def test_time_counts_from_the_beginning_of_the_file_not_from_time_stamp_zero(tmp
     assert first_loud(clip.sounds) == pytest.approx(2.0 + priming, abs=0.005)
 
 
-@pytest.mark.parametrize("degrees", [90, 180, 270])
-def test_rotated_metadata_turns_the_picture_upright(tmp_path, degrees):
-    """The display matrix is patched into the file's track header by hand, as a phone writes it."""
-    path = clips.make(tmp_path / "a.mp4", 2, 25)
-    content = bytearray(path.read_bytes())
-    cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]  # turn the picture clockwise by `degrees`
-    matrix = [cos, sin, 0, -sin, cos, 0, 0, 0, 1]
-    header = content.index(b"tkhd") + 4
-    for i, x in enumerate(matrix):
-        one = 1 << 30 if i % 3 == 2 else 1 << 16
-        content[header + 40 + 4 * i : header + 44 + 4 * i] = (x * one).to_bytes(4, "big", signed=True)
-    path.write_bytes(content)
-    upright = np.rot90(clips.picture(37), -degrees // 90)  # what a player shows
-    expected = decode.square_image(np.ascontiguousarray(upright))
-    assert np.abs(decode.read_clip(path).images[1].astype(int) - expected).mean() < 3
-    assert np.abs(decode.read_clip(path).images[1].astype(int) - decode.square_image(clips.picture(37))).mean() > 20
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0),
+                                    (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)])
+def test_all_eight_orientations_are_shown_as_the_display_matrix_says(tmp_path, matrix):
+    """The truth is the definition: what is at (x, y) is shown at (a x + c y, b x + d y), moved into the picture."""
+    a, b, c, d = matrix
+    stored = clips.picture(37)
+    y, x = np.mgrid[: clips.H, : clips.W]
+    X, Y = a * x + c * y, b * x + d * y
+    expected = np.zeros((np.ptp(Y) + 1, np.ptp(X) + 1, 3), np.uint8)
+    expected[Y - Y.min(), X - X.min()] = stored
+    found = decode.read_clip(clips.turned(clips.make(tmp_path / "a.mp4", 2, 25), *matrix)).images[1].astype(int)
+    error = np.abs(found - decode.square_image(expected)).mean()
+    others = [np.rot90(x, k) for x in (expected, expected[::-1]) for k in range(4)][1:]
+    assert error < 3 and all(error < 0.7 * np.abs(found - decode.square_image(x)).mean() for x in others)
+
+
+@pytest.mark.parametrize("name, aspect, matrix", [("a.mp4", Fraction(4, 3), None), ("a.mkv", Fraction(16, 11), None), ("a.ts", Fraction(8, 9), None),
+                                                  ("b.mp4", Fraction(1, 2), None), ("c.mp4", Fraction(2), (0, 1, -1, 0))])
+def test_pixels_that_are_not_square_are_shown_as_a_player_shows_them(tmp_path, name, aspect, matrix):
+    from PIL import Image
+
+    path = clips.make(tmp_path / name, 2, 25, aspect=aspect)
+    shown = Image.fromarray(clips.picture(37)).resize((round(clips.W * aspect), clips.H), Image.Resampling.BICUBIC)
+    expected = np.rot90(shown, -1) if matrix else np.asarray(shown)
+    found = decode.read_clip(clips.turned(path, *matrix) if matrix else path).images[1].astype(int)
+    assert np.abs(found - decode.square_image(expected)).mean() < 3
+    assert np.abs(found - decode.square_image(np.rot90(clips.picture(37), -1) if matrix else clips.picture(37))).mean() > 5
+
+
+def test_pixels_of_a_damaged_shape_need_no_memory(tmp_path):
+    with pytest.raises(ValueError, match="too large: 298666.* x 224 pixels when its short side is 224"):
+        decode.square_image(clips.picture(37), aspect=1e6)
+    assert decode.square_image(clips.picture(37), aspect=1e-3).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
+def test_a_frame_that_is_too_large_is_called_so_and_not_damaged(tmp_path, monkeypatch, name):
+    path = clips.make(tmp_path / name, 1)
+    monkeypatch.setattr(decode, "MAX_PIXELS", clips.W * clips.H - 1)
+    with pytest.raises(ValueError, match="too large: 320 x 240 pixels, the limit is 76799 in all"):
+        decode.read_clip(path)
+
+
+# ---- time stamps ----
+
+PARTS = {"ts": {}, "mpg": dict(video_codec="mpeg2video", audio_codec="mp2"), "nut": {}}
+
+
+@pytest.mark.parametrize("name, start, sound", [("ts", 0, True), ("mpg", 0, True), ("nut", 0, True), ("ts", 0, False), ("ts", 50, True),
+                                                ("ts", 2000, True)])
+def test_files_that_were_joined_play_one_after_the_other(tmp_path, name, start, sound):
+    """Time stamps begin again, or jump by `start` s: pictures and sound of the second part follow those of the first."""
+    parts = [clips.make(tmp_path / f"{n}.{name}", 4, 25, sound=clips.tone(4, begins=begins)[None] if sound else None, start=late, **PARTS[name])
+             for n, begins, late in (("A", 3.5, 0), ("B", 1.25, start))]
+    joined = tmp_path / f"AB.{name}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in (*parts, parts[0])))
+    clip, second = decode.read_clip(joined), decode.read_clip(parts[1])
+    assert 12 <= clip.segments <= 13 and clip.seconds == pytest.approx(12.1, abs=0.2)
+    numbers = [clips.number(image) for image in clip.images[:12]]
+    expected = shown([n / 25 for n in range(100)], 4)
+    assert np.abs(np.array(numbers) - 3 * expected).max() <= 4  # frames, by which the sound of a part is longer
+    if sound:  # after the end of the first part, which has a tone, too
+        later = clip.sounds.reshape(-1)[round(4.3 * 48_000) :]
+        assert 4.3 + first_loud(later) == pytest.approx(4 + first_loud(second.sounds), abs=0.16)
+
+
+@pytest.mark.parametrize("start", [2**33 / 90_000 - 3.3, 2**33 / 90_000 - 1.5, 2**33 / 90_000 - 120])
+def test_a_clock_that_runs_over_is_no_gap(tmp_path, start):
+    path = clips.make(tmp_path / "a.ts", 6, 25, sound=clips.tone(6, begins=4.0)[None], start=start)
+    clip = decode.read_clip(path)
+    assert clip.segments == 6 and first_loud(clip.sounds) == pytest.approx(4.0, abs=0.05)
+    assert np.abs(np.array([clips.number(i) for i in clip.images]) - shown([n / 25 for n in range(150)], 6)).max() <= 1
+
+
+def test_a_pause_of_the_sound_is_no_jump_of_the_clock(tmp_path):
+    """12 s in which a broadcast has pictures and no sound."""
+    import av
+
+    whole = clips.make(tmp_path / "a.mp4", 20, 10, sound=clips.tone(20)[None])
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "b.ts"), "w") as out:
+        streams = [out.add_stream_from_template(s) for s in source.streams]
+        for packet in source.demux():
+            if packet.dts is not None and (packet.stream.type == "video" or not 3 <= packet.dts * packet.time_base < 15):
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+    sounds = decode.read_clip(tmp_path / "b.ts").sounds
+    loud = [bool(np.abs(s).max() > 0.1) for s in sounds]  # second 3 has the end of the last packet before the pause
+    assert loud[:3] + loud[4:] == [True] * 3 + [False] * 11 + [True] * 5
+
+
+@pytest.mark.parametrize("fps, codec", [(25, "libx264"), (10, "libx264"), (30, "libx264"), (25, "mpeg4")])
+def test_frames_of_avi_which_has_no_presentation_times_come_in_order(tmp_path, fps, codec):
+    """libx264 makes B frames unless told not to. The format delays the pictures by as many frames as the decoder holds."""
+    path = clips.make(tmp_path / "a.avi", 10, fps, sound=clips.tone(10)[None], audio_codec="mp3", video_codec=codec)
+    clip = decode.read_clip(path)
+    late = np.array(shown([n / fps for n in range(10 * fps)], 10)) - [clips.number(image) for image in clip.images]
+    assert clip.segments == 10 and late.min() == late.max() <= 2
+
+
+@pytest.mark.parametrize("name, codec, fps", [("a.h264", "libx264", 25), ("a.h264", "libx264", 10), ("a.h264", "libx264", 50), ("a.h264", "libx264", Fraction(30000, 1001)),
+                                              ("a.hevc", "libx265", 25), ("a.hevc", "libx265", 50)])
+def test_raw_streams_without_time_stamps_have_the_frame_rate_that_they_name(tmp_path, name, codec, fps):
+    clip = decode.read_clip(clips.make(tmp_path / name, 10, fps, video_codec=codec))
+    assert clip.segments == 10 and clip.sounds is None
+    assert np.abs(np.array([clips.number(image) for image in clip.images]) - shown([n / fps for n in range(round(10 * fps))], 10)).max() <= (fps == 10)
+
+
+@pytest.mark.parametrize("drift", [0.97, 0.995, 1.005, 1.03])
+@pytest.mark.parametrize("name, codec", [("a.mkv", "pcm_s16le"), ("a.mp4", "aac")])
+def test_sound_keeps_to_its_time_stamps_whichever_clock_is_slow(tmp_path, drift, name, codec):
+    t = np.arange(40 * 48_000) / 48_000
+    beeps = (np.sin(2 * np.pi * 1000 * t) * (t % 5 < 0.3)).astype(np.float32)
+    wave = decode.read_clip(clips.make(tmp_path / name, 40, 5, sound=beeps[None], audio_codec=codec, drift=drift)).sounds.reshape(-1)
+    loud = np.flatnonzero(np.abs(wave) > 0.5)
+    begins = loud[np.r_[True, np.diff(loud) > 48_000]] / 48_000
+    assert len(begins) == 8 and np.abs(begins - drift * 5 * np.arange(8)).max() < decode.GAP + 0.03
+
+
+# ---- how long a file should be ----
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.nut"])
+@pytest.mark.parametrize("longer", ["sound", "picture"])
+def test_how_long_a_stream_is_that_is_not_read_is_no_evidence(tmp_path, name, longer):
+    first = clips.make(tmp_path / "first.mp4", 6, 10, sound=clips.tone(6)[None])
+    if longer == "sound":
+        second = clips.make(tmp_path / "second.mp4", sound=clips.tone(9)[None], pictures=False)
+    else:
+        second = clips.make(tmp_path / "second.mp4", 9, 1)
+    path = clips.beside(tmp_path / name, first, second)
+    assert decode.read_clip(path).segments == 6 or name == "a.nut"  # which has no first among equals
+
+
+def test_a_file_with_another_stream_is_still_seen_to_be_cut_short(tmp_path):
+    first = clips.make(tmp_path / "first.mp4", 8, 10, sound=clips.tone(8)[None])
+    path = clips.beside(tmp_path / "a.mkv", first, clips.make(tmp_path / "second.mp4", sound=clips.tone(8, frequency=300)[None], pictures=False))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match="cut short: its (picture|sound) ends after .* of 8.0 s"):
+        decode.read_clip(path)
+
+
+@pytest.mark.parametrize("name, codec, options", [("a.mp3", "mp3", {"write_xing": "0"}), ("b.mp3", "mp3", {"write_xing": "0", "id3v2_version": "3"}),
+                                                  ("a.aac", "aac", {}), ("a.mp3", "mp3", {})])
+def test_a_length_that_is_guessed_from_the_bit_rate_is_no_evidence(tmp_path, name, codec, options):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 12 * 48_000)).astype(np.float32)
+    noise[:, : 5 * 48_000] *= 1e-4
+    clip = decode.read_clip(clips.make(tmp_path / name, sound=noise, pictures=False, audio_codec=codec, options=options))
+    assert clip.segments == 12 and first_loud(clip.sounds) == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.nut", "a.flv", "a.ts", "a.mp4"])
+def test_a_file_that_begins_at_two_hours_is_as_long_as_it_plays(tmp_path, name):
+    clip = decode.read_clip(clips.make(tmp_path / name, 5, 10, sound=clips.tone(5, begins=2.0)[None], start=7200.0))
+    assert clip.segments == 5 and first_loud(clip.sounds) == pytest.approx(2.0, abs=0.05)
+    assert np.abs(np.array([clips.number(image) for image in clip.images]) - shown([n / 10 for n in range(50)], 5)).max() <= 1
+
+
+@pytest.mark.parametrize("left_out", [1, 2, 3])
+def test_fragments_of_which_the_first_are_missing_last_as_long_as_they_play(tmp_path, left_out):
+    """As a part of a broadcast: header, then the fragments from the n-th on."""
+    content = clips.make(tmp_path / "a.mp4", 40, 25, options={"movflags": "frag_keyframe+empty_moov+default_base_moof"}).read_bytes()
+    places = [n - 4 for n in range(len(content)) if content[n : n + 4] == b"moof"]  # 4: the size of a box is before its name
+    assert len(places) == 4  # a key frame every 250 frames
+    path = tmp_path / "b.mp4"
+    path.write_bytes(content[: places[0]] + content[places[left_out] :])
+    clip = decode.read_clip(path)
+    assert clip.segments == 40 - 10 * left_out and clips.number(clip.images[0]) == 250 * left_out + 12
+
+
+# ---- long files ----
+
+
+def test_encoders_are_given_the_segments_in_blocks_and_take_their_place(tmp_path):
+    path, sizes = clips.make(tmp_path / "a.mp4", 37, 5, sound=clips.tone(37, begins=18.5)[None]), {"picture": [], "sound": []}
+
+    def means(kind: str):
+        return lambda x: sizes[kind].append(len(x)) or x.reshape(len(x), -1).mean(1, keepdims=True)
+
+    whole, clip = decode.read_clip(path), decode.read_clip(path, encode={kind: means(kind) for kind in sizes})
+    assert sizes == {"picture": [16, 16, 5], "sound": [16, 16, 5]}
+    for x, y in ((whole.images, clip.images), (whole.sounds, clip.sounds)):
+        assert np.array_equal(x.reshape(37, -1).mean(1, keepdims=True), y)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the peak of memory in /proc")
+def test_a_long_video_needs_no_more_memory_than_a_short_one(tmp_path):
+    code = (f"import sys; sys.path[:0] = {[str(ROOT)]}\nimport numpy as np\nfrom video import decode\n"
+            "zeros = lambda x: np.zeros((len(x), 1))\nprint(decode.read_clip(sys.argv[1], encode=dict(picture=zeros, sound=zeros)).segments)\n"
+            "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])")
+    peaks = []
+    for seconds in (120, 600):
+        path = clips.make(tmp_path / "a.mkv", seconds, 1, sound=np.zeros((1, 8000 * seconds), np.float32), rate=8000, audio_codec="pcm_s16le")
+        T, kB = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout.split()
+        peaks.append(int(kB))
+        assert int(T) == seconds
+    assert peaks[1] - peaks[0] < 80_000  # kB; decoded, the 480 s that it is longer are 168,000, and were held three times
 
 
 def test_square_image_is_pixel_for_pixel_the_preprocessing_of_clip():
@@ -297,6 +477,58 @@ def test_a_picture_with_a_pattern_for_a_name_is_no_sequence_of_its_neighbours(tm
         Image.new("RGB", (64, 64)).save(tmp_path / name)
     with pytest.raises(ValueError, match="0.0 s are less than 1 segments"):
         decode.read_clip(tmp_path / "a%d.jpg")
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("a.npy", b"\x93NUMPY\x01\x00", "is one array; features are an .npz file with several"), ("a.mp4", b"\x93NUMPY\x01\x00", "is one array"),
+    ("gone.mp4", None, "gone.mp4: no such file$"), ("https://example.org/a.mp4", None, "no such file; download what a URL names first")])
+def test_what_is_no_video_is_said_before_encoders_are_missed(tmp_path, monkeypatch, name, content, message):
+    import types
+
+    import parse
+
+    monkeypatch.chdir(tmp_path)
+    if content:
+        Path(name).write_bytes(content)
+    bundle = types.SimpleNamespace(feature_set="clip_clap", sizes={"audio": 512}, session=lambda name: pytest.fail("asked for an encoder"))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        parse.features_of_video(Path(name), bundle)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"\xff\xfe.mkv", b"\x93\xfa.webm"])
+def test_a_name_that_is_no_text_can_be_plotted(tmp_path, name):
+    import parse
+
+    nothing = np.zeros((2, 1))
+    result = parse.Parse(["dog"], nothing, nothing, nothing[0], nothing > 0, nothing > 0, nothing > 0)
+    parse.plot(result, parse._named(Path(os.fsdecode(name))), tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "zero.mp4").symlink_to("/dev/zero")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere")
+    causes = list(decode.read_clips(sorted(tmp_path.iterdir()), 2, stuck=10.0))
+    assert causes == ["cannot be read: not a file", "cannot be read: No such file or directory", *["cannot be read: not a file"] * 2]
+
+
+def test_tags_that_are_no_text_do_not_matter(tmp_path):
+    import av
+
+    with av.open(str(clips.make(tmp_path / "a.mp4", 1))) as source, av.open(str(tmp_path / "b.mkv"), "w") as out:
+        out.metadata["title"] = "TITLETITLE"
+        stream = out.add_stream_from_template(source.streams[0])
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    content = (tmp_path / "b.mkv").read_bytes()
+    assert b"TITLETITLE" in content
+    (tmp_path / "c.mkv").write_bytes(content.replace(b"TITLETITLE", b"\xff\xfe\xe9TITLETI"))
+    assert decode.read_clip(tmp_path / "c.mkv").segments == 1
 
 
 def test_a_thousand_damaged_copies_give_a_clip_or_a_cause_in_10_s_and_1_gb(tmp_path):
