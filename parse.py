@@ -145,7 +145,9 @@ def _texts(content: object) -> Iterator[str]:
     """Every text of a JSON file, at any depth."""
     if isinstance(content, str):
         yield content
-    for x in (*content, *content.values()) if isinstance(content, dict) else content if isinstance(content, list) else ():
+    if isinstance(content, dict):
+        content = [*content, *content.values()]
+    for x in content if isinstance(content, list) else ():
         yield from _texts(x)
 
 

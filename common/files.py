@@ -56,7 +56,8 @@ def plain(content: object) -> object:
     """What was read from a file, unless a text in it, at any depth, holds characters that a terminal might obey."""
     if isinstance(content, str) and CONTROL.search(content.replace("\n", " ")):
         raise ValueError(f"control characters in it: {content[:50]!r}")
-    for x in (*content, *content.values()) if isinstance(content, dict) else content if isinstance(content, list) else ():
+    inner = [*content, *content.values()] if isinstance(content, dict) else content
+    for x in inner if isinstance(inner, list) else ():
         plain(x)
     return content
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,8 +217,8 @@ def files_of(folder: Path) -> set[str]:
     with contextlib.suppress(ValueError, LookupError, TypeError):
         named = {*read_sealed(folder / "index.json", "")["files"]}
     if foreign := sorted(map(repr, (named or ARRAYS) - ARRAYS)):
-        raise ValueError(f"{folder / 'index.json'}: names files that no pack writes ({some(foreign, 3)}); choose another "
-                         "folder")
+        raise ValueError(f"{folder / 'index.json'}: names files that no pack writes ({some(foreign, 3)}); choose "
+                         "another folder")
     if named is None:
         named = {str(path.relative_to(folder)) for path in folder.rglob("*.npy")}
     return {"index.json", *ARRAYS & named}

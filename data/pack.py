@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command import progress
-from common.files import CONTROL, finite, hash_of, hash_of_arrays, json_text, made_by, read_array, read_json, shaped
+from common.files import finite, hash_of, hash_of_arrays, json_text, made_by, read_array, read_json, shaped
 from data.annotations import (LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, mistaken, read_llp, read_own, read_unav, readable,
                               some)
 from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, is_made,
@@ -205,7 +205,7 @@ def _fingerprint(paths: list[Path]) -> str:
 
 def _read(job: _Job, faint: list[str], video: tuple[Path, int]) -> np.ndarray | str:
     """A video read, checked and averaged, (T, D); or what is wrong with its file. It is added to `faint` if half
-    precision, which keeps 11 bits of numbers of usual size, changes one of its vectors by more than FAINT of its length."""
+    precision, which keeps 11 bits of numbers of usual size, changes one of its vectors by more than FAINT of it."""
     path, T = video
     try:
         x = read_array(path)

@@ -168,13 +168,13 @@ def _check_tensors(weights: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} holds NaN or infinite values")
 
 
-ABOVE_ZERO = ("audio_dim", "visual_dim", "visual_2d_dim", "classes", "hidden", "heads", "feedforward", "epochs", "batch",
-              "length_pool", "temperature", "alpha")
+ABOVE_ZERO = ("audio_dim", "visual_dim", "visual_2d_dim", "classes", "hidden", "heads", "feedforward", "epochs",
+              "batch", "length_pool", "temperature", "alpha")
 BELOW_ONE = ("dropout", "beta1", "beta2")
 
 
 def check_fields(config: object) -> None:
-    """ValueError if a field of a config from a file or an option is of another type than its default, or out of range."""
+    """ValueError if a field of a config from a file or an option is of another type than its default or out of range."""
     for field in fields(config):
         value, kind = getattr(config, field.name), type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):

@@ -14,7 +14,8 @@ GRAPHS = [f"{name}{variant}.onnx" for variant in ("", "_fp16", "_int8") for name
     "parser", "teacher", "labels", "clip_image", "clap_audio", "clip_text", "clap_text")]
 PICTURES = ["classes", "curves", "curves_teacher", "reliability", "thresholds", "timelines",
             *(f"differences_{features}" for features in FEATURE_SETS)]
-SEGMENT, TEACHER, PROTOTYPES = ([f"labels_{who}.npz", f"labels_{who}.json"] for who in ("segment", "teacher", "prototypes"))
+SEGMENT, TEACHER, PROTOTYPES = ([f"labels_{who}.{end}" for end in ("npz", "json")]
+                                for who in ("segment", "teacher", "prototypes"))
 FILES = {  # of a run, by folder
     "": "stages.tsv .started tables.txt ablation.json field.json field.txt report.html".split() + SEGMENT,
     "data/": [*ARRAYS, "index.json", "plan.json", MADE],
@@ -36,7 +37,8 @@ def is_ours(name: str) -> bool:
     for pattern, whole in (*HALF_WRITTEN, ("^seed[0-9]+/", "seed0/")):
         name = re.sub(pattern, whole, name)
     folder, _, file = name.rpartition("/")
-    trained = [*ROWS, *SWEEP, *(f"field/{x}" for x in ("noise", *CHOICES, *(f"{b}_{r}" for b in BACKBONES for r in LABELS)))]
+    others = ["noise", *CHOICES, *(f"{network}_{row}" for network in BACKBONES for row in LABELS)]
+    trained = [*ROWS, *SWEEP, *(f"field/{x}" for x in others)]
     return any(name in (place + x for x in files) for place, files in FILES.items()) or (
         file in ROW and folder in [f"seed0/{features}/{row}" for features in FEATURE_SETS for row in trained])
 
@@ -52,7 +54,8 @@ def begin(directory: int, out: str, fresh: bool = False) -> None:
         folders = [path for path in found if path.is_dir()]
         names = [str(path.relative_to(out)) for path in found if fresh and path not in folders]
         if foreign := [name for name in names if not is_ours(name)]:
-            raise ValueError(f"--fresh: {out} holds files that no run writes ({some(foreign, 3)}); choose another folder")
+            raise ValueError(f"--fresh: {out} holds files that no run writes ({some(foreign, 3)}); choose another "
+                             "folder")
         for folder in folders:
             end.enter_context(working_in(folder))
         for name in names:

@@ -198,7 +198,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
         logits[s] = uwav.teacher_logits(model, x, text) if model else segment_logits(audio, visual, *text)
         if not all(z.isfinite().all() for z in logits[s]):
-            raise ValueError(f"{teacher or context.data}: its logits are not finite (weights or features are too large)")
+            raise ValueError(f"{teacher or context.data}: its logits are not finite: too large weights, or features")
     for m, modality in enumerate(("audio", "visual")):
         logit = {s: x[m] for s, x in logits.items()}
         threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
