@@ -23,14 +23,12 @@ agrees with PyTorch, at sizes other than the one that was traced. Until then OUT
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import math
 import os
-import re
 import shutil
 import statistics
 import string
@@ -54,13 +52,14 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
 import uwav
-from common.command import one_sentence_errors, working_in
-from common.files import atomic, file_hash, hash_of, read_sealed, write_json, write_sealed
+from common.command import Parser, one_sentence_errors, working_in
+from common.files import atomic, file_hash, hash_of, inside, read_sealed, write_json, write_sealed
 from data import layout
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import FEATURE_SETS, encoders_of, made_alike, read_index
 from data.splits import load_target, load_text, load_truth
 from train.checkpoints import PARSERS, load_model, settings_of
+from train.manifest import GRAPHS
 from train.stages import OWN_RULES, labels_beside
 from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE
 from video.encoders import quiet
@@ -584,6 +583,7 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
     if before := finished_bundle(out, info):
         print(f"{out}: exported before, kept")
         return before
+    inside(out / "onnx/x")
     part = out / ".part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)  # which fails where a link is in its place
@@ -593,7 +593,7 @@ def export_bundle(source: Source, out: Path, clip_weights: str | None = None, cl
         (out / "bundle.json").unlink(missing_ok=True)  # no bundle while its files change
         (out / "onnx").mkdir(exist_ok=True)
         for path in (out / "onnx").iterdir():
-            if re.fullmatch(rf"(parser|teacher|labels|{'|'.join(ENCODERS)})(_fp16|_int8)?\.onnx", path.name):
+            if path.name in GRAPHS:
                 path.unlink()  # of an earlier export with other options
         made = sorted(filter(Path.is_file, part.rglob("*")), key=lambda p: p.name == "bundle.json")  # that one last
         for path in made:
@@ -648,7 +648,7 @@ def finished_bundle(out: Path, info: dict) -> dict | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Export a trained parser to ONNX; every file is checked before it is kept.")
     parser.add_argument("paths", type=Path, nargs="+", metavar="[RUN] OUT", help="folder of a run; folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
@@ -671,7 +671,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{kind}", dest="variants", action="append_const", const=kind, default=[],
                             help=f"also parser and encoders {what}, measured")
     options = parser.parse_args(arguments)
-    with one_sentence_errors("begins again"):
+    with one_sentence_errors("begins again", ""):
         if options.texts and not (options.clip_weights and options.clap_weights):
             raise ValueError("--texts needs --clip-weights and --clap-weights: whose text encoders are meant")
         released = options.released_han, options.released_teacher

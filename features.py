@@ -80,6 +80,7 @@ def run_extract(options: argparse.Namespace) -> None:
         return encoder(x)
 
     with working_in(options.out):
+        extract.check(options.videos, options.out, made_with)  # again, now that nobody else writes there
         extract.extract(options.videos, options.out, functools.partial(encode, 0), functools.partial(encode, 1),
                         made_with, choices, options.workers, group=options.group or (16 if on_gpu else 1),
                         threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry)
@@ -97,10 +98,11 @@ def run_text(options: argparse.Namespace) -> None:
     gelu, classes = made_with["clip_weights"].get("activation", "quickgelu"), extract.read_classes(options.classes)
     if (options.out / "labels.csv").exists():
         check_own(options.out, tuple(classes))  # before hours of extraction
-    extract.write_texts(classes, options.out,
-                        lambda texts: encoders.ClipEncoder(files["clip"], device, activation=gelu).texts(texts),
-                        lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with,
-                        RECIPES[options.recipe])
+    with working_in(options.out):
+        extract.write_texts(classes, options.out,
+                            lambda texts: encoders.ClipEncoder(files["clip"], device, activation=gelu).texts(texts),
+                            lambda texts: encoders.clap_texts(texts, files["clap"], device), made_with,
+                            RECIPES[options.recipe])
     for name, file in files.items():
         if file:
             print(encoders.told_by_scale(name, file))
@@ -194,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
-    with one_sentence_errors():
+    with one_sentence_errors(less=""):
         options.run(options)
 
 

@@ -37,8 +37,9 @@ AT_ONCE = 16  # windows through a graph
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
 BUNDLE_FORMAT = 2
 JSON_FORMAT = 1  # of what --json writes (docs/deploy.md)
-# Characters that no class name has: a terminal may obey them, or they are invisible, or turn what follows around.
+# Characters that no text of a bundle has: a terminal may obey them, or they are invisible, or turn what follows around.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+FORMULA = re.compile("'*[=+@\uff0b\uff0d\uff1d\uff20-]")  # how a cell begins that a spreadsheet would compute
 LONGEST = 3600.0  # s of a video: it takes as long to encode, but no more memory than a short one
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
 HALF = 65504  # the largest number in half precision, in which parsers are trained
@@ -66,7 +67,8 @@ class Bundle:
                 isinstance(self.classes, list) and all(isinstance(c, str) for c in checksums)
                 and all(type(n) is int and n > 0 for n in numbers)
                 and 0 < self.gate < 1 and {"audio", "visual_2d"} <= self.sizes.keys()
-                and not any(map(CONTROL.search, self.classes)) and 0 < len(set(self.classes)) == len(self.classes))
+                and all(type(c) is str for c in self.classes) and 0 < len(set(self.classes)) == len(self.classes)
+                and not any(map(CONTROL.search, _texts(self.info))))
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"{path}: no such file; make a bundle with export_onnx.py") from None
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
@@ -144,9 +146,20 @@ def _named(path: Path) -> str:
     return os.fsencode(path.name).decode(errors="backslashreplace")
 
 
+def _texts(content: object) -> Iterator[str]:
+    """Every text of a JSON file, at any depth."""
+    if isinstance(content, str):
+        yield content
+    if isinstance(content, dict):
+        content = [*content, *content.values()]
+    for x in content if isinstance(content, list) else ():
+        yield from _texts(x)
+
+
 def _first_line(error: Exception) -> str:
-    """Of a long one both ends: onnxruntime tells the cause last, after paths and signatures."""
-    line = (str(error).strip() or repr(error)).splitlines()[0]
+    """What it says, which may quote a file; of a long one both ends: onnxruntime tells the cause last, after paths and
+    signatures."""
+    line = CONTROL.sub("?", (str(error).strip() or repr(error)).splitlines()[0])
     return line if len(line) <= 300 else f"{line[:90]} ... {line[-200:]}"
 
 
@@ -429,7 +442,9 @@ def write_csv(result: Parse, source: Path, path: Path) -> None:
     with _written(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ("video", "label", "modality", "onset", "offset", "probability"))
         writer.writeheader()
-        writer.writerows(dict(e, video=source.name) for e in result.events())
+        for e in result.events():
+            texts = dict(video=source.name, label=e["label"])  # an apostrophe before what a spreadsheet would run
+            writer.writerow(e | {name: f"'{x}" if FORMULA.match(x) else x for name, x in texts.items()})
 
 
 def own_classes(names: str) -> list[str]:

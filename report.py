@@ -9,7 +9,6 @@ figures.py, the statistics computed in evidence.py.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import re
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ import torch
 from torch import Tensor
 
 import uwav
-from common.command import one_sentence_errors
-from common.files import atomic, made_by, read_sealed
+from common.command import Parser, one_sentence_errors, working_in
+from common.files import atomic, lack, made_by, read_sealed, reason
 from data.annotations import LLP_CLASSES
-from data.layout import check_source, dry_run, read_index, recipe_of
+from data.layout import FEATURE_SETS, check_source, dry_run, read_index, recipe_of
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
@@ -63,7 +62,10 @@ class Saved:
 
     @cached_property
     def ablation(self) -> dict:
-        return self.tables("ablation.json", "python uwav.py ablate")
+        ablation = self.tables("ablation.json", "python uwav.py ablate")
+        if unknown := {*ablation["scores"], *ablation["differences"]} - FEATURE_SETS.keys():  # pictures are called so
+            raise ValueError(f"{self.run / 'ablation.json'}: no ablation has the feature set {min(unknown)!r}")
+        return ablation
 
     def tables(self, name: str, command: str) -> dict:
         """What `command` wrote of these data, and of the parsers and labels that are there now."""
@@ -89,8 +91,6 @@ class Saved:
         with made_by("python uwav.py train", path):
             config = uwav.TrainConfig(**settings_of(path)["training"])
             check_fields(config)
-            if not config.temperature > 0:
-                raise ValueError("temperature should be above 0")
         return config
 
     @cached_property
@@ -153,7 +153,7 @@ def run_table(saved: Saved) -> str:
 
 def stage_table(saved: Saved) -> str:
     path = saved.run / "stages.tsv"
-    if not path.is_file():
+    if not path.is_file() or path.is_symlink():
         raise FileNotFoundError(f"{path}: no such file; run_all.sh notes machine, commit and times in it")
     lines = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     # a line may be torn where the disk was full
@@ -244,7 +244,7 @@ def score_tables(saved: Saved) -> str:
             elif llp and row.paper_type and paper_column(features, "pack"):
                 shown.append(paper_row(*(str(row.paper_type) if s == "seg_type" else "" for s in SCORES)))
         nothing, scores = next(iter(ablation["trivial"].items()))
-        shown.append(scored(f"<em>{nothing}</em>", scores))
+        shown.append(scored(f"<em>{escape(nothing)}</em>", scores))
         parts.append(table([f"features {escape(features)}"] + 2 * KINDS, shown, LEVELS))
     return "".join(parts) + paragraph(
         "F-scores on the test split in percent. A: what is audible; V: what is visible; AV: what is both at once; "
@@ -261,7 +261,7 @@ def label_table(saved: Saved) -> str:
         if saved.is_llp:
             rows.append(paper_row(*(str(PAPER_LABELS[name][s]) for s in scores)))
     everything, values = list(saved.ablation["trivial"].items())[1]
-    rows.append(scored(f"<em>{everything}</em>", values, scores=scores))
+    rows.append(scored(f"<em>{escape(everything)}</em>", values, scores=scores))
     return paragraph(
         "Segment-level F-scores of the hard labels on the test split. The labeller knows the weak label, the parser "
         "above does not.") + table(["labels"] + KINDS, rows)
@@ -466,20 +466,26 @@ def build(saved: Saved) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="RUN/report.html: scores, pictures and what they mean, in one page.")
+    parser = Parser(description="RUN/report.html: scores, pictures and what they mean, in one page.")
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of run_all.sh")
     parser.add_argument("--seed", type=int, default=0, help="which seed's run the pictures show (default: 0)")
     parser.add_argument("--data", type=Path, help="packed folder that the run was made from (default: RUN/data)")
     options = parser.parse_args(arguments)
-    with one_sentence_errors("begins again"):
+    with one_sentence_errors("begins again", ""):
         saved = Saved(options.run, options.seed, options.data or options.run / "data")
         seeds = sorted(path.name for path in options.run.glob("seed[0-9]*"))
         if not saved.folder.is_dir() and (seeds or not saved.data.is_dir()):
             raise FileNotFoundError(f"--seed {options.seed}: {options.run} has {', '.join(seeds) or 'no run'}; "
                                     "`bash run_all.sh` makes one")
-        text = build(saved)
-        with atomic(options.run / "report.html") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        with working_in(options.run):
+            try:
+                text = build(saved)
+            except (LookupError, TypeError, AttributeError, RuntimeError) as error:  # of what no stage writes
+                if lack(error):
+                    raise
+                raise ValueError(f"{options.run}: its files do not go together ({reason(error)})") from error
+            with atomic(options.run / "report.html") as temporary:
+                temporary.write_text(text, encoding="utf-8")
         print(f"{options.run / 'report.html'}: written, {len(text) / 1e6:.1f} MB; its pictures are in "
               f"{options.run / 'pictures'}")
 

@@ -106,7 +106,7 @@ while [ $# -gt 0 ]; do
         --) shift; extra=("$@"); break ;;
         --data | --llp | --unav | --out | --seeds | --preset | --features | --device | \
             --own | --videos | --segments | --teacher | --clip-weights | --clap-weights)
-            [ $# -ge 2 ] || die "$1 needs a value"
+            [ -n "${2:-}" ] || die "$1 needs a value"
             name=${1#--}
             printf -v "${name/-/_}" %s "$2"; shift 2 ;;
         *) die "unknown option $1$(usage | grep -oE -- '--[a-z-]+' | python3 -c '
@@ -143,18 +143,11 @@ if [ -n "$own" ]; then setup onnx,features "$needs av pebble open_clip laion_cla
 check() { "$python" -c 'import sys; from train.cli import check; check(sys.argv[1:])' "$@"; } # before any work
 if [ ${#extra[@]} -gt 0 ]; then check pretrain DATA OUT "${train_options[@]}"; fi
 if [ -n "$teacher" ]; then check label DATA OUT --teacher "$teacher" ${dry_run:+--dry-run}; fi
-if [ -n "$fresh" ] && [ -d "$out" ]; then # only what a run writes, and nothing at all if anything else is there
-    encoders='clap|clip|vggish|res152|r2plus1d_18'
-    ours="stages\.tsv|tables\.txt|ablation\.json|report\.html|\.started|labels_segment\.(npz|json)|pictures/[a-z_]+(-[0-9]+)?\.(svg|png)"
-    ours+="|data/(\.packing/)?((index|plan|replaced)\.json|(llp|unav)/text_(clap|clip)\.npy)"
-    ours+="|data/(\.packing/)?(llp|unav)/(train|val|validation|test)/(weak|audio|visual|label|length|$encoders)\.npy"
-    ours+="|bundle/(onnx/)?[a-z0-9_]+\.(onnx|json|npz)|bundle/README\.md|seed[0-9]+/(teacher|labels_teacher)\.(pt|state\.pt|jsonl|json|npz)"
-    ours+="|seed[0-9]+/(base|clip_clap)/[a-zA-Z_0-9.]+/(han\.(pt|state\.pt|jsonl)|(scores|predictions)_(val|test)\.(json|npz))"
-    foreign=$(cd "$out" && find . ! -type d | cut -c3- | grep -Evx "$ours" | head -n 3 || true)
-    [ -z "$foreign" ] || die "--fresh: $out holds files that no run writes (${foreign//$'\n'/, }); choose another folder"
-    find "$out" ! -type d -delete
-    find "$out" -mindepth 1 -type d -empty -delete
-fi
+mkdir -p "$out"
+exec 9<"$out" # held by this script and its stages, for as long as one of them runs
+"$python" -c 'import sys; from train.manifest import begin; begin(9, sys.argv[1], bool(sys.argv[2]))' "$out" "$fresh"
+UWAV_HELD=$(cd "$out" && pwd -P)
+export UWAV_HELD
 
 # ---- the stages ----
 
@@ -169,7 +162,6 @@ if [ "$device" != cpu ] && command -v nvidia-smi >/dev/null; then
     machine="$machine, $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1 || true)"
 fi
 title=''
-mkdir -p "$out"
 
 record() { # record OUTCOME of the stage $title
     printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$(date '+%Y-%m-%d %H:%M')" $((SECONDS - started)) "$1" "$title" \
@@ -183,7 +175,7 @@ stage() { # stage TITLE COMMAND...
     title=$1 started=$SECONDS
     number=$((${number:-0} + 1))
     printf '\n== %d. %s\n   %s\n' "$number" "$title" "${*:2}"
-    touch "$out/.started"
+    : >"$out/.started"
     "${@:2}"
     echo "   done in $((SECONDS - started)) s"
     if [ -n "$(find "$out" ${own:+"$own"} -newer "$out/.started" \( -name '*.pt' -o -name 'labels_*.npz' \

@@ -329,7 +329,7 @@ def fit_thresholds(logit: Tensor, truth: Tensor, weak: Tensor) -> tuple[Tensor, 
     best = f1.amax(0)  # (C,)
     cut = len(f1) - 1 - (f1 == best).flip(0).byte().argmax(0)  # (C,): the last, so the lowest
     upper, lower = score.gather(0, cut[None])[0], below.gather(0, cut[None])[0]  # (C,) each
-    middle = (upper + lower) / 2
+    middle = upper / 2 + lower / 2  # their sum may be infinite
     threshold = torch.where(middle < upper, middle, lower)  # adjacent floats: the midpoint may round up
     return threshold.masked_fill(best == 0, -torch.inf), best.to(logit.dtype)
 

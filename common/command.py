@@ -19,49 +19,68 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from common.files import reason
+from common.files import held, inside, lack, printable, reason
 
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows: runs are not kept apart there
     fcntl = None
 
+LESS = "; smaller batches need less: --set batch=N, and so do smaller models: --preset demo"
 PATIENCE = 2.0  # s, for a run that was just stopped, and its workers
-_ours: set[Path] = set()  # folders that this process works in
+HELD = "UWAV_HELD"  # the folder that run_all.sh holds for its stages
 
 
 @contextlib.contextmanager
 def working_in(folder: str | Path) -> Iterator[None]:
-    """One run at a time in a folder: ValueError if another process is at work there. A killed run leaves no lock."""
+    """One run at a time in a folder, and nothing is written outside of it: ValueError if another process is at work
+    there. A killed run leaves no lock."""
     folder = Path(folder)
+    named = Path(os.path.abspath(folder))
+    if any(named.is_relative_to(other) for other in held.values()):
+        inside(folder / "x")
     folder.mkdir(parents=True, exist_ok=True)
     place = folder.resolve()
-    if place in _ours or fcntl is None:  # a stage of `ablate`
+    if place in held or fcntl is None:  # a stage of `ablate`
         yield
         return
     directory = os.open(folder, os.O_RDONLY)
     try:
-        give_up = time.monotonic() + PATIENCE
-        while True:
-            try:
-                fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > give_up:
-                    raise ValueError(f"{folder}: another run is at work there; wait for it or choose another "
-                                     "folder") from None
-                time.sleep(0.05)
-            except OSError:  # some network file systems have no locks
-                break
-        _ours.add(place)
+        if str(place) != os.environ.get(HELD):
+            lock(directory, folder)
+        held[place] = named
         yield
     finally:
-        _ours.discard(place)
+        held.pop(place, None)
         os.close(directory)
+
+
+def lock(directory: int, folder: str | Path) -> None:
+    """Hold a folder for as long as its file descriptor is open, in this process or one that shares it."""
+    give_up = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise ValueError(f"{folder}: another run is at work there; wait for it or choose another "
+                                 "folder") from None
+            time.sleep(0.05)
+        except OSError:  # some network file systems have no locks
+            return
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line in one line, with what was probably meant."""
+
+    def parse_args(self, arguments: list[str] | None = None, namespace: argparse.Namespace | None = None):
+        for x in sys.argv[1:] if arguments is None else arguments:
+            if re.fullmatch("(--[a-z0-9-]+=)?", x):  # which would mean the current folder
+                self.error(f"{x or 'an argument'} is empty: a variable without a value?")
+        options = super().parse_args(arguments, namespace)
+        if not 0 <= getattr(options, "seed", 0) < 1 << 31:
+            self.error(f"--seed: {options.seed}: must be from 0 to 2^31")
+        return options
 
     def error(self, message: str) -> NoReturn:
         parsers = [self, *(p for a in self._actions if isinstance(a.choices, dict) for p in a.choices.values())]
@@ -86,9 +105,11 @@ def progress(*items: Iterable, **options):
 
 
 @contextlib.contextmanager
-def one_sentence_errors(again: str = "goes on from here") -> Iterator[None]:
+def one_sentence_errors(again: str = "goes on from here", less: str = LESS) -> Iterator[None]:
     """For a whole command: what a user can bring about ends it with one sentence and exit status 1, and not with a
-    traceback; Ctrl-C and SIGTERM with one sentence, what the same command does then, and 128 + the signal's number."""
+    traceback; Ctrl-C and SIGTERM with one sentence, what the same command does then, and 128 + the signal's number.
+
+    less: which options need less memory, if the command has any."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone ends no command
@@ -98,21 +119,26 @@ def one_sentence_errors(again: str = "goes on from here") -> Iterator[None]:
         came.append(signal.Signals(number))
         if len(came) > 1:  # the second one does not wait
             _stop(came[0], again)
-        threading.Timer(PATIENCE, _stop, (came[0], again)).start()  # a destructor would swallow the exception
+        sys.unraisablehook = lambda _: None
+        try:
+            threading.Timer(PATIENCE, _stop, (came[0], again)).start()  # a destructor would swallow the exception
+        except RuntimeError:  # no thread to be had
+            _stop(came[0], again)
         raise KeyboardInterrupt
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error}")
-    except (MemoryError, RuntimeError) as error:  # of the CPU, PyTorch tells by a plain RuntimeError
-        if type(error).__name__ not in ("MemoryError", "OutOfMemoryError") and "allocate memory" not in str(error):
+    except Exception as error:
+        if came:
+            _stop(came[0], again)
+        if what := lack(error):
+            sys.exit(f"error: out of {what} ({reason(error)})" + less * (what == "memory"))
+        if isinstance(error, OSError) and error.filename:
+            sys.exit(f"error: {printable(error.filename)}: {error.strerror}")
+        if not isinstance(error, (OSError, ValueError)):
             raise
-        sys.exit(f"error: out of memory ({reason(error)}); smaller batches need less: --set batch=N, and so do smaller "
-                 "models: --preset demo")
+        sys.exit(f"error: {printable(error)}")
     except KeyboardInterrupt:
         if not came:
             raise

@@ -1,5 +1,5 @@
 """Files that can be relied on: written whole or not at all; reading one executes nothing, and what is wrong with it is
-said in one sentence that names it."""
+said in one sentence that names it. What a name or a text may be that comes out of a file, says this one place."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     The temporary name is always the same, so what a killed run leaves behind the next run removes, and with it a link
     that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`."""
-    path = regular(path)
+    path = inside(regular(path))
     temporary = temporary_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,14 +44,49 @@ def temporary_of(path: Path) -> Path:
     return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
-def no_links(path: str, flags: int) -> int:
-    """For open(..., opener=no_links), where a file is written in place: a link that was put there is not followed."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
+# ---- What a name or a text may be that comes out of a file ----------------------------------------
 
 # Characters that no name has: control characters, line ends, halves of characters, what is invisible or turns the
 # direction of what follows.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+FORMULA = re.compile("'*[=+@\uff0b\uff0d\uff1d\uff20-]")  # how a cell begins that a spreadsheet would compute
+
+
+def plain(content: object) -> object:
+    """What was read from a file, unless a text in it, at any depth, holds characters that a terminal might obey."""
+    if isinstance(content, str) and CONTROL.search(content.replace("\n", " ")):
+        raise ValueError(f"control characters in it: {content[:50]!r}")
+    inner = [*content, *content.values()] if isinstance(content, dict) else content
+    for x in inner if isinstance(inner, list) else ():
+        plain(x)
+    return content
+
+
+def printable(text: object) -> str:
+    """A text with the numbers of its control characters in their place."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(text))
+
+
+def to_cell(text: str) -> str:
+    """A text as a cell of a table that a spreadsheet opens, which would run what looks like a formula."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def from_cell(text: str) -> str:
+    """The text that `to_cell` wrote."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+held: dict[Path, Path] = {}  # folders that this process works in (command.py): where they are -> how they are named
+
+
+def inside(path: str | Path) -> Path:
+    """The path, unless this process works in some folders and it lies in none of them, where a name with `..` or a link
+    would lead it."""
+    place = Path(path).parent.resolve()
+    if held and not any(place.is_relative_to(folder) for folder in held):
+        raise ValueError(f"{path}: leads out of {', '.join(map(str, held.values()))}; nothing is written there")
+    return Path(path)
 
 
 def regular(path: str | Path) -> Path:
@@ -70,7 +105,15 @@ def is_plain_name(name: object) -> bool:
 
 def reason(error: Exception, path: str | Path = "") -> str:
     """The first line of what an exception says, if that is not endless; its name if it says nothing; without `path`."""
-    return (str(error).strip() or repr(error)).splitlines()[0].removeprefix(f"{path}: ")[:200]
+    return printable((str(error).strip() or repr(error)).splitlines()[0].removeprefix(f"{path}: ")[:200])
+
+
+def lack(error: BaseException) -> str:
+    """What the machine has too little of, if an exception says that: no fault of the file that was being read."""
+    said = f"{type(error).__name__}: {error}"  # of the CPU, PyTorch tells by a plain RuntimeError
+    if isinstance(error, MemoryError) or re.search("OutOfMemory|allocate memory|bad.alloc", said):
+        return "memory"
+    return "threads" if re.search("start new thread|Resource temporarily unavailable", said) else ""
 
 
 def json_text(content: object) -> str:
@@ -139,6 +182,8 @@ def reading(path: str | Path, wrong: str, missing: str = "no such file") -> Iter
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: {missing}") from None
     except Exception as error:  # NumPy, PyTorch, zip and json raise a dozen kinds
+        if lack(error):
+            raise
         raise ValueError(f"{path}: {wrong.replace('{cause}', reason(error, path))}") from None
 
 
@@ -199,4 +244,4 @@ def check_zip(path: str | Path) -> None:
 def read_json(path: str | Path) -> object:
     """The content of a JSON file. Raises FileNotFoundError or ValueError naming it."""
     with reading(path, "not a JSON file ({cause})"):
-        return json.loads(regular(path).read_text(encoding="utf-8-sig"))
+        return plain(json.loads(regular(path).read_text(encoding="utf-8-sig")))

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.command import did_you_mean
-from common.files import CONTROL, atomic, hash_of, is_plain_name, read_json, reading, regular
+from common.command import did_you_mean, working_in
+from common.files import atomic, from_cell, hash_of, is_plain_name, plain, read_json, reading, regular, to_cell
 
 # ---- LLP annotations -----------------------------------------------------------------------------
 
@@ -146,8 +146,8 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str
         text = Path(path).read_text(encoding="utf-8-sig")
         delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
         reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-        rows = [(f"{path}, line {reader.line_num}", [cell.strip() for cell in cells]) for cells in reader
-                if any(map(str.strip, cells))]
+        rows = [(f"{path}, line {reader.line_num}", [from_cell(cell.strip()) for cell in plain(cells)])
+                for cells in reader if any(map(str.strip, cells))]
     header = [name.lower() for name in rows[0][1]] if rows else []
     if wrong := [name for name in columns if header.count(name) != 1]:
         raise ValueError(f"{path}: the header line must have the column {' and the column '.join(wrong)}, once, "
@@ -277,8 +277,8 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
         database = content["database"]
         names = {a["label_id"]: a["label"] for v in database.values() for a in v["annotations"]}
         classes = tuple(names[c] for c in range(len(names)))
-        if len(set(classes)) < max(1, len(classes)) or any(map(CONTROL.search, classes)):
-            raise ValueError("two classes of one name, or none, or control characters in it")
+        if len(set(classes)) < max(1, len(classes)) or "\n" in "".join(classes):
+            raise ValueError("two classes of one name, or none, or a line break in it")
         splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
         for video_id, video in database.items():
             if not is_plain_name(video_id) or not 0 < video["duration"] <= UNAV_LONGEST:
@@ -328,7 +328,9 @@ def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, st
     videos, same = {}, {}
     for file in files:
         name = TIMES.sub("", file.stem) if llp else file.stem
-        if videos.setdefault(name, file) != file:
+        if not is_plain_name(name):
+            same[file] = "its name cannot be a video's id"
+        elif videos.setdefault(name, file) != file:
             same[file] = f"same id: {videos[name].relative_to(folder)} was used"
     return dict(sorted(videos.items())), same
 
@@ -339,10 +341,11 @@ def write_template(videos: Path, out: Path) -> None:
     tables = {"labels.csv": ("video", "labels"), "events.csv": EVENT_COLUMNS}
     if there := [out / name for name in tables if (out / name).exists()]:
         raise ValueError(f"{there[0]}: is there already, and would be lost")
+    names = [to_cell(path.name if path.suffix.lower() in VIDEO_NAMES else video) for video, path in found.items()]
     for name, columns in tables.items():
-        rows = [(path.name if path.suffix.lower() in VIDEO_NAMES else video, *[""] * (len(columns) - 1))
-                for video, path in found.items()]
-        with atomic(out / name) as temporary, open(temporary, "w", newline="", encoding="utf-8-sig") as file:
+        rows = [(cell, *[""] * (len(columns) - 1)) for cell in names]
+        with (working_in(out), atomic(out / name) as temporary,
+              open(temporary, "w", newline="", encoding="utf-8-sig") as file):
             csv.writer(file).writerows([columns, *rows])
     print(f"{out}: labels.csv and events.csv list {len(found)} videos, to be filled in: docs/own_videos.md")
 

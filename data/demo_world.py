@@ -28,9 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from common.command import progress
-from common.files import write_array
 from data.annotations import LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit
-from data.layout import TEXTED, begin_pack, finish_pack, make_plan, read_index, write_annotations
+from data.layout import TEXTED, begin_pack, finish_pack, is_made, keep, make_plan, read_index, write_annotations
 
 
 @dataclass(frozen=True)
@@ -348,9 +347,9 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     write_annotations(part, world.llp, world.unav)
     todo = [(dataset, split, feature) for dataset, split in SPLITS for feature in SIZES]
     for dataset, split, feature in progress(todo, desc="demo world", unit="array"):
-        write_array(part / dataset / f"text_{feature}.npy", world.geometry[dataset, feature].text)
-        path = part / dataset / split / f"{feature}.npy"
-        if not path.exists():
+        keep(part, f"{dataset}/text_{feature}.npy", world.geometry[dataset, feature].text)
+        name = f"{dataset}/{split}/{feature}.npy"
+        if not is_made(part, name):
             x = np.concatenate(list(world.embeddings(dataset, split, feature)))  # (segments, D)
-            write_array(path, x.reshape(-1, LLP_SEGMENTS, SIZES[feature]) if dataset == "llp" else x)
+            keep(part, name, x.reshape(-1, LLP_SEGMENTS, SIZES[feature]) if dataset == "llp" else x)
     return finish_pack(out, plan)

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from common.files import atomic, is_plain_name, no_links, reading, reason, regular
+from common.files import atomic, inside, is_plain_name, reading, reason, regular
 from data.annotations import LLP_COMMIT, LLP_DENSE_FILES, LLP_WEAK_FILES, UNAV_COMMIT, read_llp, read_unav
 from data.layout import ENCODERS, FEATURE_SETS, TEXTED
 
@@ -47,7 +47,7 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
 
     The hub's own client would do, but it no longer continues a file that a network dropped in the middle.
     Raises ValueError: the server refuses, cannot be reached, or does not deliver what it announced."""
-    part = path.with_name(path.name + ".part")
+    part = inside(path.with_name(path.name + ".part"))
     path.parent.mkdir(parents=True, exist_ok=True)
     if part.is_symlink():  # not ours, and written through it would be another file
         part.unlink()
@@ -99,7 +99,7 @@ def _continue(url: str, part: Path) -> int:
         if "Content-Length" not in answer.headers:
             raise OSError("the server does not say how large the file is")
         expected = have + int(answer.headers["Content-Length"])
-        with (open(part, "ab", opener=no_links) as file,
+        with (open(part, "ab") as file,
               tqdm.wrapattr(answer, "read", expected, initial=have, desc=part.stem, disable=expected < BLOCK) as body):
             shutil.copyfileobj(body, file, BLOCK)
     return expected

@@ -18,16 +18,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common.files import (file_hash, hash_of, json_text, read_json, read_sealed, reading, write_array, write_json,
-                          write_sealed)
-from data.annotations import LLP, UNAV_SPLITS, UnAV, some
+from common.files import (file_hash, hash_of, is_plain_name, json_text, read_json, read_sealed, reading, temporary_of,
+                          write_array, write_json, write_sealed)
+from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, some
 
 @dataclass(frozen=True)
 class Encoder:
@@ -66,6 +65,10 @@ ENCODERS = {  # by the names of packed arrays
 TEXTED = {name: encoder for name, encoder in ENCODERS.items() if encoder.texts}
 FORMAT = 2  # of the packed folder; raised when its layout changes
 RANDOM_SOURCE, RANDOM_WEIGHTS = "pack, encoders with random weights", {"weights": "random"}
+ARRAYS = {  # every file that a pack may name
+    *(f"{dataset}/text_{name}.npy" for dataset in ("llp", "unav") for name in TEXTED),
+    *(f"llp/{split}/{name}.npy" for split in LLP_WEAK_FILES for name in ("weak", "audio", "visual", *ENCODERS)),
+    *(f"unav/{split}/{name}.npy" for split in UNAV_SPLITS for name in ("label", "length", *TEXTED))}
 # Feature set -> names of (audio, visual 2D, visual 3D) arrays.
 FEATURE_SETS = {"base": ("vggish", "res152", "r2plus1d_18"), "clip_clap": ("clap", "clip", None)}
 
@@ -163,17 +166,17 @@ def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: lis
     return plan
 
 
-def write_annotations(out: Path, llp: LLP, unav: UnAV | None) -> None:
+def write_annotations(part: Path, llp: LLP, unav: UnAV | None) -> None:
     """The label arrays of a packed folder (shapes: top of this file)."""
     for split, data in llp.splits.items():
-        write_array(out / "llp" / split / "weak.npy", data.weak)
+        keep(part, f"llp/{split}/weak.npy", data.weak)
         if data.audio is not None:
-            write_array(out / "llp" / split / "audio.npy", data.audio)
-            write_array(out / "llp" / split / "visual.npy", data.visual)
+            keep(part, f"llp/{split}/audio.npy", data.audio)
+            keep(part, f"llp/{split}/visual.npy", data.visual)
     for split in UNAV_SPLITS if unav else ():
         labels = getattr(unav, split).labels
-        write_array(out / "unav" / split / "length.npy", np.array([len(x) for x in labels], np.int64))
-        write_array(out / "unav" / split / "label.npy", np.concatenate(labels))
+        keep(part, f"unav/{split}/length.npy", np.array([len(x) for x in labels], np.int64))
+        keep(part, f"unav/{split}/label.npy", np.concatenate(labels))
 
 
 def read_index(folder: str | Path) -> dict:
@@ -184,26 +187,41 @@ def read_index(folder: str | Path) -> dict:
                                 "make one with `python features.py pack` or `python features.py demo`")
     index = read_sealed(path, f"python features.py pack SOURCE {folder} --replace` or `python features.py demo {folder} "
                               "--replace")
-    if index["format"] != FORMAT:
-        raise ValueError(f"{path}: packed in format {index['format']!r:.20}, this code reads {FORMAT}; pack again, with "
-                         "--replace")
+    with reading(path, "not the index of a pack ({cause})"):
+        if index["format"] != FORMAT:
+            raise ValueError(f"packed in format {index['format']!r:.20}, this code reads {FORMAT}; pack again, with "
+                             "--replace")
+        dry_run(index)  # it has a source
+        parts = [index["llp"], *(index[name] for name in ("unav",) if name in index)]
+        wrong = index["files"].keys() - ARRAYS | {x for part in parts for x in part["features"] if x not in ENCODERS}
+        wrong |= {x for part in parts for x in part["videos"] if x not in (*LLP_WEAK_FILES, *UNAV_SPLITS)}
+        wrong |= {x for part in parts for ids in part["videos"].values() for x in ids if not is_plain_name(x)}
+        wrong |= {x for part in parts for x in part["classes"] if "\n" in x}
+        if wrong:
+            raise ValueError(f"no pack names {some(sorted(map(repr, wrong)), 3)}")
     return index
 
 
 PART = ".packing"  # inside a packed folder: what is not complete yet
-OURS = re.compile(r"(llp|unav)/(text_(%s)|[a-z]+/(weak|audio|visual|label|length|%s))\.npy"
-                  % ("|".join(TEXTED), "|".join(ENCODERS)))  # names of the arrays
+MADE = "made.json"  # in it: the hash of every array that is complete
+IN_PART = {f"{PART}/{x}" for name in (*ARRAYS, "plan.json", "index.json", MADE)
+           for x in (name, str(temporary_of(Path(name))))}
 
 
 def files_of(folder: Path) -> set[str]:
-    """The files of a pack there, by its index or, if that is damaged, by their names."""
-    try:
-        names = read_index(folder)["files"]
-    except FileNotFoundError:
+    """The files of a pack there, by its index or, if that is damaged, by their names. ValueError if it is not damaged
+    and names others."""
+    if not (folder / "index.json").exists():
         return set()
-    except ValueError:
-        names = [str(path.relative_to(folder)) for path in folder.rglob("*.npy")]
-    return {"index.json", *filter(OURS.fullmatch, names)}
+    named = None
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        named = {*read_sealed(folder / "index.json", "")["files"]}
+    if foreign := sorted(map(repr, (named or ARRAYS) - ARRAYS)):
+        raise ValueError(f"{folder / 'index.json'}: names files that no pack writes ({some(foreign, 3)}); choose "
+                         "another folder")
+    if named is None:
+        named = {str(path.relative_to(folder)) for path in folder.rglob("*.npy")}
+    return {"index.json", *ARRAYS & named}
 
 
 def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
@@ -211,10 +229,10 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
     `out` is that pack already, and whole. ValueError if `out` holds anything that no pack of ours says it wrote, or
     another finished pack and not `replace`."""
     part = out / PART
-    ours = files_of(out) | files_of(part)  # the latter of a swap that was interrupted
-    found = {str(file.relative_to(out)) for file in out.rglob("*") if file.is_symlink() or not file.is_dir()}
-    ours |= {name for name in found if name.startswith(f"{PART}/") and name.endswith((".npy", ".json"))}
-    if foreign := sorted(found - ours):
+    ours = files_of(out) | files_of(part) | IN_PART  # the second of a swap that was interrupted
+    found = {str(file.relative_to(out)): file for file in out.rglob("*") if file.is_symlink() or not file.is_dir()}
+    if foreign := sorted(name for name, file in found.items()  # what is half written is replaced, link or not
+                         if name not in ours or (file.is_symlink() and not file.name.startswith("."))):
         raise ValueError(f"{out}: holds files that no pack wrote ({some(foreign, 3)}); choose another folder")
     index: dict = {}
     with contextlib.suppress(FileNotFoundError, *[ValueError] * replace):  # what is damaged may be replaced
@@ -233,22 +251,39 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
     elif index and not replace:
         raise ValueError(f"{out}: holds another finished pack, or one of data that changed since; --replace replaces "
                          "it when the new one is complete")
-    if not (part / "plan.json").exists() or read_json(part / "plan.json") != json.loads(json_text(plan)):
+    if _noted(part / "plan.json") != json.loads(json_text(plan)):
         shutil.rmtree(part, ignore_errors=True)
         write_json(part / "plan.json", plan)
     return part
+
+
+def _noted(path: Path) -> dict:
+    """What an interrupted run noted; nothing if that is damaged."""
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError):
+        return dict(read_json(path))
+    return {}
+
+
+def is_made(part: Path, name: str) -> bool:
+    """Whether an interrupted run completed this array, and it is still what was written."""
+    return (part / name).exists() and _noted(part / MADE).get(name) == file_hash(part / name)
+
+
+def keep(part: Path, name: str, array: np.ndarray) -> None:
+    """An array of a pack; its hash is noted now, so that what changes before the pack is complete is noticed."""
+    write_array(part / name, array)
+    write_json(part / MADE, _noted(part / MADE) | {name: file_hash(part / name)})
 
 
 def finish_pack(out: Path, plan: dict) -> dict:
     """A pack whose files are all in OUT/.packing takes its place; returns its index. Killed, it is begun again."""
     part = out / PART
     if not (part / "index.json").exists():
-        files = sorted(str(file.relative_to(part)) for file in part.rglob("*.npy"))
-        write_sealed(part / "index.json", plan | dict(files={name: file_hash(part / name) for name in files}))
+        write_sealed(part / "index.json", plan | dict(files=dict(sorted(_noted(part / MADE).items()))))
     # Of the pack that is replaced; its index goes last, so that what is left stays known.
     for name in sorted(files_of(out), key=lambda name: name == "index.json"):
         (out / name).unlink(missing_ok=True)
-    for name in read_sealed(part / "index.json", "python features.py pack")["files"]:
+    for name in read_index(part)["files"]:
         if (part / name).exists():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(part / name, out / name)

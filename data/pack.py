@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from common.command import progress
-from common.files import (CONTROL, finite, hash_of, hash_of_arrays, json_text, made_by, read_array, read_json, shaped,
-                          write_array)
+from common.files import finite, hash_of, hash_of_arrays, json_text, made_by, read_array, read_json, shaped
 from data.annotations import (LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, mistaken, read_llp, read_own, read_unav, readable,
                               some)
-from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, made_alike,
-                         make_plan, read_index, read_note, write_annotations)
+from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, is_made,
+                         keep, made_alike, make_plan, read_index, read_note, write_annotations)
 
+
+FAINT = 0.002
 MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
 
 
@@ -87,20 +88,23 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     write_annotations(part, llp, unav)
     for dataset in roots:
         for name, text in texts[dataset].items():
-            write_array(part / dataset / f"text_{name}.npy", text)  # (C, D)
-    unusable, todo = [], [job for job in jobs if not (part / job.target).exists()]
+            keep(part, f"{dataset}/text_{name}.npy", text)  # (C, D)
+    faint, unusable, todo = [], [], [job for job in jobs if not is_made(part, job.target)]
     with (ThreadPoolExecutor(workers) as pool,
           progress(total=sum(len(job.videos) for job in todo), unit="file", desc="pack") as bar):
         for job in todo:
             bar.set_postfix_str(job.target.removesuffix(".npy"))
             rows = []
-            for x in pool.map(functools.partial(_read, job), job.videos):
+            for x in pool.map(functools.partial(_read, job, faint), job.videos):
                 rows.append(x)
                 bar.update()
             if wrong := [x for x in rows if isinstance(x, str)]:
                 unusable += wrong
             else:
-                write_array(part / job.target, np.stack(rows) if job.vectors else np.concatenate(rows))
+                keep(part, job.target, np.stack(rows) if job.vectors else np.concatenate(rows))
+    if faint:
+        print(f"WARNING: {len(faint)} feature files hold vectors so small that half precision loses bits of them: "
+              f"{some(sorted(faint))}", file=sys.stderr, flush=True)
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
     return finish_pack(out, plan)
@@ -121,6 +125,8 @@ def read_texts(root: Path, classes: list[str], source: object = "CLASSES") -> di
         if note.get(f"{name}_texts") not in (None, hash_of_arrays({name: text})):
             raise ValueError(f"{file}: not the texts that {path} tells of; make them again with `python features.py text "
                              f"{source} {root}`")
+        if not np.allclose(np.linalg.norm(text, axis=1), 1, atol=0.01):
+            print(f"WARNING: {file}: not of unit length, as the teacher takes texts to be", file=sys.stderr, flush=True)
         found[name] = text.astype(np.float32)  # (C, D)
     return found
 
@@ -163,8 +169,8 @@ def _read_own_folder(source: Path, missing: str) -> LLP:
     path = source / "text.json"
     with made_by(f"python features.py text CLASSES {source}", path):
         classes = tuple(map(str, read_json(path)["classes"]))
-        if any(map(CONTROL.search, classes)):
-            raise ValueError("control characters in its classes")
+        if "\n" in "".join(classes):
+            raise ValueError("a line break in a class")
     folder, size = source / ENCODERS["clap"].folder, ENCODERS["clap"].size
     paths = {video: folder / f"{video}.npy" for video in _ids([source / e.folder for e in TEXTED.values()])}
     lengths = {video: len(shaped(read_array(p, mmap=True), (None, size), p)) for video, p in paths.items()}
@@ -197,8 +203,9 @@ def _fingerprint(paths: list[Path]) -> str:
     return hash_of("".join(f"{path.name} {x.st_size, x.st_mtime_ns}\n" for path, x in stats).encode())
 
 
-def _read(job: _Job, video: tuple[Path, int]) -> np.ndarray | str:
-    """A video read, checked and averaged, (T, D); or what is wrong with its file."""
+def _read(job: _Job, faint: list[str], video: tuple[Path, int]) -> np.ndarray | str:
+    """A video read, checked and averaged, (T, D); or what is wrong with its file. It is added to `faint` if half
+    precision, which keeps 11 bits of numbers of usual size, changes one of its vectors by more than FAINT of it."""
     path, T = video
     try:
         x = read_array(path)
@@ -208,6 +215,10 @@ def _read(job: _Job, video: tuple[Path, int]) -> np.ndarray | str:
             else:
                 x = shaped(x, (T * job.vectors, job.size), path)
                 x = x.reshape(T, job.vectors, job.size).mean(1, dtype=np.float32)  # (T, D)
-            return finite(x.astype(np.float16), path)
+            half = finite(x.astype(np.float16), path)  # (T, D)
+        lost, length = (np.linalg.norm(np.asarray(y, np.float64), axis=1) for y in (x - half, x))  # (T,) each
+        if (lost > FAINT * length).any():
+            faint.append(str(path))
+        return half
     except (ValueError, FileNotFoundError) as error:
         return str(error)

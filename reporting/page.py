@@ -57,7 +57,7 @@ def picture(name: str, panels: list[str], title: str, caption: str) -> str:
         source = base64.b64encode(svg.encode()).decode()
         alt = escape(f"{title.rstrip('.')}, panel {k} of {len(panels)}; described in the caption below")
         images.append(f'<img alt="{alt}" src="data:image/svg+xml;base64,{source}">')
-    return (f'<figure id="{name}"><div class="panels">{"".join(images)}</div>'
+    return (f'<figure id="{escape(name)}"><div class="panels">{"".join(images)}</div>'
             f"<figcaption><strong>{escape(title)}</strong> {caption}</figcaption></figure>")
 
 

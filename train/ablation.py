@@ -10,6 +10,7 @@ import io
 import itertools
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +26,7 @@ from torch import Tensor
 
 import uwav
 from common.command import follow_the_parent, progress
-from common.files import atomic, file_hash, write_sealed
+from common.files import atomic, file_hash, inside, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
 from train.stages import (SHORT, Context, alone, evaluate, label, need_source, pretrain, read_predictions, read_quality,
@@ -120,17 +121,23 @@ def files_scored(run: Path, jobs: list[partial]) -> dict[str, str]:
 def train_rows(jobs: list[partial], run: Path) -> list[dict[str, float]]:
     """What the jobs return, functions of a context and a folder that train a parser. A model of preset `demo` is too
     small for more than one core of a CPU, so there they run side by side, one core each."""
+    for job in jobs:
+        inside(job.args[1] / "x")
     context, unfinished = jobs[0].args[0], sum(not (job.args[1] / "han.pt").exists() for job in jobs)
     if context.device != "cpu" or context.preset != "demo" or not unfinished:
         return [job() for job in jobs]
     sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
     number, results = min(os.cpu_count() or 1, unfinished), []
-    with (ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core) as pool,
-          progress(pool.map(quietly, jobs), total=len(jobs), desc="rows of the ablation", unit="row") as bar):
+    with ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core) as pool:
         try:
-            for result, said in bar:
-                bar.write(said, end="")
-                results.append(result)
+            # Workers are born deaf to signals, which this process decides about.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            rows = pool.map(quietly, jobs)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            with progress(rows, total=len(jobs), desc="rows of the ablation", unit="row") as bar:
+                for result, said in bar:
+                    bar.write(said, end="")
+                    results.append(result)
         except BrokenProcessPool:
             raise ValueError(f"{run}: a worker process was killed (is memory short?); the same command goes on from "
                              "here") from None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import uwav
 from common.command import progress
 from common.devices import accelerate
-from common.files import atomic, check_zip, reading, reason, temporary_of
+from common.files import atomic, check_zip, plain, reading, reason, temporary_of
 from common.released import read_checkpoint, weights_of, with_weights
 from field import coleaf, jomold, leap, mgn, mm_pyramid
 
@@ -114,7 +114,7 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
     with reading(path, "not a readable checkpoint ({cause})"):
         check_zip(path)
         content = read_checkpoint(path, device)
-        json.dumps(dict(content.get("settings") or {}))  # they are written into what is made from it
+        json.dumps(plain(dict(content.get("settings") or {})))  # they are written into what is made from it
         return content
 
 
@@ -168,13 +168,22 @@ def _check_tensors(weights: dict[str, Tensor]) -> None:
             raise ValueError(f"{name} holds NaN or infinite values")
 
 
+ABOVE_ZERO = ("audio_dim", "visual_dim", "visual_2d_dim", "classes", "hidden", "heads", "feedforward", "epochs",
+              "batch", "length_pool", "temperature", "alpha")
+BELOW_ONE = ("dropout", "beta1", "beta2")
+
+
 def check_fields(config: object) -> None:
-    """ValueError if a field of a config from a file is of another type than its default, below 0, or infinite."""
+    """ValueError if a field of a config from a file or an option is of another type than its default or out of range."""
     for field in fields(config):
         value, kind = getattr(config, field.name), type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):
             raise ValueError(f"{field.name} = {value!r}")
         if field.name == "pseudo_label" and value not in ("none", "hard", "soft"):
             raise ValueError(f"pseudo_label = {value!r}: one of none, hard, soft")
-        if kind is not str and not 0 <= value < math.inf:
-            raise ValueError(f"{field.name} = {value!r}")
+        if kind is not str and not 0 <= value < 1 << 31:
+            raise ValueError(f"{field.name} = {value!r}: a number from 0 to 2^31")
+        if field.name in ABOVE_ZERO and not value > 0:
+            raise ValueError(f"{field.name} = {value!r}: must be above 0")
+        if field.name in BELOW_ONE and not value < 1:
+            raise ValueError(f"{field.name} = {value!r}: must be below 1")

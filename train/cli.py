@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from common.command import Parser, one_sentence_errors
+from common.command import LESS, Parser, one_sentence_errors
 from common.devices import choose_device
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
@@ -110,7 +110,7 @@ def check(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
-    with one_sentence_errors():
+    with one_sentence_errors(less=LESS * hasattr(options, "overrides")):
         given = {k: getattr(options, k) for k in ("preset", "seed", "overrides") if hasattr(options, k)}
         parse_overrides(given.get("overrides", ()))
         options.run(Context(options.data, device=choose_device(options.device), **given), options)

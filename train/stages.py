@@ -22,7 +22,7 @@ from torch import Tensor
 
 import uwav
 from common.command import did_you_mean, working_in
-from common.files import file_hash, made_by, read_arrays, read_sealed, reading, write_arrays, write_sealed
+from common.files import file_hash, made_by, plain, read_arrays, read_sealed, reading, write_arrays, write_sealed
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import (check_source, dry_run, encoders_of, feature_set_of, made_alike, packed_feature_sets,
                          read_index)
@@ -65,6 +65,7 @@ def _target(data: Path, identity: str, split: str, features: str, device: str) -
     return load_target(data, split, features, device)
 
 
+FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # fields that --set cannot change
 CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig,
            *dict.fromkeys(type(x) for pair in PRESETS["paper"].field.values() for x in pair))
 
@@ -83,8 +84,13 @@ def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float 
             values[name] = read[types[name]](value.lower() if types[name] == "bool" else value)
         except (ValueError, KeyError):
             raise ValueError(f"--set {text}: {name} takes a value of type {types[name]}") from None
+        if name in FROM_DATA:
+            raise ValueError(f"--set {text}: {name} follows from the data")
     for config in CONFIGS:  # now, not after the stages before
-        check_fields(replace(config(), **{k: v for k, v in values.items() if hasattr(config, k)}))
+        try:
+            check_fields(replace(config(), **{k: v for k, v in values.items() if hasattr(config, k)}))
+        except ValueError as error:
+            raise ValueError(f"--set {error}") from None
     return values
 
 
@@ -191,6 +197,8 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     for s, x in splits.items() if not parser else ():
         audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
         logits[s] = uwav.teacher_logits(model, x, text) if model else segment_logits(audio, visual, *text)
+        if not all(z.isfinite().all() for z in logits[s]):
+            raise ValueError(f"{teacher or context.data}: its logits are not finite: too large weights, or features")
     for m, modality in enumerate(("audio", "visual")):
         logit = {s: x[m] for s, x in logits.items()}
         threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
@@ -281,7 +289,7 @@ def read_labels(path: Path, device: str) -> Labels:
     """What `label` wrote. Raises FileNotFoundError or ValueError naming the file."""
     with made_by("python uwav.py label", path):
         arrays = read_arrays(path)
-        settings = dict(json.loads(str(arrays.pop("settings"))))
+        settings = dict(plain(json.loads(str(arrays.pop("settings")))))
         settings["dry_run"]  # an earlier version's have none
         x = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         splits = [s for s in LLP_WEAK_FILES if s == "train" or f"{s}_audio" in x]
@@ -353,13 +361,6 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     model = load_model(checkpoint, context.device, kind=PARSERS)
     made_from = dict(data=context.identity, model=file_hash(checkpoint))
     scores_path = out / f"scores_{split}.json"
-    before = made_from
-    with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged is written again
-        before = read_sealed(scores_path, "python uwav.py evaluate").get("made_from", made_from)
-    if checkpoint == out / "han.pt":  # trained anew, maybe: then the parser that its scores were of is gone
-        before = before | dict(model=made_from["model"])
-    if before != made_from:
-        raise ValueError(f"{scores_path}: scores of another model or other data; choose another folder with --out")
     settings, classes = settings_of(checkpoint), index["llp"]["classes"]
     if model.config.classes != len(classes) or settings.get("classes", classes) != classes:
         raise ValueError(f"{checkpoint}: its classes are {model.config.classes} {some(settings.get('classes', []), 3)}, those "
@@ -368,9 +369,18 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     data = context.target(split, feature_set_of(model.config, checkpoint))
     rule = OWN_RULES.get(type(model))
     probabilities = (rule.joint if rule else uwav.han_probabilities)(model, data)  # (N, C), (N, T, C), (N, T, C)
+    if not all(p.isfinite().all() for p in probabilities):
+        raise ValueError(f"{checkpoint}: its probabilities are not finite")
     predicted = rule.predictions(model, data) if rule else uwav.gated_predictions(*probabilities)
     scores = uwav.parsing_scores(*predicted, data.audio_truth, data.visual_truth)
     with working_in(out):
+        before = made_from
+        with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged is written again
+            before = read_sealed(scores_path, "python uwav.py evaluate").get("made_from", made_from)
+        if checkpoint == out / "han.pt":  # trained anew, maybe: then the parser that its scores were of is gone
+            before = before | dict(model=made_from["model"])
+        if before != made_from:
+            raise ValueError(f"{scores_path}: scores of another model or other data; choose another folder with --out")
         named = zip(("video", "audio", "visual", *(("audio_predicted", "visual_predicted") if rule else ())),
                     (*probabilities, *predicted))
         write_arrays(out / f"predictions_{split}.npz", made_from=np.array(json.dumps(made_from)),

@@ -31,8 +31,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import progress
-from common.files import (CONTROL, atomic, hash_of_arrays, made_by, read_array, read_json, reading, regular, write_array,
-                          write_json)
+from common.files import (CONTROL, atomic, from_cell, hash_of_arrays, made_by, read_array, read_json, reading, regular,
+                          to_cell, write_array, write_json)
 from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav, readable, some
 from data.layout import ENCODERS, TEXTED, code_of, content, made_alike, read_note
 from video import RECIPES, Recipe, decode
@@ -65,7 +65,7 @@ class Failures:
             with (made_by("python features.py extract --retry", self.path),
                   open(regular(self.path), newline="", encoding="utf-8", errors="surrogateescape") as file):
                 _, *rows = csv.reader(file)
-                self.causes = {(name, int(size)): cause for name, size, cause in rows}
+                self.causes = {(from_cell(name), int(size)): from_cell(cause) for name, size, cause in rows}
 
     def key(self, path: Path) -> tuple[str, int]:
         return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0
@@ -77,7 +77,7 @@ class Failures:
     def write(self) -> None:
         with (atomic(self.path) as temporary,
               open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
-            rows = [(*key, cause) for key, cause in sorted(self.causes.items())]
+            rows = [(to_cell(name), size, to_cell(cause)) for (name, size), cause in sorted(self.causes.items())]
             csv.writer(file).writerows([("file", "bytes", "cause"), *rows])
 
 

@@ -2,7 +2,7 @@
 // Prints the JSON that parse.py --json writes; with --csv, what its --csv writes.
 import {readFile, stat} from "node:fs/promises";
 import {basename} from "node:path";
-import {Bundle, csvOf, describe, parse, readNpz} from "./parser.js";
+import {Bundle, csvOf, describe, parse, printable, readNpz} from "./parser.js";
 
 const [folder, file, variant] = process.argv.slice(2).filter((word) => word !== "--csv");
 if (!file) {
@@ -28,6 +28,6 @@ try {
   if (process.argv.includes("--csv")) process.stdout.write(csvOf(result, basename(file)));
   else console.log(JSON.stringify(describe(result, bundle, basename(file))));
 } catch (error) {
-  console.error(`error: ${error.message}`);
+  console.error(`error: ${printable(error.message)}`);
   process.exit(1);
 }

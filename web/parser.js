@@ -13,7 +13,7 @@ const JSON_FORMAT = 1; // of what `describe` returns (docs/deploy.md)
 const SIZE = 224; // pixels of a picture's side
 const RATE = 48000; // Hz
 const HALF = 65504; // the largest number in half precision, in which parsers are trained
-// Characters that no class name has: invisible ones, and those that turn what follows around.
+// Characters that no text of a bundle has: a terminal may obey them, or they are invisible, or turn what follows around.
 const CONTROL = /[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/u;
 const AT_ONCE = 16; // windows through the parser
 const TAIL = 0.1; // s: a last segment shorter than this is none
@@ -37,7 +37,7 @@ export class Bundle {
       info = JSON.parse(new TextDecoder().decode(bytes));
     } catch {} // said below
     if (info?.format !== undefined && info.format !== BUNDLE_FORMAT) {
-      throw new Error(`bundle.json: a bundle of format ${info.format}, this program reads ${BUNDLE_FORMAT}`);
+      throw new Error(`bundle.json: a bundle of format ${printable(JSON.stringify(info.format))}, this program reads ${BUNDLE_FORMAT}`);
     }
     if (!isWhole(info)) throw new Error("bundle.json: not the description of a bundle");
     return Object.assign(new Bundle(info, variant), {runtimes, read});
@@ -117,8 +117,24 @@ function isWhole(info) {
   if (format !== BUNDLE_FORMAT || !Array.isArray(classes) || !inputs?.audio || !inputs.visual_2d) return false;
   const numbers = [segments, ...Object.values(inputs).map((x) => x?.shape?.at?.(-1))];
   return classes.length > 0 && new Set(classes).size === classes.length && gate > 0 && gate < 1 && typeof gate === "number"
-    && classes.every((name) => typeof name === "string" && !CONTROL.test(name)) && numbers.every((n) => Number.isInteger(n) && n > 0)
+    && classes.every((name) => typeof name === "string") && !texts(info).some((x) => CONTROL.test(x)) && numbers.every((n) => Number.isInteger(n) && n > 0)
     && Object.values(files).every((file) => typeof file?.sha256 === "string") && typeof info.features?.set === "string";
+}
+
+// Every text of a JSON file, at any depth.
+function texts(x) {
+  if (typeof x === "string") return [x];
+  return x && typeof x === "object" ? Object.entries(x).flatMap(([key, value]) => [key, ...texts(value)]) : [];
+}
+
+export function printable(text) {
+  return text.replace(new RegExp(CONTROL.source, "gu"), "?");
+}
+
+// A cell of a table that a spreadsheet opens, which would run what looks like a formula.
+function cell(x) {
+  const text = `${typeof x === "string" && /^'*[=+@\uff0b\uff0d\uff1d\uff20-]/.test(x) ? "'" : ""}${x}`;
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
 async function sha256(bytes) {
@@ -213,7 +229,6 @@ export function describe(result, bundle, source) {
 // The table that parse.py --csv writes: an event a row, each with its video.
 export function csvOf(result, source) {
   const columns = ["video", "label", "modality", "onset", "offset", "probability"];
-  const cell = (x) => (/[",\r\n]/.test(x) ? `"${String(x).replaceAll('"', '""')}"` : x);
   const rows = result.events.map((e) => ({...e, video: source, probability: Number(e.probability.toFixed(6))}));
   return [columns.join(","), ...rows.map((row) => columns.map((c) => cell(row[c])).join(",")), ""].join("\r\n");
 }

@@ -1,6 +1,6 @@
 """Killed, stopped, out of disk space, refused, two at a time: nothing is lost and nothing is silently wrong.
 
-UWAV_SOAK=N tries N points of every fault instead of a few.
+UWAV_SOAK=N tries N points of every fault instead of a few; UWAV_SEED=N repeats what a soak did.
 """
 
 import os
@@ -32,6 +32,7 @@ from sources import write_source
 
 ROOT = Path(__file__).resolve().parents[2]
 SOAK = int(os.environ.get("UWAV_SOAK", 0))
+SEED = int(os.environ.get("UWAV_SEED", time.time_ns() % 1_000_000 if SOAK else 0))
 SMALL = ["--preset", "demo", "--device", "cpu", *(x for s in ("hidden=16", "feedforward=16", "layers=1") for x in ("--set", s))]
 
 
@@ -75,6 +76,7 @@ class Bench:
     def __init__(self, folder: Path, faults: Faults):
         self.folder, self.faults, self.given = folder, faults, folder / "given"
         self.changes: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
         write_source(self.given / "source", videos=3)
         (self.given / "videos").mkdir()
         for n in range(5):
@@ -104,7 +106,7 @@ class Bench:
             work = self.fresh(name)
             result = self.run(name, work)
             assert result.status == 0, result.err
-            self.changes[name] = result.changes
+            self.changes[name], self.seconds[name] = result.changes, result.seconds
             shutil.copytree(work, folder, symlinks=True)
             shutil.rmtree(work)
         return folder
@@ -191,6 +193,33 @@ def test_an_ablation_killed_again_and_again_ends_with_the_same_tables(bench):
         kills += 1
     assert status == 0 and kills >= 3
     assert_same(work, made, f"killed {kills} times")
+
+
+def test_soak_kills_and_pairs_at_random_moments_end_with_the_bytes_of_an_undisturbed_run(bench, capsys):
+    """Any command, killed at any moment or begun twice; then the same command once more."""
+    dice, kills, ended = random.Random(SEED), SOAK or 6, []
+    for n in range(kills + (kills + 4) // 5):
+        name = dice.choice(list(CASES))
+        made, work = bench.made(name), bench.fresh(name)
+        pids = [bench.start(name, work, stand_ins=("no_patience",))]
+        time.sleep(dice.uniform(0, bench.seconds[name]))
+        if n < kills:
+            os.killpg(pids[0], signal.SIGKILL)
+        else:
+            pids.append(bench.start(name, work, stand_ins=("no_patience",)))
+        results = [bench.faults.wait(pid) for pid in pids]
+        if n >= kills:
+            assert min(r.status for r in results) == 0, (SEED, name, results)
+            for result in results:
+                if result.status:
+                    assert_one_sentence(result, "another run is at work there")
+        ended += [r.status for r in results]
+        again = bench.run(name, work)
+        assert again.status == 0, (SEED, name, again.err)
+        assert_same(work, made, f"seed {SEED}, {n}: {name}")
+    with capsys.disabled():
+        print(f"\nsoak of seed {SEED}: {kills} kills ({ended.count(-signal.SIGKILL)} in time), {n + 1 - kills} pairs "
+              f"({ended.count(1)} refused), all as undisturbed")
 
 
 def command_line(name: str, bench: Bench, work: Path) -> list[str]:
@@ -408,7 +437,7 @@ def test_parse_says_which_file_could_not_be_written(bench, tmp_path, ending):
 # ---- two at a time ----
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "report"])
+@pytest.mark.parametrize("name", CASES)
 def test_a_second_run_in_the_same_folder_is_refused_and_spoils_nothing(bench, name):
     made, work = bench.made(name), bench.fresh(name)
     arguments = [Path(a) for a in map(str, CASES[name].arguments(bench.given, work)) if a.startswith(str(work))]
