@@ -1,13 +1,12 @@
 """What things cost: one run, one table. Beside each figure the plain way of doing it, and the floor.
 
     python bench.py                          # every row; under 5 minutes and 4 GB on 2 CPU cores
-    python bench.py epoch score              # some rows
+    python bench.py epoch evaluate           # some rows
     python bench.py --preset paper --fast    # on a GPU: the published models, in bf16, compiled
 
 The plain way is how the field's repositories do it: one file per feature and video, a DataLoader, every video padded
-to the longest, one video at a time where nothing is learned, scores in NumPy, class by class. The floor is what this
-machine could do at best: operations over its measured rate of matrix products, or bytes over its bandwidth, whichever
-is longer.
+to the longest, one video at a time where nothing is learned. The floor is what this machine could do at best:
+operations over its measured rate of matrix products.
 
 Sizes are real, data and weights random. Of a long job a part is timed and scaled up; the last column says which.
 """
@@ -43,7 +42,7 @@ from common.command import one_sentence_errors
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import ENCODERS, FEATURE_SETS
 from train.presets import PRESETS
-from uwav import SourceSplit, TargetSplit, parsing_scores
+from uwav import SourceSplit, TargetSplit
 
 TRAIN, TEST, T, C = 10_000, 1_200, LLP_SEGMENTS, len(LLP_CLASSES)  # LLP
 SOURCE, SOURCE_CLASSES = 6_489, 100  # UnAV-100, training split
@@ -56,14 +55,13 @@ ROUNDS, ROUND_SECONDS = 3, 1.2  # how often ours and the plain way take turns, a
 
 @dataclass
 class Row:
-    """One figure. Times in seconds; the floor follows from `operations` and `bytes`."""
+    """One figure. Times in seconds; the floor follows from `operations`."""
 
     what: str
     seconds: float
     plain: float
-    operations: float = 0
-    bytes: float = 0
-    note: str = ""
+    operations: float
+    note: str
 
 
 def measure(*functions: Callable, warm: int = 0) -> list[float]:
@@ -75,16 +73,14 @@ def measure(*functions: Callable, warm: int = 0) -> list[float]:
     return [statistics.median(times) for times in zip(*rounds)]
 
 
-def rates(device: torch.device, half: bool) -> tuple[float, float]:
-    """What the machine can do: operations a second in matrix products, bytes a second in a copy (read and written)."""
+def rate(device: torch.device, half: bool) -> float:
+    """What the machine can do: operations a second in matrix products."""
     n = 4096 if device.type == "cpu" else 8192
     x = torch.randn(n, n, device=device, dtype=torch.bfloat16 if half else torch.float32)
-    y = torch.empty(1 << 26, device=device)  # 256 MB
-    out, ways = torch.empty_like(y), [x]
+    ways = [x]
     if device.type == "cpu" and not half and torch.backends.mkldnn.is_available():
         ways.append(x.to_mkldnn())  # oneDNN, which PyTorch does not use here by itself; on some CPUs the faster one
-    copying, *products = measure(lambda: out.copy_(y), *(functools.partial(F.linear, z, z) for z in ways))
-    return 2 * n**3 / min(products), 2 * y.nbytes / copying
+    return 2 * n**3 / min(measure(*(functools.partial(F.linear, z, z) for z in ways)))
 
 
 def operations(function: Callable) -> float:
@@ -153,48 +149,6 @@ def plain_update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tenso
     return loss.item()
 
 
-def plain_events(x: np.ndarray) -> list[tuple[int, int]]:
-    """Runs of positive segments, x (T,) -> [(first, last + 1), ...]."""
-    padded = [0, *x, 0]
-    changes = [t for t in range(len(x) + 1) if padded[t] != padded[t + 1]]
-    return list(zip(changes[::2], changes[1::2]))
-
-
-def plain_event_counts(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
-    """TP, FP, FN of one class in one video, both (T,)."""
-    predicted, truth = plain_events(predicted), plain_events(truth)
-
-    def found(a: tuple[int, int], others: list[tuple[int, int]]) -> bool:
-        return any(2 * (min(a[1], b[1]) - max(a[0], b[0])) >= max(a[1], b[1]) - min(a[0], b[0]) for b in others)
-
-    tp = sum(found(a, truth) for a in predicted)
-    return tp, len(predicted) - tp, sum(not found(b, predicted) for b in truth)
-
-
-def plain_segment_counts(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int, int]:
-    return (predicted & truth).sum(), (predicted & ~truth).sum(), (~predicted & truth).sum()
-
-
-def plain_scores(audio_pred: np.ndarray, visual_pred: np.ndarray, audio_truth: np.ndarray,
-                 visual_truth: np.ndarray) -> dict[str, float]:
-    """`parsing_scores` from the definitions: video by video, class by class; (N, T, C) bool each."""
-
-    def f_score(counts: list[tuple[int, int, int]]) -> float:
-        values = [2 * tp / (2 * tp + fp + fn) for tp, fp, fn in counts if tp + fp + fn > 0]
-        return sum(values) / len(values) if values else 1.0
-
-    per_video = []
-    for ap, vp, at, vt in zip(audio_pred, visual_pred, audio_truth, visual_truth):  # (T, C) each
-        row, pairs = [], ((ap, at), (vp, vt), (ap & vp, at & vt))  # audible, visible, both at once
-        for count in (plain_segment_counts, plain_event_counts):
-            a, v, av = ([count(p[:, c], t[:, c]) for c in range(ap.shape[1])] for p, t in pairs)
-            pooled = [tuple(x + y for x, y in zip(*both)) for both in zip(a, v)]
-            f = [f_score(x) for x in (a, v, av, pooled)]
-            row += [*f[:3], sum(f[:3]) / 3, f[3]]
-        per_video.append(row)
-    return dict(zip(uwav.SCORES, (100 * np.mean(per_video, 0)).tolist()))
-
-
 # ---- The rows ------------------------------------------------------------------------------------
 
 class Bench:
@@ -236,7 +190,7 @@ class Bench:
 
         seconds = measure(lambda: next(ours), plain, warm=5)
         return [Row("HAN, one epoch with its data", *(steps * s for s in seconds), steps * operations(plain),
-                    note=f"batches of {config.batch}, scaled to {steps}")]
+                    f"batches of {config.batch}, scaled to {steps}")]
 
     def teacher(self) -> list[Row]:
         config, device, length = replace(self.preset.pretrain, fast=self.fast), self.device, self.length
@@ -268,7 +222,7 @@ class Bench:
         note = (f"batches of {config.batch}, scaled to {steps}; padding {padded / segments - 1:.0%}, "
                 f"plain {SOURCE * int(length.max()) / segments - 1:.0%}")
         return [Row("teacher, one epoch with its data", *(steps * s for s in seconds),
-                    operations(plain) / all_segments * segments, note=note)]
+                    operations(plain) / all_segments * segments, note)]
 
     def evaluate(self) -> list[Row]:
         model, data, part = self.han, random_target(TEST, self.device), TEST // 8
@@ -277,20 +231,11 @@ class Bench:
             videos = (TargetSplit(*(x[None].to(self.device) for x in self.files[n][2:]), data.weak[n : n + 1],
                                   None, None) for n in range(part))
             each = (uwav.gated_predictions(*uwav.han_probabilities(model, video)) for video in videos)
-            truth = data.audio_truth[:part] > 0, data.visual_truth[:part] > 0
-            return plain_scores(*(x.cpu().numpy() for x in (*map(torch.cat, zip(*each)), *truth)))
+            return uwav.parsing_scores(*map(torch.cat, zip(*each)), data.audio_truth[:part], data.visual_truth[:part])
 
         seconds, some = measure(lambda: uwav.han_scores(model, data), plain)
         return [Row("HAN, 1,200 videos parsed and scored", seconds, some * TEST / part,
-                    operations(lambda: uwav.han_probabilities(model, data)), note=f"plain: {part} videos, scaled")]
-
-    def score(self) -> list[Row]:
-        data, part = random_target(TEST, self.device), TEST // 4
-        arrays = [x > 0 for x in (*random_truth(data.weak), data.audio_truth, data.visual_truth)]  # (N, T, C) each
-        quarter = [x[:part].cpu().numpy() for x in arrays]
-        ours, plain = measure(lambda: parsing_scores(*arrays), lambda: plain_scores(*quarter))
-        return [Row("ten scores of 1,200 videos", ours, plain * TEST / part, bytes=sum(x.nbytes for x in arrays),
-                    note=f"plain: {part} videos, scaled")]
+                    operations(lambda: uwav.han_probabilities(model, data)), f"plain: {part} videos, scaled")]
 
     def onnx(self) -> list[Row]:
         """The published HAN (random weights), one thread of a CPU: torch.compile and onnxruntime beside PyTorch."""
@@ -315,12 +260,12 @@ class Bench:
             plain, *others = (torch.inference_mode()(functools.partial(f, *inputs.values()))
                               for f in (export, *compiled))
             eager, *times = measure(plain, *others, *(functools.partial(x.run, None, feeds) for x in sessions))
-            rows += [Row(f"HAN published, batch {B}, {name}", seconds, eager, operations(plain), note="plain: PyTorch")
+            rows += [Row(f"HAN published, batch {B}, {name}", seconds, eager, operations(plain), "plain: PyTorch")
                      for name, seconds in zip(names, times)]
         return rows
 
 
-ROWS = ("epoch", "teacher", "evaluate", "score", "onnx")  # the last one leaves a single thread
+ROWS = ("epoch", "teacher", "evaluate", "onnx")  # the last one leaves a single thread
 
 
 # ---- Command line --------------------------------------------------------------------------------
@@ -357,18 +302,17 @@ def main() -> None:
 def run(options: argparse.Namespace) -> None:
     device = torch.device(devices.choose_device(options.device))
     preset = options.preset or ("paper" if device.type == "cuda" else "demo")
-    operations_per_s, bytes_per_s = rates(device, options.fast)
+    operations_per_s = rate(device, options.fast)
     print(f"{machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}, preset {preset}, "
           f"{'bf16' if options.fast else 'single precision'}\n"
-          f"measured: {operations_per_s / 1e9:,.0f} GFLOP/s in matrix products, "
-          f"{bytes_per_s / 1e9:.1f} GB/s in a copy\n\n" + line("what", "ours", "plain way", "ratio", "floor"))
+          f"measured: {operations_per_s / 1e9:,.0f} GFLOP/s in matrix products\n\n"
+          + line("what", "ours", "plain way", "ratio", "floor"))
     with tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder:
         bench = Bench(options, device, preset, Path(folder))
         for name in sorted(set(options.rows or ROWS), key=ROWS.index):
             for row in getattr(bench, name)():
-                floor = max(row.operations / operations_per_s, row.bytes / bytes_per_s)
                 print(line(row.what, in_units(row.seconds), in_units(row.plain), f"{row.plain / row.seconds:.2f}x",
-                           in_units(floor), row.note), flush=True)
+                           in_units(row.operations / operations_per_s), row.note), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
 from pathlib import Path
 
@@ -29,13 +29,12 @@ from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
 from train import field
-from train.ablation import COVERAGE, PAPER_FULL, PAPER_LABELS, RESAMPLES, ROWS, SWEEP, cell, paper_column
+from train.ablation import COVERAGE, RESAMPLES, ROWS, Table, cell, tables
 from train.checkpoints import check_fields, load_file, settings_of
-from train.stages import (THRESHOLDS, Labels, dead_branch, labels_beside, read_predictions, read_quality,
+from train.stages import (SHORT, THRESHOLDS, Labels, dead_branch, labels_beside, read_predictions, read_quality,
                           trivial_scores)
-from uwav import SCORES, video_scores
+from uwav import video_scores
 
-mean_and_spread = partial(cell, spread="<small>±{}</small>")
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
 
 
@@ -173,24 +172,18 @@ def stage_table(saved: Saved) -> str:
 
 # ---- Result --------------------------------------------------------------------------------------
 
-KINDS = ["A", "V", "AV", "Type", "Event"]
-LEVELS = [("", 1), ("segment level", 5), ("event level", 5)]
-
-
-def scored(title: str, *values: dict[str, float], scores: tuple[str, ...] = SCORES) -> list[str]:
-    """A row of a table: mean and spread of each score over the values, one a seed."""
-    return [title] + [mean_and_spread([v[s] for v in values]) for s in scores]
-
-
-def paper_row(*cells: str) -> list[str]:
-    return [f"<em>{cell}</em>" for cell in ("the paper's", *cells)]
+def shown(tables: list[Table]) -> str:
+    """Tables that a command printed, as HTML."""
+    return "".join(paragraph(escape(heading) + ".") * bool(heading) +
+                   table(["", *(escape(name.strip(" |")) for name in header)], [list(map(escape, row)) for row in rows])
+                   for heading, header, rows in tables)
 
 
 def result(saved: Saved) -> str:
     """Three sentences: what came out, by what, and how far it is that of the paper."""
     ablation = saved.ablation
     features, rows = next(iter(ablation["scores"].items()))
-    of_row, of_labels = ({name: mean_and_spread([v["seg_type"] for v in values]) for name, values in x.items()}
+    of_row, of_labels = ({name: cell([v["seg_type"] for v in values]) for name, values in x.items()}
                          for x in (rows, ablation["labels"]))
     against = []
     for d in ablation["differences"][features]:
@@ -228,43 +221,21 @@ def own_result(saved: Saved) -> str:
         + ("; thresholds and the epoch were chosen by these very clips, so they flatter" * (saved.split == "val"))
         + ". A parser is worth something if it is above both other lines; the last one knows the weak labels."
         + " This parser predicts no event at all." * (not any(x.any() for x in saved.predictions)))
-    return paragraph(" ".join(sentences)) + table([""] + 2 * KINDS, [scored(*x) for x in rows.items()], LEVELS)
+    scores = [[title, *(f"{x:.1f}" for x in row.values())] for title, row in rows.items()]
+    return paragraph(" ".join(sentences)) + shown([("", SHORT, scores)])
 
 
 def score_tables(saved: Saved) -> str:
     """The ten scores of every row, for each feature set."""
-    llp, ablation, parts = saved.is_llp, saved.ablation, []
-    for features, rows in ablation["scores"].items():
-        shown = []
-        for name, values in rows.items():
-            row = (ROWS | SWEEP)[name]
-            shown.append(scored(f"{escape(row.title)} <small>{escape(row.short)}</small>", *values))
-            if llp and name == "full":
-                shown.append(paper_row(*map("{:.1f}".format, PAPER_FULL[features])))
-            elif llp and row.paper_type and paper_column(features, "pack"):
-                shown.append(paper_row(*(str(row.paper_type) if s == "seg_type" else "" for s in SCORES)))
-        nothing, scores = next(iter(ablation["trivial"].items()))
-        shown.append(scored(f"<em>{escape(nothing)}</em>", scores))
-        parts.append(table([f"features {escape(features)}"] + 2 * KINDS, shown, LEVELS))
-    return "".join(parts) + paragraph(
-        "F-scores on the test split in percent. A: what is audible; V: what is visible; AV: what is both at once; "
-        "Type: the mean of these three; Event: audible and visible counted together. Segment level compares seconds, "
-        "event level whole events (at least half overlap). The small name is used in pictures. "
-        + ("Mean and standard deviation over seeds." if ablation["seeds"][1:] else "One seed, so no spread is known.")
-        + ("" if llp else " The paper's rows stand here only when the data are LLP with its features."))
+    return shown(tables(saved.ablation, paper=saved.is_llp)[1:]) + paragraph(
+        "In percent; what the columns mean stands under Terms. In pictures rows have short names: "
+        + "; ".join(f"{row.short}, {row.title}" for row in ROWS.values()) + ". "
+        + ("" if saved.is_llp else " The paper's rows stand here only when the data are LLP with its features."))
 
 
 def label_table(saved: Saved) -> str:
-    rows, scores = [], SCORES[:5]
-    for name, title in (("segment", "per segment, no teacher (as VALOR does)"), ("teacher", "teacher")):
-        rows.append(scored(title, *saved.ablation["labels"][name], scores=scores))
-        if saved.is_llp:
-            rows.append(paper_row(*(str(PAPER_LABELS[name][s]) for s in scores)))
-    everything, values = list(saved.ablation["trivial"].items())[1]
-    rows.append(scored(f"<em>{escape(everything)}</em>", values, scores=scores))
-    return paragraph(
-        "Segment-level F-scores of the hard labels on the test split. The labeller knows the weak label, the parser "
-        "above does not.") + table(["labels"] + KINDS, rows)
+    return shown(tables(saved.ablation, paper=saved.is_llp)[:1]) + paragraph(
+        "The labeller knows the weak label, the parser above does not.")
 
 
 def difference_figure(saved: Saved) -> str:
@@ -291,9 +262,8 @@ def difference_figure(saved: Saved) -> str:
 
 def field_tables(saved: Saved) -> str:
     """Every system of the paper's tables, its labels, and other networks in the place of the HAN."""
-    shown = [paragraph(escape(heading) + ".") + table(["", *header], [list(map(escape, row)) for row in rows])
-             for heading, header, rows in field.tables(saved.tables("field.json", "python uwav.py field"))]
-    return "".join(shown) + paragraph("The paper's rows are LLP's, with real features." + (
+    made = saved.tables("field.json", "python uwav.py field")
+    return shown(field.tables(made)) + paragraph("The paper's rows are LLP's, with real features." + (
         "" if saved.is_llp else " Compare our rows with each other, not with the paper's."))
 
 

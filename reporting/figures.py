@@ -10,7 +10,6 @@ Shapes: T segments, C classes. What is drawn was computed in evidence.py or read
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,35 +57,30 @@ def write(panels: list[Panel], folder: Path, name: str) -> list[str]:
             with atomic(folder / f"{name}-{k}.svg") as temporary:
                 temporary.write_text(text, encoding="utf-8")
         with atomic(folder / f"{name}.png") as temporary:
-            _png(panels, temporary)
+            _save(panels, min(2, len(panels)), temporary, dpi=110)
     return texts
 
 
-def _svg(panel: Panel) -> str:
-    figure, axis = plt.subplots(figsize=(WIDTH, panel.height), layout="constrained")
-    panel.draw(axis)
-    file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    names = {light: f"--c{k}" for k, light in enumerate(DARK)}
-    light = "".join(f"{names[c]}:{c};" for c in DARK)
-    dark = "".join(f"{names[c]}:{d};" for c, d in DARK.items())
-    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
-    text = file.getvalue()
-    text = re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var({names[m[0]]})" if m[0] in names else m[0], text)
-    text = text[text.index("<svg"):]  # without the reference to a document type on another server
-    return re.sub(r"(<svg[^>]*>)", lambda m: m[1] + style, text, count=1)
-
-
-def _png(panels: list[Panel], path: Path) -> None:
-    columns = min(2, len(panels))
+def _save(panels: list[Panel], columns: int, file: Path | io.StringIO, **options) -> None:
     heights = [max(p.height for p in panels[i : i + columns]) for i in range(0, len(panels), columns)]
     figure = plt.figure(figsize=(WIDTH * columns, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
-    for k, panel in enumerate(panels):
-        panel.draw(figure.add_subplot(grid[k // columns, k % columns]))
-    figure.savefig(path, dpi=110)
+    for panel, place in zip(panels, grid):
+        panel.draw(figure.add_subplot(place))
+    figure.savefig(file, **options)
     plt.close(figure)
+
+
+def _svg(panel: Panel) -> str:
+    _save([panel], 1, file := io.StringIO(), format="svg", metadata={"Date": None, "Creator": None})
+    light = "".join(f"--c{k}:{light};" for k, light in enumerate(DARK))
+    dark = "".join(f"--c{k}:{dark};" for k, dark in enumerate(DARK.values()))
+    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    text = file.getvalue()
+    for k, light in enumerate(DARK):
+        text = text.replace(light, f"var(--c{k})")
+    text = text[text.index("<svg"):]  # without the reference to a document type on another server
+    return text.replace(">", ">" + style, 1)
 
 
 def legend_below(axis: Axes, columns: int = 2) -> None:

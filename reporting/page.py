@@ -65,10 +65,9 @@ def paragraph(text: str) -> str:
     return f"<p>{text}</p>"
 
 
-def table(header: list[str], rows: list[list[str]], above: list[tuple[str, int]] | None = None) -> str:
-    """Cells are HTML; the first of a row names it. above: (text, columns) of a line over the header."""
-    line = "".join(f'<th colspan="{n}">{x}</th>' for x, n in above or ())
-    head = f"<tr>{line}</tr>" * bool(above) + "<tr>" + "".join(f"<th>{x}</th>" for x in header) + "</tr>"
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Cells are HTML; the first of a row names it."""
+    head = "<tr>" + "".join(f"<th>{x}</th>" for x in header) + "</tr>"
     body = "".join(f"<tr><th>{r[0]}</th>" + "".join(f"<td>{x}</td>" for x in r[1:]) + "</tr>" for r in rows)
     return f'<div class="scroll" tabindex="0"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 

@@ -14,9 +14,9 @@ import torch
 
 import parse
 import uwav
-from bench import plain_scores
 from data import annotations, layout, splits
 from field import coleaf
+from slow import plain_scores
 from sources import write_llp
 from train import ablation, cli, stages
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import uwav
-from bench import plain_scores
 from common import files
 from data import annotations
+from slow import plain_scores
 from train import ablation, cli, stages
 from uwav import parsing_scores
 

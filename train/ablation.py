@@ -13,6 +13,7 @@ import os
 import signal
 import statistics
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -101,11 +102,11 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     trivial = trivial_scores(load_weak(context.data, "test"), *load_truth(context.data, "test"))
     seed_numbers = [context.seed + k for k in range(seeds)]
     differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
-    write_sealed(run / "ablation.json", dict(
-        data=index["sha256"], made_from=files_scored(run, jobs), seeds=seed_numbers, source=index["source"],
-        preset=context.preset, overrides=context.overrides, labels=label_scores, scores=scores, trivial=trivial,
-        differences=differences))
-    text = tables(label_scores, scores, trivial, index["source"]) + "".join(
+    made = dict(data=index["sha256"], made_from=files_scored(run, jobs), seeds=seed_numbers, source=index["source"],
+                preset=context.preset, overrides=context.overrides, labels=label_scores, scores=scores,
+                trivial=trivial, differences=differences)
+    write_sealed(run / "ablation.json", made)
+    text = f"{as_text(tables(made))}\n{note(index['source'])}\n" + "".join(
         difference_table(f, d, seeds) for f, d in differences.items())
     with atomic(run / "tables.txt") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -177,35 +178,63 @@ def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> li
     return paired_differences(scores, COMPARISONS)
 
 
-def tables(label_scores: dict, scores: dict, trivial: dict, source: object) -> str:
-    """Label quality and parsing scores as text; each of our rows above the paper's, and what needs no learning."""
-    if source == "pack":
-        note = "Paper's rows: LLP, the published numbers."
-    elif source == RANDOM_SOURCE:
-        note = "OUR FEATURES COME FROM ENCODERS WITH RANDOM WEIGHTS: a dry run. Do not compare the numbers."
-    else:
-        note = ("Rows and columns named `paper`: the published numbers, on LLP with real features, for orientation.\n"
-                "OURS IS ANOTHER DATASET: its features are invented. Do not compare the numbers.")
-    seeds = len(next(iter(label_scores.values())))
-    spread = f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    segment_level = SCORES[:5]
-    lines = [f"Label quality: segment-level F-scores of the hard labels on the test split ({spread})",
-             table_row("", [s[4:] for s in segment_level])]
+Table = tuple[str, list[str], list[list[str]]]  # what it is, the heads of its columns, and rows of a title and cells
+
+
+def tables(made: dict, paper: bool = True) -> list[Table]:
+    """Those of ablation.json: label quality, and scores by feature set; what needs no learning beneath. paper: with the
+    published numbers."""
+    (nothing, by_nothing), (everything, by_everything) = made["trivial"].items()
+    spread = over_seeds(len(made["seeds"]))
+
+    labels = []
     for name, title in (("segment", "per segment, no teacher"), ("teacher", "teacher")):
-        lines.append(table_row(title, [cell([s[c] for s in label_scores[name]]) for c in segment_level]))
-        lines.append(table_row("  paper", [f"{PAPER_LABELS[name][c]:.1f}" for c in segment_level]))
-    nothing, everything = trivial  # a parser does not know the weak labels of the test split, so may not name them
-    lines.append(table_row(everything, [f"{trivial[everything][c]:.1f}" for c in segment_level]))
-    for feature_set, rows in scores.items():
-        header = SHORT + (["  | paper: seg_type"] if paper_column(feature_set, source) else [])
-        lines += ["", f"Parsing scores on the test split, features {feature_set} ({spread})", table_row("", header)]
-        for name, values in rows.items():
-            row = (ROWS | SWEEP)[name]
-            paper = f"{row.paper_type:.1f}" if row.paper_type and paper_column(feature_set, source) else ""
-            lines.append(table_row(row.title, [cell([v[c] for v in values]) for c in SCORES] + [paper]))
-        lines.append(table_row(f"  paper, all (UWAV), {feature_set}", [f"{x:.1f}" for x in PAPER_FULL[feature_set]]))
-        lines.append(table_row(nothing, [f"{trivial[nothing][c]:.1f}" for c in SCORES]))
-    return "\n".join([*lines, "", note, ""])
+        labels.append(our_row(title, made["labels"][name], SCORES[:5]))
+        labels += [paper_row(PAPER_LABELS[name].values())] * paper
+    labels.append(our_row(everything, [by_everything], SCORES[:5]))  # it knows weak labels, which no parser may
+    result = [(f"Label quality: segment-level F-scores of the hard labels on the test split ({spread})",
+               [s[4:] for s in SCORES[:5]], labels)]
+    for features, scores in made["scores"].items():
+        # The paper's ablation is on features `base`; beside real `clip_clap` features it would mislead.
+        column, rows = paper and (features == "base" or made["source"] != "pack"), []
+        for name, values in scores.items():
+            published = (ROWS | SWEEP)[name].paper_type
+            rows.append(our_row((ROWS | SWEEP)[name].title, values) + [str(published)] * bool(column and published))
+        rows += [paper_row(PAPER_FULL[features], f", all (UWAV), {features}")] * paper
+        rows.append(our_row(nothing, [by_nothing]))
+        result.append((f"Parsing scores on the test split, features {features} ({spread})",
+                       SHORT + ["  | paper: seg_type"] * column, rows))
+    return result
+
+
+def note(source: object) -> str:
+    if source == "pack":
+        return "Paper's rows: LLP, the published numbers."
+    if source == RANDOM_SOURCE:
+        return "OUR FEATURES COME FROM ENCODERS WITH RANDOM WEIGHTS: a dry run. Do not compare the numbers."
+    return ("Rows and columns named `paper`: the published numbers, on LLP with real features, for orientation.\n"
+            "OURS IS ANOTHER DATASET: its features are invented. Do not compare the numbers.")
+
+
+def over_seeds(seeds: int) -> str:
+    return f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+
+
+def our_row(title: str, values: list[dict], columns: tuple[str, ...] = SCORES) -> list[str]:
+    """values: one a seed."""
+    return [title, *(cell([v[c] for v in values]) for c in columns)]
+
+
+def paper_row(values: Iterable[float], of: str = "") -> list[str]:
+    return [f"  paper{of}", *(f"{x:.1f}" for x in values)]
+
+
+def as_text(tables: list[Table]) -> str:
+    """One beneath the other, an empty line after each."""
+    parts = []
+    for heading, header, rows in tables:
+        parts += [heading, *([table_row("", header)] if header else []), *(table_row(x[0], x[1:]) for x in rows), ""]
+    return "\n".join(parts)
 
 
 def difference_table(features: str, differences: list[dict], seeds: int, titles: dict[str, str] = TITLES) -> str:
@@ -226,11 +255,6 @@ def difference_table(features: str, differences: list[dict], seeds: int, titles:
     note = ("The interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
             "they are; it does not cover the training seed.")
     return "\n".join([*lines, "", note, ""])
-
-
-def paper_column(feature_set: str, source: object) -> bool:
-    """The paper's ablation is on features `base`; beside real `clip_clap` features it would mislead."""
-    return feature_set == "base" or source != "pack"
 
 
 def cell(values: list[float], spread: str = "±{}") -> str:

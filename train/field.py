@@ -20,12 +20,12 @@ from common.files import atomic, read_arrays, write_arrays, write_sealed
 from data.layout import dry_run, encoders_of, packed_feature_sets, read_index
 from data.splits import load_text, load_truth
 from field import coleaf, jomold, leap
-from train.ablation import (PAPER_FULL, PAPER_LABELS, ROWS, cell, difference_table, files_scored, paired_differences,
-                            train_row, train_rows)
+from train.ablation import (PAPER_FULL, PAPER_LABELS, ROWS, Table, as_text, cell, difference_table, files_scored,
+                            our_row, over_seeds, paired_differences, paper_row, train_row, train_rows)
 from train.checkpoints import Run, load_model
 from train.presets import PRESETS, for_features
 from train.stages import (SHORT, Context, alone, check_finished, evaluate, label, need_source, pretrain, read_labels,
-                          read_predictions, read_quality, table_row)
+                          read_predictions, read_quality)
 from uwav import SCORES
 
 
@@ -164,30 +164,25 @@ def write_tables(context: Context, run: Path, seeds: list[int], features: str, r
                    preset=context.preset, overrides=context.overrides, scores=results, joint=joint, labels=labels,
                    differences=differences)
     write_sealed(run / "field.json", content)
+    text = as_text(tables(content)) + difference_table(
+        features, differences, len(seeds), {name: system.title for name, system in SYSTEMS.items()})
     with atomic(run / "field.txt") as temporary:
-        temporary.write_text(text := as_text(content), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
 
 
-def tables(field: dict) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Of each table: what it is, the heads of its columns, and rows of a title and cells; the paper's beneath ours."""
-    scores, seeds = field["scores"], len(field["seeds"])
-    spread = f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-
-    def row(title: str, values: list[dict], columns: tuple[str, ...] = SCORES) -> list[str]:
-        return [title, *(cell([v[s] for v in values]) for s in columns)]
-
-    def paper(values: tuple[float, ...]) -> list[str]:
-        return ["  paper", *(f"{x:.1f}" for x in values)]
+def tables(field: dict) -> list[Table]:
+    """Those of field.json, the paper's rows beneath ours."""
+    scores, spread = field["scores"], over_seeds(len(field["seeds"]))
 
     systems, labels, names = [], [], [name for name in SYSTEMS if name in scores]
     for name in names:
-        systems.append([*row(SYSTEMS[name].title, scores[name]), cell(field["joint"][name])])
-        systems += [paper(SYSTEMS[name].paper)] if SYSTEMS[name].paper else []
+        systems.append([*our_row(SYSTEMS[name].title, scores[name]), cell(field["joint"][name])])
+        systems += [paper_row(SYSTEMS[name].paper)] if SYSTEMS[name].paper else []
     for name, values in field["labels"].items():
-        labels.append(row(LABELLERS[name], values, SCORES[:5]))
-        labels += [paper(PAPER_LABELS[name].values())] if name in PAPER_LABELS else []
-    networks = [row(f"{title}, {whose}", scores[name]) for (net, title), (whose_row, whose) in itertools.product(
+        labels.append(our_row(LABELLERS[name], values, SCORES[:5]))
+        labels += [paper_row(PAPER_LABELS[name].values())] if name in PAPER_LABELS else []
+    networks = [our_row(f"{title}, {whose}", scores[name]) for (net, title), (whose_row, whose) in itertools.product(
         BACKBONES.items(), LABELS.items()) if (name := whose_row if net == "han" else f"{net}_{whose_row}") in scores]
     return [
         (f"Table 1: parsing scores on the test split, features {field['features']} ({spread}). Each system decides by "
@@ -197,11 +192,3 @@ def tables(field: dict) -> list[tuple[str, list[str], list[list[str]]]]:
         (f"Table 2: segment-level F-scores of the hard labels on the test split ({spread})",
          [s[4:] for s in SCORES[:5]], labels),
         (f"Other networks in the place of the HAN, by their labels ({spread})", SHORT, networks)]
-
-
-def as_text(field: dict) -> str:
-    parts = []
-    for heading, header, rows in tables(field):
-        parts += [heading, *([table_row("", header)] if header else []), *(table_row(x[0], x[1:]) for x in rows), ""]
-    titles = {name: system.title for name, system in SYSTEMS.items()}
-    return "\n".join(parts) + difference_table(field["features"], field["differences"], len(field["seeds"]), titles)

@@ -1,4 +1,4 @@
-"""Are my features theirs? Two folders with features of the same videos -> a table, a picture, a verdict in words.
+"""Are my features theirs? Two folders with features of the same videos -> tables, and a verdict in words.
 
     python features.py compare MINE THEIRS [--teacher FILE]
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 import uwav
 from common.command import progress
-from common.files import atomic, finite, read_array, shaped
+from common.files import finite, read_array, shaped
 from data.annotations import LLP, LLP_DENSE_FILES, LLP_SEGMENTS, read_llp
 from data.layout import TEXTED
 
@@ -28,10 +28,9 @@ HINTS = {"clip": "pictures cropped or squashed, another frame of each second", "
          "clip texts": "other prompts", "clap texts": "other prompts"}
 
 
-def likeness(name: str, ids: list[str],
-             pairs: Iterable[list[np.ndarray]]) -> tuple[np.ndarray, dict[str, str], str]:
-    """Of videos that both sides have, mine and theirs (T, D), as far as both go: the cosines (all seconds,), a row of
-    the table, and a verdict, which begins with "the same" or with capitals."""
+def likeness(name: str, ids: list[str], pairs: Iterable[list[np.ndarray]]) -> tuple[dict[str, str], str]:
+    """Of videos that both sides have, mine and theirs (T, D), as far as both go: a row of the table, and a verdict,
+    which begins with "the same" or with capitals."""
     lengths, equal, means, norms = 0, True, [], []
     shifted = {s: [] for s in SHIFTS}  # cosines of mine at t + s and theirs at t, by video
     for both in progress(pairs, total=len(ids), desc=name):
@@ -69,7 +68,7 @@ def likeness(name: str, ids: list[str],
     else:
         verdict = (f"PREPARED OTHERWISE: {HINTS[name]}" if middle > RELATED else
                    "ANOTHER CHECKPOINT of the encoder, or other videos")
-    return cosine, row, verdict
+    return row, verdict
 
 
 def read(path: Path, size: int, length: int | None = None) -> np.ndarray:
@@ -110,8 +109,8 @@ def agreement(sides: tuple[Path, Path], llp: LLP, ids: set[str], teacher: uwav.T
 
 
 def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> dict[str, str]:
-    """Tables, MINE/compare.png and verdicts, by name. Raises FileNotFoundError or ValueError naming the file."""
-    sides, picture = (mine, theirs), mine / "compare.png"
+    """Prints tables and verdicts, and returns these, by name. Raises FileNotFoundError or ValueError naming the file."""
+    sides = mine, theirs
     ids = {name: set.intersection(*({x.stem for x in (folder / e.folder).glob("[!.]*.npy")} for folder in sides))
            for name, e in TEXTED.items()}
     found = {}
@@ -124,8 +123,8 @@ def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> di
             found[f"{name} texts"] = likeness(f"{name} texts", [f"class {c}" for c in range(len(texts))], texts)
     if not found:
         raise FileNotFoundError(f"{mine} and {theirs}: no file of features in both, {TEXTED['clap'].folder}/ID.npy")
-    cosines, rows, verdicts = ({name: x[k] for name, x in found.items()} for k in range(3))
-    table(rows)
+    verdicts = {name: verdict for name, (_, verdict) in found.items()}
+    table({name: row for name, (row, _) in found.items()})
     annotated = [folder for folder in sides if (folder / LLP_DENSE_FILES["audio"]).exists()]
     if annotated and found.keys() >= HINTS.keys():  # vectors and texts of both encoders
         llp = read_llp(annotated[0], lambda line: None)
@@ -133,8 +132,7 @@ def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> di
             print("\nThe same hard label, in % of the seconds of videos of val that have the class:")
             table({name: {column: f"{x[c]:.1f}" for column, x in agrees.items()} for c, name in enumerate(llp.classes)
                    if not np.isnan([x[c] for x in agrees.values()]).any()})
-    draw(cosines, picture)
-    print(*map(": ".join, verdicts.items()), f"{picture}: written", sep="\n")
+    print(*map(": ".join, verdicts.items()), sep="\n")
     wrong = ", ".join(name for name, verdict in verdicts.items() if not verdict.startswith("the same"))
     print(f"VERDICT: NOT the same features: {wrong}" if wrong else "VERDICT: the same features")
     return verdicts
@@ -145,20 +143,3 @@ def table(rows: dict[str, dict[str, str]]) -> None:
     width = [max(map(len, column)) for column in zip(*lines)]
     for name, *cells in lines:
         print(name.ljust(width[0]), *map(str.rjust, cells, width[1:]), sep="  ")
-
-
-def draw(curves: dict[str, np.ndarray], path: Path) -> None:
-    """The cosines of all seconds in order of size -> a PNG file."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6, 5), layout="constrained")
-    for name, x in curves.items():
-        axis.plot(np.linspace(0, 100, len(x)), np.sort(x), label=name)
-    axis.set(title="cosine of mine and theirs", xlabel="% of the seconds that lie below")
-    axis.legend(frameon=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
-    plt.close(figure)

@@ -11,9 +11,8 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 import uwav
-from bench import plain_scores
 from data import pack
-from slow import f1
+from slow import f1, plain_scores
 from uwav import parsing_scores
 
 # ---- scores ----

@@ -78,11 +78,11 @@ def test_page_loads_nothing_from_anywhere(page):
 def test_scores_and_differences_on_the_page_are_those_of_the_ablation(finished, page):
     ablation = json.loads((finished / "ablation.json").read_text())
     for values in ablation["scores"]["clip_clap"].values():
-        assert report.mean_and_spread([v["seg_type"] for v in values]) in page
+        assert report.cell([v["seg_type"] for v in values]) in page
     changes = [d["scores"]["seg_type"] for d in ablation["differences"]["clip_clap"]]
     clear = [x for x in changes if len({v > 0 for v in (*x["interval"], *x["by_seed"])}) == 1]
     assert f"the interval excludes zero, and every seed has its sign, in {len(clear)} of 7 steps" in page
-    assert "the paper's</em>" not in page  # the features are invented
+    assert "<th>  paper" not in page  # the features are invented
     assert "all, alpha = 0.5" in page and "all, W = 1" in page
 
 
@@ -90,7 +90,7 @@ def test_the_first_screen_has_three_sentences_and_the_table_of_scores(finished, 
     first = page[page.index('id="section1"'):page.index('id="section2"')]
     scores = json.loads((finished / "ablation.json").read_text())["scores"]["clip_clap"]
     assert first.index("On the test split UWAV scores") < first.index("What helps are the labels") < first.index("paper's order") < first.index("<table>")
-    assert f"UWAV scores {report.mean_and_spread([v['seg_type'] for v in scores['full']])} % of Type" in first
+    assert f"UWAV scores {report.cell([v['seg_type'] for v in scores['full']])} % of Type" in first
     assert "nothing at all" in first and "<figure" not in first
 
 
@@ -180,10 +180,10 @@ def test_paper_rows_stand_beside_llp_only(finished, tmp_path, monkeypatch):
     run = copied(finished, tmp_path)
     with_index(monkeypatch, run, lambda index: index.update(source="pack"))
     page = text_of(run)
-    assert "<em>68.9</em>" in page and "<em>78.4</em>" in page
+    assert "  paper, all (UWAV), clip_clap</th><td>68.9</td>" in page and "  paper</th><td>78.4</td>" in page
     classes = ["Talking", *report.LLP_CLASSES[1:]]  # somebody's own
     with_index(monkeypatch, run, lambda index: index.update(source="pack", llp=index["llp"] | dict(classes=classes)))
-    assert "<em>the paper's</em>" not in text_of(run)
+    assert "<th>  paper" not in text_of(run)
 
 
 def test_packed_data_may_lie_elsewhere(finished, tmp_path, monkeypatch):
@@ -226,7 +226,7 @@ def test_a_run_with_one_seed_and_no_sweep_says_that_no_spread_is_known(finished,
     run = copied(finished, tmp_path, "seed1")
     cli.main(["ablate", str(run / "data"), str(run), *SMALL])
     page = text_of(run)
-    assert "One seed, so no spread is known" in page and "--seeds 3 would show it" in page and "±" not in page
+    assert "test split (one seed).</p>" in page and "--seeds 3 would show it" in page and "±" not in page
     assert "alpha = 0.5" not in page
 
 
