@@ -1,6 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=1.24,<3", "onnxruntime>=1.20,<2", "av>=15,<20", "pillow", "matplotlib>=3.8,<4", "tokenizers"]
+# dependencies = ["numpy>=1.24,<3", "onnxruntime>=1.20,<2", "av>=15,<20", "pillow", "matplotlib>=3.8,<4", "tokenizers",
+#     "ftfy"]
 # ///
 """Parse a video with an exported bundle: which events are audible, visible or both in every second. No PyTorch.
 
@@ -40,8 +41,10 @@ JSON_FORMAT = 1  # of what --json writes (docs/deploy.md)
 # Characters that no text of a bundle has: a terminal may obey them, or they are invisible, or turn what follows around.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 FORMULA = re.compile("'*[=+@\uff0b\uff0d\uff1d\uff20-]")  # how a cell begins that a spreadsheet would compute
+PLAIN = re.compile("[ -%'-~]*")  # ASCII that can be printed, but "&", which HTML begins entities with
 LONGEST = 3600.0  # s of a video: it takes as long to encode, but no more memory than a short one
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
+READ_BY_ALL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # by Node and the page, too
 HALF = 65504  # the largest number in half precision, in which parsers are trained
 # A tensor of an .onnx file may name another file, anywhere, to take its numbers from, under the key "location": a
 # string in protobuf, after a byte that ends its length, 8 (or 0, if that is written longer than needed).
@@ -81,7 +84,7 @@ class Bundle:
         if variant and self.parser == "parser":
             raise ValueError(f"{path}: the bundle has no {variant} parser; export it with --{variant}")
         self.inputs = {"audio": ["audio"], "visual": [name for name in self.sizes if name != "audio"]}  # by modality
-        self.wanted, self.providers, self.sessions = provider, {}, {}
+        self.wanted, self.providers, self.sessions, self.texts = provider, {}, {}, {}
 
     def chosen(self, name: str) -> str:
         """NAME, or its smaller variant, if one is wanted and there."""
@@ -172,6 +175,8 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(_file(path)) as archive:
             if sum(member.file_size for member in archive.infolist()) > LARGEST:
                 raise ValueError("it would unpack to more than 1 GB")
+            if any(member.compress_type not in READ_BY_ALL for member in archive.infolist()):
+                raise ValueError("it is compressed otherwise than np.savez_compressed does")
             if archive.testzip():
                 raise ValueError("it is damaged")
         with np.load(path, allow_pickle=False) as file:
@@ -187,7 +192,7 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     needed = sum(there if there and arrays.keys() <= bundle.sizes.keys() else groups, [])
     for name in needed:
         x, size = arrays.get(name), bundle.sizes[name]
-        if x is None or x.dtype.kind not in "fiu" or x.ndim != 2 or x.shape[1] != size or not len(x):
+        if x is None or x.dtype.kind not in "fiu" or x.itemsize > 8 or x.ndim != 2 or x.shape[1] != size or not len(x):
             found = f"{name} is {x.dtype} {x.shape}" if x is not None else f"it has {list(arrays)!r:.200}"
             raise ValueError(f"{path}: the parser needs {name} of shape (T, {size}), but {found}")
         if len(x) != len(arrays[needed[0]]):
@@ -246,6 +251,8 @@ def texts_of(classes: list[str], bundle: Bundle) -> dict[str, np.ndarray]:
     """The text embeddings of any classes, (C, 512) for sound and (C, 768) for pictures, by the bundle's encoders."""
     from tokenizers import Tokenizer
 
+    if tuple(classes) in bundle.texts:
+        return bundle.texts[tuple(classes)]
     found, prompts = {}, bundle.info["preprocessing"]["prompts"]
     for modality, name in (("audio", "clap"), ("visual", "clip")):
         bundle.session(f"{name}_text")  # a missing one is said first
@@ -253,10 +260,22 @@ def texts_of(classes: list[str], bundle: Bundle) -> dict[str, np.ndarray]:
         content = file.read_bytes()
         if hashlib.sha256(content).hexdigest() != bundle.files[f"{name}_text"].get("tokenizer"):
             raise ValueError(f"{file}: not the file that bundle.json describes (its checksum differs)")
-        texts = [html.unescape(html.unescape(prompts[name].format(c.replace("_", " ")))) for c in classes]
+        texts = [prompts[name].format(c.replace("_", " ")) for c in classes]
+        if name == "clip":
+            texts = [cleaned(text) for text in texts]
         tokens = [encoding.ids for encoding in Tokenizer.from_buffer(content).encode_batch(texts)]
         found[modality] = bundle.run(f"{name}_text", dict(tokens=np.array(tokens, np.int64)))["embedding"]
+    bundle.texts[tuple(classes)] = found
     return found
+
+
+def cleaned(text: str) -> str:
+    """As CLIP's own tokenizer begins. Of plain letters its library ftfy changes nothing; others need it."""
+    if not PLAIN.fullmatch(text):
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())
 
 
 def teacher_of(classes: list[str], bundle: Bundle) -> Callable[[dict], dict]:
@@ -455,6 +474,22 @@ def own_classes(names: str) -> list[str]:
     return classes
 
 
+def check_before_work(options: argparse.Namespace) -> None:
+    """What would stop the command after minutes of decoding stops it now. Raises ValueError or ModuleNotFoundError."""
+    outputs = [x for x in (options.json, options.csv, options.plot, options.save_features) if x]
+    if len({path.resolve() for path in (options.source, *outputs)}) <= len(outputs):
+        raise ValueError("an output is named twice, or is the source itself")
+    for path in outputs:
+        folder = next(x for x in _file(path).absolute().parents if x.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            raise ValueError(f"{path}: cannot be written, {folder} is not a folder that may be written to")
+    if options.plot:
+        from matplotlib.backend_bases import FigureCanvasBase as Canvas
+
+        if options.plot.suffix[1:].lower() not in ("", *Canvas.filetypes):
+            raise ValueError(f"{options.plot}: not a kind of picture; known are {', '.join(sorted(Canvas.filetypes))}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Which events are audible, visible or both in every second of a video.",
@@ -483,9 +518,15 @@ def main(arguments: list[str] | None = None) -> None:
         if options.serve:
             from web.serve import serve
 
+            given = vars(options) | dict(serve=None, port=parser.get_default("port"))
+            if given != vars(parser.parse_args(["--serve", "OUT"])) | dict(serve=None):
+                raise ValueError("--serve shows a page, on which a video is chosen: it takes --port and nothing else")
             return serve(Bundle(options.serve).folder, options.port)
         bundle = Bundle(options.bundle, options.device, options.variant)
         classes = None if options.classes is None else own_classes(options.classes)
+        check_before_work(options)
+        if classes:
+            teacher_of(classes, bundle)  # which needs packages, encoders of texts and a threshold
         if options.source.suffix.lower() == ".npz":
             features = features_of_file(options.source, bundle)
         else:

@@ -21,7 +21,7 @@ function guarded(action) {
       await action(...args);
     } catch (error) {
       $("progress").hidden = true;
-      say(`This did not work: ${error.message}`, true);
+      say(`This did not work: ${error.message || error}`, true);
     }
   };
 }
@@ -73,6 +73,7 @@ $("stop").addEventListener("click", guarded(async () => {
   file = null;
   $("source").value = "";
   say("Stopped. Choose another video, or the same one again.");
+  $("source").focus(); // the button that had it is gone
   await openBundle(); // the worker ended, and with it what it computed
 }));
 
@@ -98,12 +99,15 @@ async function parseFile(file, bundle, wanted) {
   const tell = (what) => (done, of) => {
     if (!wanted()) throw new Error("another file was chosen");
     Object.assign($("progress").firstChild, {max: of, value: done});
-    say(`${what} ${file.name}: ${done} of ${of} s`);
+    $("done").textContent = `${done} of ${of} s`;
+    const words = `${what} ${file.name}`; // once: a screen reader tells what changes here
+    if ($("status").textContent !== words) say(words);
   };
   const isVideo = !file.name.toLowerCase().endsWith(".npz");
   $("result").hidden = true;
   $("progress").hidden = false;
   $("progress").firstChild.removeAttribute("value");
+  $("done").textContent = "";
   say(`Opening ${file.name}`);
   if (address) URL.revokeObjectURL(address);
   address = isVideo ? URL.createObjectURL(file) : null;
@@ -148,7 +152,8 @@ function show() {
   ruler.append(element("div", ""), element("div", "marks"));
   $("strips").append(ruler);
   fillTable(element);
-  $("notes").textContent = bundle.warnings.join("; ");
+  const skipped = !$("video").hidden && $("video").unseen > 0.1 && `this browser shows nothing of the first ${$("video").unseen.toFixed(1)} s`;
+  $("notes").textContent = [...bundle.warnings, skipped].filter(Boolean).join("; ");
   $("ran").textContent = bundle.ranOn;
   $("zoom").hidden = T <= 2 * CLOSEST;
   $("timeline").hidden = $("told").hidden = !found.length;
@@ -222,7 +227,7 @@ function mark() {
 function moveTo(time, seek = true) {
   const {T} = result, video = $("video");
   at = Math.max(0, Math.min(time, T));
-  if (seek && !video.hidden) video.currentTime = Math.min(at, video.duration);
+  if (seek && !video.hidden) video.currentTime = video.begins + Math.min(at, video.duration);
   if (!rows.length) return;
   const marks = $("strips").querySelector(".marks").getBoundingClientRect(), part = (at - view.from) / view.length;
   $("cursor").style.left = `${marks.left - $("timeline").getBoundingClientRect().left + marks.width * part}px`;
@@ -248,9 +253,9 @@ function sentence({title, modality, m, c, there}, t) {
 }
 
 function follow() {
-  const {hidden, currentTime} = $("video");
-  if (result && !hidden && Math.abs(currentTime - at) > 0.02) {
-    moveTo(currentTime, false);
+  const {hidden, currentTime, begins} = $("video");
+  if (result && !hidden && Math.abs(currentTime - begins - at) > 0.02) {
+    moveTo(currentTime - begins, false);
     if (at > view.from + view.length) look(at, view.length);
   }
   requestAnimationFrame(follow);

@@ -6,6 +6,8 @@
 //
 // An array is {data: Float32Array | ..., shape: [...]}. T segments of one second, C classes.
 
+import {timesOf} from "./container.js";
+
 export const WINDOW = 10; // segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
 export const MODALITIES = {audible: "audio", visible: "visual", both: "av"};
 const BUNDLE_FORMAT = 2;
@@ -16,7 +18,10 @@ const HALF = 65504; // the largest number in half precision, in which parsers ar
 // Characters that no text of a bundle has: a terminal may obey them, or they are invisible, or turn what follows around.
 const CONTROL = /[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/u;
 const AT_ONCE = 16; // windows through the parser
+const CUT_SHORT = 0.5; // s by which a declared length may be too short
+const UNPACKED = 2 ** 30; // bytes that an .npz file of features may unpack to
 const TAIL = 0.1; // s: a last segment shorter than this is none
+const LARGEST = 2 ** 31; // bytes, about, that a browser reads in one piece
 
 // ---- the bundle ----
 
@@ -165,8 +170,9 @@ export async function parse(features, bundle, tell = () => {}) {
   const needed = (known ? there : groups).flat(), T = features[needed[0]]?.shape[0];
   for (const name of needed) {
     const x = features[name], {shape} = inputs[name], size = shape[shape.length - 1];
-    if (!x || x.shape.length !== 2 || x.shape[1] !== size || !x.shape[0]) {
-      throw new Error(`the parser needs ${name} of shape (T, ${size}), but ${x ? `${name} is (${x.shape.join(", ")})` : `it has ${Object.keys(features).join(", ")}`}`);
+    if (!x?.data || x.shape.length !== 2 || x.shape[1] !== size || !x.shape[0]) {
+      const shown = (shape) => `(${shape.join(", ")}${shape.length === 1 ? "," : ""})`; // as Python writes a tuple
+      throw new Error(`the parser needs ${name} of shape (T, ${size}), but ${x ? `${name} is ${x.type ?? "float32"} ${shown(x.shape)}` : `it has [${given.map((key) => `'${key}'`).join(", ")}]`}`);
     }
     if (x.shape[0] !== T) throw new Error(`${name} has another length than ${needed[0]}`);
     if (!x.data.every((value) => Math.abs(value) <= HALF)) throw new Error(`${name} holds NaN or infinite values, or values beyond half precision`);
@@ -199,7 +205,7 @@ export async function parse(features, bundle, tell = () => {}) {
         }
       }
     }
-    tell(first + B, windows);
+    tell(first + B === windows ? T : first + B, T);
   }
   for (const m of ["audio", "visual"]) {
     const there = bundle.inputs[m].some((name) => given.includes(name));
@@ -252,7 +258,7 @@ function events({T, C, classes, probability, event}) {
 
 // ---- feature files ----
 
-// The float arrays of an .npz file (np.savez or np.savez_compressed), by name.
+// The arrays of an .npz file (np.savez or np.savez_compressed), by name; {type, shape} alone of those that hold no numbers.
 export async function readNpz(bytes) {
   try {
     return await arraysOf(bytes);
@@ -266,11 +272,14 @@ async function arraysOf(bytes) {
   let end = bytes.length - 22; // of the central directory
   while (end >= 0 && view.getUint32(end, true) !== 0x06054b50) end--;
   if (end < 0) throw new Error("it is no archive");
-  let entry = view.getUint32(end + 16, true);
+  let entry = view.getUint32(end + 16, true), unpacked = 0;
   for (let n = view.getUint16(end + 10, true); n > 0; n--) {
     if (entry + 46 > bytes.length || view.getUint32(entry, true) !== 0x02014b50) throw new Error("it is damaged");
     const method = view.getUint16(entry + 10, true), packed = view.getUint32(entry + 20, true);
     const nameLength = view.getUint16(entry + 28, true), local = view.getUint32(entry + 42, true);
+    unpacked += view.getUint32(entry + 24, true);
+    if (unpacked > UNPACKED) throw new Error("it would unpack to more than 1 GB");
+    if (method !== 0 && method !== 8) throw new Error("it is compressed otherwise than np.savez_compressed does");
     const name = new TextDecoder().decode(bytes.subarray(entry + 46, entry + 46 + nameLength));
     const start = local + 30 + view.getUint16(local + 26, true) + view.getUint16(local + 28, true);
     let content = bytes.subarray(start, start + packed);
@@ -296,23 +305,31 @@ function crc32(bytes) {
   return (crc ^ 0xffffffff) >>> 0;
 }
 
+const ARRAYS = { // of numbers, little-endian: 16-bit floats have their own reader below
+  f2: Uint16Array, f4: Float32Array, f8: Float64Array, i1: Int8Array, i2: Int16Array, i4: Int32Array, i8: BigInt64Array,
+  u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, u8: BigUint64Array};
+
 function readNpy(bytes) {
   const text = (a, b) => new TextDecoder("latin1").decode(bytes.subarray(a, b));
   if (text(1, 6) !== "NUMPY") throw new Error("not an .npy array");
   const view = new DataView(bytes.buffer, bytes.byteOffset), wide = bytes[6] > 1;
   const start = (wide ? 12 : 10) + (wide ? view.getUint32(8, true) : view.getUint16(8, true)), header = text(10, start);
-  const type = /'descr':\s*'([^']+)'/.exec(header)?.[1], shape = /'shape':\s*\(([^)]*)\)/.exec(header)?.[1];
-  const kinds = {"<f4": Float32Array, "<f8": Float64Array, "<f2": Uint16Array};
-  if (!kinds[type] || shape === undefined) throw new Error(`an array of type ${type}; floating-point numbers are needed`);
+  const type = /['"]descr['"]:\s*(?:['"]([^'"]+)['"]|\[)/.exec(header), shape = /['"]shape['"]:\s*\(([^)]*)\)/.exec(header)?.[1];
+  if (!type || shape === undefined) throw new Error("not an .npy array");
+  if (/\|O/.test(type[1] ?? header)) throw new Error("it holds something else than arrays");
   const sizes = shape.split(",").filter((s) => s.trim()).map(Number), count = sizes.reduce((a, b) => a * b, 1);
-  const content = bytes.slice(start, start + count * kinds[type].BYTES_PER_ELEMENT); // aligned
-  if (content.length !== count * kinds[type].BYTES_PER_ELEMENT) throw new Error("an array that was cut short");
-  let data = Float32Array.from(new kinds[type](content.buffer), type === "<f2" ? half : undefined);
-  if (/'fortran_order':\s*True/.test(header) && sizes.length === 2) {
+  const [, order, kind] = /^([<>|=]?)([fiu]\d)$/.exec(type[1]) ?? [], Kind = ARRAYS[kind];
+  if (!Kind) return {type: type[1] === "|b1" ? "bool" : type[1] ?? "of several fields", shape: sizes};
+  const content = bytes.slice(start, start + count * Kind.BYTES_PER_ELEMENT), size = Kind.BYTES_PER_ELEMENT; // aligned
+  if (content.length !== count * size) throw new Error("an array that was cut short");
+  if (order === ">") for (let i = 0; i < content.length; i += size) content.subarray(i, i + size).reverse();
+  let data = Float64Array.from(new Kind(content.buffer), kind === "f2" ? half : Number);
+  if (/True/.test(header) && sizes.length === 2) { // in Fortran's order
     const [rows, columns] = sizes;
-    data = Float32Array.from(data, (_, i) => data[(i % columns) * rows + Math.floor(i / columns)]);
-  } else if (/True/.test(header) && sizes.length > 1) throw new Error("an array in Fortran order");
-  return {data, shape: sizes};
+    data = Float64Array.from(data, (_, i) => data[(i % columns) * rows + Math.floor(i / columns)]);
+  }
+  const name = {f: "float", i: "int", u: "uint"}[kind[0]] + 8 * size; // as NumPy has it
+  return {data, shape: sizes, type: order === ">" && size > 1 ? type[1] : name};
 }
 
 // The number behind the 16 bits of a half.
@@ -327,20 +344,25 @@ function half(bits) {
 // CLIP and CLAP embeddings of every second. `video` is a <video> element that has loaded its metadata; `file` the same
 // video as a Blob, for its sound. tell(done, of) is called after each step.
 export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
-  const {inputs} = bundle.info.files.parser, T = Math.ceil(video.duration - TAIL);
+  const {inputs} = bundle.info.files.parser;
   if (bundle.info.features.set !== "clip_clap") throw new Error("the bundle's parser does not read CLIP and CLAP features: give it a features file");
+  const content = await contentOf(file), {begin, end} = timesOf(new Uint8Array(content)), wave = await waveOf(file, content);
+  const absolute = Number.isFinite(video.duration) ? video.duration - end > begin / 2 : video.currentTime > begin - TAIL;
+  video.begins = absolute ? begin : 0; // some browsers count from the file's first time stamp, others by what it says
+  video.unseen = Math.max(0, video.currentTime - video.begins); // s at the beginning that this browser skips
+  const told = video.duration - video.begins, seconds = Number.isFinite(told) && told > end - CUT_SHORT ? told : end || wave?.length / RATE;
+  const T = Math.ceil(seconds - TAIL); // a recorder leaves the length open: Infinity
   if (!(T >= 1)) throw new Error("the video has no length");
   const empty = (name) => ({data: new Float32Array(T * inputs[name].shape[2]), shape: [T, inputs[name].shape[2]]});
   const features = {};
   const put = (name, t, {embedding}) => features[name].data.set(embedding.data, t * features[name].shape[1]);
-  const wave = await waveOf(file);
   if (wave) features.audio = empty("audio");
   if (video.videoWidth) features.visual_2d = empty("visual_2d");
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   const context = canvas.getContext("2d", {willReadFrequently: true});
   for (let t = 0; t < T; t++) {
-    if (video.videoWidth) await seek(video, Math.min(t + 0.5, video.duration - 0.001));
+    if (video.videoWidth) await seek(video, video.begins + Math.min(t + 0.5, seconds - 0.001));
     tell(t + 1, T);
     if (video.videoWidth) {
       context.drawImage(video, 0, 0);
@@ -355,20 +377,24 @@ export async function featuresOfVideo(video, file, bundle, tell = () => {}) {
   return features;
 }
 
+// The frame of that time. A browser may say that it is there before it can be drawn: then it comes with one of the next refreshes.
 function seek(video, time) {
   return new Promise((resolve, reject) => {
-    video.addEventListener("seeked", () => resolve(), {once: true});
+    const drawn = new Promise((shown) => video.requestVideoFrameCallback?.(shown));
+    video.addEventListener("seeked", () => Promise.race([drawn, new Promise((late) => setTimeout(late, 250))]).then(resolve), {once: true});
     video.addEventListener("error", () => reject(new Error("the browser cannot show this video")), {once: true});
     video.currentTime = time;
   });
 }
 
-// The sound of a file, 48 kHz: two channels are averaged, more are first mixed down to two, as ITU-R BS.775 has it; null
-// without sound.
-export async function waveOf(file) {
+// The sound of a file, 48 kHz, from the file's first time stamp on: two channels are averaged, more are first mixed down to
+// two, as ITU-R BS.775 has it; null without sound. content: the file's bytes, which are gone afterwards.
+export async function waveOf(file, content = null) {
+  content ??= await contentOf(file);
+  const {pieces} = timesOf(new Uint8Array(content));
   let sound;
   try {
-    sound = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(await file.arrayBuffer());
+    sound = await new OfflineAudioContext(1, 1, RATE).decodeAudioData(content);
   } catch {
     return null;
   }
@@ -383,7 +409,25 @@ export async function waveOf(file) {
     const channel = sound.getChannelData(c);
     for (let i = 0; i < wave.length; i++) wave[i] += channel[i] / sound.numberOfChannels;
   }
-  return wave;
+  return placed(wave, pieces);
+}
+
+// Decoded samples at the times when they are heard, silence between them.
+function placed(wave, pieces) {
+  const sample = (seconds) => Math.round(seconds * RATE), last = pieces.at(-1);
+  const out = new Float32Array(sample(last.at) + Math.max(0, wave.length - sample(last.from)));
+  pieces.forEach(({from, at}, n) => out.set(wave.subarray(sample(from), n + 1 < pieces.length ? sample(pieces[n + 1].from) : wave.length), sample(at)));
+  return out;
+}
+
+// All of a file, which a browser decodes in one piece.
+export async function contentOf(file) {
+  try {
+    return await file.arrayBuffer();
+  } catch (error) {
+    if (file.size < LARGEST) throw error;
+    throw new Error(`${file.name}: ${(file.size / 1e9).toFixed(1)} GB are more than a browser reads at once (2 GB); \`python parse.py\` has no such limit`);
+  }
 }
 
 // {data: RGBA, width, height} -> RGB (224, 224, 3): short side 224 by Pillow's bicubic filter, in its fixed-point

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 WEB = Path(__file__).resolve().parent
-PAGE = ("index.html", "page.js", "parser.js", "remote.js", "runtime.js", "worker.js")
+PAGE = ("index.html", "container.js", "page.js", "parser.js", "remote.js", "runtime.js", "worker.js")
 LIBRARY = tuple(line.split()[1] for line in (WEB / "vendor.sha256").read_text().splitlines())  # onnxruntime-web's
 PLACES = (WEB / "vendor", WEB / "node_modules/onnxruntime-web/dist")  # where vendor.sh and npm put it
 OF_BUNDLE = re.compile(r"bundle/(bundle\.json|sample\.npz|onnx/[a-z0-9_]+\.onnx)")
@@ -59,8 +59,9 @@ def serve(bundle: Path, port: int) -> None:
     Handler.bundle = bundle.resolve()
     try:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
-        raise OSError(f"port {port}: {error.strerror}; --port N takes another") from None
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a port is a number from 0 to 65535"
+        raise OSError(f"port {port}: {reason}; --port N takes another") from None
     server.handle_error = lambda *arguments: None  # a browser that stopped loading is no news
     print(f"http://localhost:{server.server_address[1]}/?bundle=bundle   (Ctrl-C ends it)", flush=True)
     server.serve_forever()

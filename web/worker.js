@@ -1,6 +1,6 @@
 // The graphs of a bundle, beside the page, so that the page stays awake. A message is {id, task, ...}, its answer
 // {id, value} or {id, error}. One task at a time.
-import {Bundle, readNpz} from "./parser.js";
+import {Bundle, contentOf, readNpz} from "./parser.js";
 import {findRuntimes} from "./runtime.js";
 
 let bundle, before = Promise.resolve();
@@ -16,7 +16,7 @@ const tasks = {
   begin: () => { bundle.providers = {}; },
   run: ({name, inputs}) => bundle.run(name, inputs),
   picture: ({pixels}) => bundle.picture(pixels),
-  features: async ({file}) => readNpz(new Uint8Array(await file.arrayBuffer())),
+  features: async ({file}) => readNpz(new Uint8Array(await contentOf(file))),
   file: ({path}) => bundle.read(path),
 };
 

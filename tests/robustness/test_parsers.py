@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,23 @@ def flipped(share: float) -> Callable[[bytes], bytes]:
     return flip
 
 
+def packed(method: int) -> Callable[[bytes], bytes]:
+    """The same archive, compressed otherwise."""
+    def pack(whole: bytes) -> bytes:
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(buffer, "w", method) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+        return buffer.getvalue()
+
+    return pack
+
+
+def sound(dtype: object) -> Callable[[bytes], bytes]:
+    return arrays(audio=np.arange(20).reshape(5, 4).astype(dtype))
+
+
+NOT_NUMBERS = "the parser needs audio of shape (T, 4), but audio is "
 CASES = {  # what is wrong -> file, change (None: it is gone), what is said; "": nothing is wrong
     "nothing": ("x.npz", bytes, ""),
     "no bundle.json": ("bundle.json", None, "bundle.json: no such file"),
@@ -112,6 +130,21 @@ CASES = {  # what is wrong -> file, change (None: it is gone), what is said; "":
     "no second": ("x.npz", arrays(audio=np.ones((0, 4), np.float32)), "the parser needs audio of shape (T, 4), but audio is "),
     "sound by another name": ("x.npz", arrays(audio=None, Audio=np.ones((5, 4), np.float32)), "the parser needs audio of shape (T, 4), but it has "),
     "neither sound nor picture": ("x.npz", arrays(audio=None, visual_2d=None, time=np.ones(5)), "the parser needs audio of shape (T, 4), but it has "),
+    **{f"numbers of type {dtype}": ("x.npz", sound(dtype), "") for dtype in ("<f2", ">f2", ">f4", ">f8", "i1", "u1", "<i2", ">u2", "<i4", ">i4", "<u4", "<i8", ">i8", "<u8", ">u8")},
+    **{f"{dtype} in place of numbers": ("x.npz", sound(dtype), NOT_NUMBERS + name) for dtype, name in (("?", "bool"), ("c8", ""), ("U3", ""), ("g", ""), ("M8[s]", ""))},
+    "65504.001": ("x.npz", arrays(visual_2d=at(0, 65504.001, np.float64)), f"visual_2d {RANGE}"),
+    "a large integer": ("x.npz", arrays(visual_2d=at(0, 1 << 40, np.int64)), f"visual_2d {RANGE}"),
+    "the order of Fortran, big-endian": ("x.npz", arrays(visual_2d=np.asfortranarray(np.arange(15).reshape(5, 3).astype(">i2"))), ""),
+    "one more array, a text": ("x.npz", arrays(id=np.array("abc")), ""),
+    "one more array, names": ("x.npz", arrays(names=np.array(["a", "b"]), more=np.array([b"x"])), ""),
+    "one more array, a table": ("x.npz", arrays(table=np.zeros(3, [("start", "<f4"), ("label", "U5")])), ""),
+    "one more array, dates and truths": ("x.npz", arrays(when=np.array(["2026-01-01"], "M8[D]"), known=np.array([True])), ""),
+    "one more array, of three dimensions, in the order of Fortran": ("x.npz", arrays(grid=np.asfortranarray(np.ones((2, 3, 4)))), ""),
+    "one more array, pickled": ("x.npz", arrays(more=np.array([{}], object)), NO_NPZ),
+    "one more array, pickled in a table": ("x.npz", arrays(more=np.zeros(2, [("a", "O")])), NO_NPZ),
+    "deflated": ("x.npz", packed(zipfile.ZIP_DEFLATED), ""),
+    "compressed by bzip2": ("x.npz", packed(zipfile.ZIP_BZIP2), NO_NPZ),
+    "compressed by LZMA": ("x.npz", packed(zipfile.ZIP_LZMA), NO_NPZ),
     "another length": ("x.npz", arrays(visual_2d=np.ones((4, 3), np.float32)), "visual_2d has another length than audio"),
 }
 
