@@ -81,7 +81,7 @@ function mp4(view) {
     mvhd(at, wide) { movie = u32(at + (wide ? 20 : 12)); },
     tkhd(at, wide) { tracks.set(u32(at + (wide ? 20 : 12)), track); },
     mdhd(at, wide) { track.scale = u32(at + (wide ? 20 : 12)); },
-    hdlr(at) { track.kind = HANDLERS[String.fromCharCode(...new Uint8Array(view.buffer, view.byteOffset + at + 8, 4))]; },
+    hdlr(at) { track.kind ??= HANDLERS[String.fromCharCode(...new Uint8Array(view.buffer, view.byteOffset + at + 8, 4))]; }, // QuickTime has a second one
     elst(at, wide) {
       const long = wide ? (x) => Number(view.getBigInt64(x)) : (x) => view.getInt32(x), size = wide ? 20 : 12;
       for (let entry = at + 8, n = u32(at + 4); n > 0; n--, entry += size) {

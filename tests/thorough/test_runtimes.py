@@ -21,6 +21,7 @@ from conftest import need, unavailable
 
 need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
 
+import clips
 import export_onnx
 import parse
 from train import checkpoints
@@ -380,6 +381,71 @@ def test_page_parses_the_real_clip_like_python_and_shows_it(browser, server, bun
         assert "probability" in page.locator("#tip").text_content() and page.locator("#tip").is_visible()
     assert problems == []
     page.close()
+
+
+READ_BY_PAGE = """async () => {
+    const {featuresOfVideo, squareImage} = await import("./parser.js"), video = document.createElement("video"), seconds = [], pictures = [];
+    const file = document.getElementById("source").files[0], size = {shape: [1, 1, 1]};
+    video.muted = true;
+    await new Promise((ready, no) => Object.assign(video, {onloadeddata: ready, onerror: no, src: URL.createObjectURL(file)}));
+    const bundle = { // in place of encoders, what they are given
+        info: {features: {set: "clip_clap"}, files: {parser: {inputs: {audio: size, visual_2d: size}}}},
+        picture: (pixels) => { pictures.push([...squareImage(pixels)]); return {embedding: {data: [0]}}; },
+        run: (name, {wave}) => { seconds.push(wave.data); return {embedding: {data: [0]}}; }};
+    const features = await featuresOfVideo(video, file, bundle);
+    const loud = (second) => Array.from({length: 20}, (_, n) => second.subarray(2400 * n, 2400 * (n + 1)).some((x) => Math.abs(x) > 0.2)); // in each 50 ms
+    return {T: Object.values(features)[0].shape[0], pictures, loud: features.audio ? seconds.flatMap(loud) : null};
+}"""
+VP8 = dict(video_codec="libvpx", audio_codec="libopus")
+LIVE = dict(options={"live": "1"})  # as a browser's recorder writes: no length, no index
+FRAGMENTS = dict(options={"movflags": "frag_keyframe+empty_moov+delay_moov"})
+TIMES = {  # name of the file: how it is made, when its sound is heard (of 6 s)
+    "whole.mp4": ({}, (0, 6)), "late.mp4": (dict(sound_start=2.0), (2, 6)), "late.mov": (dict(sound_start=0.5), (0.5, 6)), "early end.mp4": (dict(), (0, 3)),
+    "late in fragments.mp4": (dict(sound_start=2.0) | FRAGMENTS, (2, 6)), "late.webm": (dict(sound_start=1.3) | VP8, (1.3, 6)),
+    "at 7.5 s.mkv": (dict(start=7.5), (0, 6)), "at 7.5 s, late.webm": (dict(start=7.5, sound_start=2.0) | VP8, (2, 6)), "at 3 s, silent.mkv": (dict(start=3.0), None),
+    "recorded.webm": (dict(sound_start=2.0) | VP8 | LIVE, (2, 6)), "recorded, silent.webm": (VP8 | LIVE, None), "recorded, at 7.5 s.webm": (dict(start=7.5) | VP8 | LIVE, (0, 6)),
+    "a hole.mp4": ({}, (0, 2, 4, 6)), "a hole.mkv": ({}, (0, 2, 4, 6)), "a hole.webm": (VP8, (0, 2, 4, 6)), "a hole in fragments.mp4": (FRAGMENTS, (0, 2, 4, 6))}
+
+
+@pytest.mark.parametrize("name", TIMES)
+def test_page_sees_and_hears_every_second_when_python_does(browser, server, tmp_path, name):
+    """Late sound, gaps in it, stamps that begin anywhere, recordings whose length is open: by numbered frames and a tone."""
+    (options, heard), path = TIMES[name], tmp_path / name
+    sound = None if heard is None else clips.tone(heard[-1] - heard[0])[None]
+    clips.make(path, 6, sound=sound, **options)
+    if name.startswith("a hole"):
+        without_sound_between(path, 2, 4, options.get("options"))
+    python = decode.read_clip(path)
+    page = browser.new_page(bypass_csp=True)
+    page.goto(server)
+    page.set_input_files("#source", path)
+    got = page.evaluate(READ_BY_PAGE)
+    page.close()
+    numbers = [12, 37, 62, 87, 112, 137]  # of the frames at 0.5, 1.5, ... s, 25 a second
+    seen = [clips.number(np.reshape(x, (224, 224, 3)).astype(np.uint8)) for x in got["pictures"]]
+    assert got["T"] == python.segments == 6 and np.abs(np.subtract(seen, numbers)).max() <= 2
+    assert [clips.number(x) for x in python.images] == seen
+    if heard is None:
+        assert got["loud"] is None and python.sounds is None
+        return
+    loud = np.abs(python.sounds.reshape(-1, 2400)).max(1) > 0.2  # (120,)
+    middle = 0.05 * np.arange(120) + 0.025
+    truth = np.any([(middle > a) & (middle < b) for a, b in zip(heard[::2], heard[1::2])], axis=0)
+    near = np.min([np.abs(middle - edge) for edge in heard], axis=0) < 0.15  # encoders smear edges
+    assert np.array_equal(np.array(got["loud"])[~near], truth[~near]) and np.array_equal(loud[~near], truth[~near])
+
+
+def without_sound_between(path: Path, begin: float, end: float, options: dict | None) -> None:
+    """The file copied, but the packets of its sound that begin in [begin, end) s."""
+    import av
+
+    with av.open(str(path)) as old, av.open(str(path.with_stem("copy")), "w", options=options or {}) as new:
+        streams = {s.index: new.add_stream_from_template(s) for s in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None and not (packet.stream.type == "audio" and begin <= packet.pts * packet.time_base < end):
+                packet.stream = streams[packet.stream.index]
+                new.mux(packet)
+    path.with_stem("copy").replace(path)
 
 
 def test_page_parses_features_of_a_long_video_and_reads_well_in_the_dark_and_on_a_phone(browser, server, bundle, tmp_path):
