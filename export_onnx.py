@@ -46,6 +46,7 @@ from torch.export import Dim
 try:
     import onnx
     import onnxruntime
+    import onnx.version_converter
     import onnxscript.optimizer
     from onnx_ir.passes.common import DeduplicateInitializersPass
 except ModuleNotFoundError as error:
@@ -64,7 +65,9 @@ from train.stages import OWN_RULES, labels_beside
 from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE
 from video.encoders import quiet
 
-OPSET = 20
+OPSETS = (17, 20, 23)  # onnxruntime 1.12 and TensorRT 8.5 know 17; in 23 attention is one node
+OPSET = 17  # of parser, teacher and labels, unless another is asked for
+TRACED = 20  # from which a lower one is converted; of the encoders, too: CLAP's Gelu and CLIP's norm are not in 17
 FORMAT = 2  # of the bundle
 TOLERANCE = 1e-4  # largest difference to PyTorch that is accepted
 SIZES = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
@@ -192,14 +195,14 @@ def _feature_sizes(han: uwav.HAN | None) -> dict[str, int]:
 
 # ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
-def trace(export: Export, opset: int = OPSET) -> onnx.ModelProto:
+def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
     inputs = export.inputs(**EXAMPLE)
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
     with quiet(), torch.no_grad():  # the exporter speaks of itself
         program = torch.onnx.export(
-            export.eval(), tuple(inputs.values()), dynamo=True, opset_version=opset, external_data=False, verbose=False,
+            export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False, verbose=False,
             optimize=False, input_names=list(inputs), output_names=list(export.outputs), dynamic_shapes=(shapes,))
         # What only weights go into is computed now, slices and transposes of weight matrices above all: onnxruntime
         # quantises the matrices that a product reads directly. By default two iterations; the second finds little.
@@ -207,6 +210,11 @@ def trace(export: Export, opset: int = OPSET) -> onnx.ModelProto:
             program.model, num_iterations=1, input_size_limit=FOLDED, output_size_limit=FOLDED)
         DeduplicateInitializersPass(FOLDED)(program.model)  # layers that serve both modalities
     model = program.model_proto
+    if any("T" in axes for axes in export.axes.values()):
+        weigh_by_einsum(model.graph)
+    if opset < TRACED:
+        model = onnx.version_converter.convert_version(model, opset)
+        model.ir_version = 8  # of that opset's time
     graph = model.graph
     inside = (x for g in (graph, *model.functions) for x in (g, *g.node, *g.value_info))
     for part in (model, *graph.input, *graph.output, *inside):  # the exporter notes source files and stack traces
@@ -215,6 +223,16 @@ def trace(export: Export, opset: int = OPSET) -> onnx.ModelProto:
     for value in (*graph.input, *graph.output):
         value.doc_string = MEANINGS.get(value.name, "")
     return model
+
+
+def weigh_by_einsum(graph: onnx.GraphProto) -> None:
+    """Attention's second product (weights times values) as an Einsum: where it is a MatMul, OpenVINO 2026.4 gives other
+    results for every length, once the first one was 1. Equal to the last bit in onnxruntime."""
+    weights = {node.output[0] for node in graph.node if node.op_type == "Softmax"}
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[0] in weights:
+            node.op_type = "Einsum"
+            node.attribute.append(onnx.helper.make_attribute("equation", "bhts,bhsd->bhtd"))
 
 
 def session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
@@ -249,7 +267,7 @@ def file_of(out: Path, name: str) -> Path:
     return out / "onnx" / f"{name}.onnx"
 
 
-def keep(export: Export, out: Path, properties: dict[str, str], opset: int = OPSET) -> dict:
+def keep(export: Export, out: Path, properties: dict[str, str], opset: int = TRACED) -> dict:
     """Export, check, and only then write NAME.onnx; returns what bundle.json says of it. Raises ValueError."""
     started, path = time.monotonic(), file_of(out, export.name)
     model = trace(export, opset)
@@ -341,7 +359,8 @@ def make_variant(kind: str, source: Path, target: Path) -> None:
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         with quiet():  # it would like the model to be preprocessed; `trace` did what matters
-            return quantize_dynamic(model, str(target), weight_type=QuantType.QInt8)
+            return quantize_dynamic(
+                model, str(target), ["MatMul", "Gemm"], reduce_range=True, weight_type=QuantType.QInt8)
     weights = [x for x in graph.initializer if x.data_type == onnx.TensorProto.FLOAT and math.prod(x.dims) >= LARGE]
     for n, x in enumerate(weights):
         name, half = x.name, onnx.numpy_helper.to_array(x).astype(np.float16)
@@ -607,7 +626,7 @@ def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, st
                  encoders: dict[str, Path | None]) -> None:
     """All files into an empty folder; `info` gets what bundle.json says of them."""
     made_with, exports = info["made_with"], exports_of(source.han, source.teacher)
-    info["files"] = files = {name: keep(export, out, properties, made_with["opset"] if name == "parser" else OPSET)
+    info["files"] = files = {name: keep(export, out, properties, made_with["opset"] if name == "parser" else min(made_with["opset"], TRACED))
                              for name, export in exports.items()}
     if made_with["variants"]:
         files |= keep_variants("parser", made_with["variants"], out, files["parser"], *source.measuring_data())
@@ -663,8 +682,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
-    parser.add_argument("--opset", type=int, choices=(20, 23), default=OPSET, help="of parser.onnx (default: "
-                        "%(default)s); in 23 attention is one node, which fewer runtimes know")
+    parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, help="of parser, teacher and labels (default:"
+                        " %(default)s); 23 of the parser alone: its attention is one node, which fewer runtimes know")
     parser.add_argument("--texts", action="store_true", help="export the text encoders of these weights, too: for "
                         "`parse.py --classes`")
     for kind, what in dict(fp16="in half precision", int8="with 8-bit weights").items():

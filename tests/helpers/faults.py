@@ -163,7 +163,7 @@ def traced_before() -> None:
 
     original, known = export_onnx.trace, TRACED
 
-    def trace(export, opset=export_onnx.OPSET):
+    def trace(export, opset=export_onnx.TRACED):
         key = (export.name, opset, *(str(p.sum().item()) for p in export.parameters()))
         if key not in known:
             known[key] = original(export, opset)
