@@ -116,7 +116,8 @@ def gated(audio_prob: Tensor, visual_prob: Tensor, video_prob: Tensor) -> tuple[
 
 
 def labels(audio_logit: Tensor, visual_logit: Tensor, weak: Tensor, *thresholds: Tensor) -> tuple[Tensor, ...]:
-    pairs = tuple(zip((audio_logit, visual_logit), thresholds))
+    lowest = torch.finfo(audio_logit.dtype).min  # -inf is "always", and no matter of the other videos of a call
+    pairs = [(z, theta.clamp(min=lowest)) for z, theta in zip((audio_logit, visual_logit), thresholds)]
     hard = (uwav.hard_labels(z, theta, weak) for z, theta in pairs)  # (B, T, C) each
     soft = (uwav.soft_labels(z, theta, weak, uwav.TrainConfig().temperature) for z, theta in pairs)
     return *hard, *soft
@@ -436,7 +437,7 @@ class Source:
     dry_run: str = ""  # why its events mean nothing, if they do
     features: str = "clip_clap"  # the feature set
     segments: int = LLP_SEGMENTS  # of the clips it was trained on
-    thresholds: tuple[Tensor, Tensor] | None = None  # (C,) audio and visual, of the pseudo-labels
+    thresholds: tuple[Tensor, Tensor] | None = None  # (C,) audio and visual, of the pseudo-labels, finite
     texts: tuple[Tensor, Tensor] | None = None  # (C, 512), (C, 768)
     data: Path | None = None  # packed folder, on whose test split variants are measured
     open_classes: dict | None = None  # of `open_classes`
@@ -451,9 +452,7 @@ class Source:
             inputs[name] = dict(feature=feature, size=size, per_second=1)
             if feature and layout.ENCODERS[feature].per_second > 1:
                 inputs[name]["averaged_from"] = layout.ENCODERS[feature].per_second
-        thresholds = self.thresholds and {  # JSON has no infinity: null is a threshold of -inf
-            m: [x if math.isfinite(x) else None for x in theta.tolist()]
-            for m, theta in zip(("audio", "visual"), self.thresholds)}
+        thresholds = self.thresholds and {m: x.tolist() for m, x in zip(("audio", "visual"), self.thresholds)}
         return dict(
             format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model,
             dry_run=self.dry_run, licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs),
@@ -546,8 +545,11 @@ def source_of_run(run: Path, seed: int, features: str | None, row: str | None, d
         raise ValueError(f"{checkpoint}: made from other data than {data}")
     others = row.endswith(("valor", "prototypes"))  # which learned from other labels than those that are exported
     read = labels_beside(labels, data, *[checkpoint] * (not others))
+    # Where a threshold is -inf, training counted from the lowest logit of its own videos.
+    thresholds = tuple(torch.where(theta == -torch.inf, z.amin((0, 1)) - 1, theta)
+                       for theta, z in zip(read.thresholds, read.logits["train"]))
     return Source(han, teacher, index["llp"]["classes"], made_from, read.settings["dry_run"], features,
-                  index["llp"].get("segments", LLP_SEGMENTS), read.thresholds, load_text(data, "llp", "cpu"), data,
+                  index["llp"].get("segments", LLP_SEGMENTS), thresholds, load_text(data, "llp", "cpu"), data,
                   open_classes(read.logits, data) if teacher and read.settings["teacher"] else None,
                   scores_of_seeds(run, checkpoint), encoders_of(index), file_hash(checkpoint))
 

@@ -38,6 +38,7 @@ AT_ONCE = 16  # windows through a graph
 MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
 BUNDLE_FORMAT = 2
 JSON_FORMAT = 1  # of what --json writes (docs/deploy.md)
+TIMES = "seconds from the first time stamp of the file"  # of onsets and offsets
 # Characters that no text of a bundle has: a terminal may obey them, or they are invisible, or turn what follows around.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 FORMULA = re.compile("'*[=+@\uff0b\uff0d\uff1d\uff20-]")  # how a cell begins that a spreadsheet would compute
@@ -447,7 +448,7 @@ def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
     identity = dict(made_from=bundle.info.get("made_from"),
                     parser=bundle.files[bundle.chosen("teacher") if own else bundle.parser]["sha256"])
     content = dict(format=JSON_FORMAT, source=_named(source), bundle=identity, warnings=warnings(bundle, own),
-                   seconds=len(result.av_event), classes=result.classes, events=result.events(),
+                   seconds=len(result.av_event), times=TIMES, classes=result.classes, events=result.events(),
                    providers=bundle.providers)
     for name in ("video_prob", "audio_prob", "visual_prob"):
         x = getattr(result, name)

@@ -12,6 +12,7 @@ export const WINDOW = 10; // segments: of LLP's clips. The bundle knows how long
 export const MODALITIES = {audible: "audio", visible: "visual", both: "av"};
 const BUNDLE_FORMAT = 2;
 const JSON_FORMAT = 1; // of what `describe` returns (docs/deploy.md)
+const TIMES = "seconds from the first time stamp of the file"; // of onsets and offsets
 const SIZE = 224; // pixels of a picture's side
 const RATE = 48000; // Hz
 const HALF = 65504; // the largest number in half precision, in which parsers are trained
@@ -226,7 +227,7 @@ export function describe(result, bundle, source) {
   const table = (p) => p && Array.from({length: T}, (_, t) => Array.from(p.subarray(t * C, (t + 1) * C), round));
   return {
     format: JSON_FORMAT, source, bundle: {made_from: bundle.info.made_from ?? null, parser: bundle.info.files[bundle.parser].sha256},
-    warnings: bundle.warnings, seconds: T, classes, events: events.map((e) => ({...e, probability: round(e.probability)})),
+    warnings: bundle.warnings, seconds: T, times: TIMES, classes, events: events.map((e) => ({...e, probability: round(e.probability)})),
     providers: bundle.providers, video_prob: videoProbability.map(round),
     audio_prob: table(probability.audio), visual_prob: table(probability.visual),
   };

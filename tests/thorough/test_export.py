@@ -59,7 +59,9 @@ def test_bundle_is_complete_and_describes_itself(bundle, finished):
         assert file["bytes"] == (bundle / file["file"]).stat().st_size
     labels = stages.read_labels(finished / "seed0/labels_teacher.npz", "cpu")
     for name, theta in zip(("audio", "visual"), labels.thresholds):
-        assert [-np.inf if x is None else x for x in info["label_thresholds"][name]] == theta.tolist()
+        m = ("audio", "visual").index(name)
+        lowest = labels.logits["train"][m].numpy().min((0, 1)) - 1  # what -inf meant in the training
+        assert info["label_thresholds"][name] == np.where(theta.numpy() == -np.inf, lowest, theta.numpy()).tolist() and np.isfinite(info["label_thresholds"][name]).all()
     texts = json.loads((bundle / "texts.json").read_text())
     np.testing.assert_allclose(texts["clip"], np.load(finished / "data/llp/text_clip.npy"))
 
@@ -104,7 +106,7 @@ def test_every_file_carries_its_description_and_no_trace_of_the_machine(bundle):
         for key in ("features", "preprocessing", "label_thresholds", "versions"):
             assert json.loads(properties[key]) == info[key]
         assert properties["licence"] == info["licence"]
-        assert max(o.version for o in model.opset_import if o.domain == "") == export_onnx.OPSET
+        assert max(o.version for o in model.opset_import if o.domain == "") == (17 if path.stem.split("_")[0] in ("parser", "teacher", "labels") else 20)
         content = path.read_bytes()
         for trace in (b"site-packages", b"uwav.py", b"encoders.py", b"htsat.py", b"Traceback", b"pkg.torch", str(ROOT).encode()):
             assert trace not in content, (path.name, trace)
@@ -136,6 +138,26 @@ def test_teacher_serves_a_class_list_it_has_never_seen(bundle, finished):
     got = run_onnx(bundle / "onnx/teacher.onnx", {k: v.numpy() for k, v in inputs.items()})
     for x, name in zip(expected, ("audio_logit", "visual_logit")):
         np.testing.assert_allclose(got[name], x.numpy(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("B", [2, 5, 40])
+def test_a_label_does_not_depend_on_what_else_is_labelled(bundle, B):
+    """Also with a threshold of -inf, which is "always"."""
+    rng = np.random.default_rng(B)
+    x = {k: rng.standard_normal((B, 6, 3)).astype(np.float32) for k in ("audio_logit", "visual_logit")} | dict(weak=np.ones((B, 3), np.float32))
+    thresholds = dict(audio_threshold=np.array([-np.inf, 0.3, -2], np.float32), visual_threshold=np.array([0, -np.inf, -np.inf], np.float32))
+    together = run_onnx(bundle / "onnx/labels.onnx", x | thresholds)
+    for n in range(B):
+        alone = run_onnx(bundle / "onnx/labels.onnx", {k: v[n : n + 1] for k, v in x.items()} | thresholds)
+        assert all(np.array_equal(together[k][n], alone[k][0]) for k in together)
+    assert (together["audio_hard"][..., 0] == 1).all() and (together["audio_soft"][..., 0] == 1).all()
+
+
+def test_a_parser_of_opset_23_has_an_int8_variant(finished, tmp_path):
+    export_onnx.main([str(finished), str(tmp_path), "--opset", "23", "--int8"])
+    x = dict(audio=np.ones((2, 3, 512), np.float32), visual_2d=np.ones((2, 3, 768), np.float32))
+    got = [run_onnx(tmp_path / f"onnx/{name}.onnx", x)["audio_prob"] for name in ("parser", "parser_int8")]
+    assert np.abs(got[0] - got[1]).max() < 0.1
 
 
 def test_released_checkpoints_export_and_give_the_recorded_outputs(golden, tmp_path):
@@ -479,6 +501,39 @@ def test_a_variant_that_the_bundle_does_not_have_is_one_sentence(finished, tmp_p
     export_onnx.main([str(finished), str(tmp_path)])
     done = command(tmp_path / "sample.npz", "--bundle", tmp_path, "--variant", "int8")
     assert done.returncode == 1 and done.stderr.strip().endswith("the bundle has no int8 parser; export it with --int8")
+
+
+@pytest.mark.parametrize("options, said", [
+    (["--plot", "x.xyz"], "x.xyz: not a kind of picture; known are "), (["--plot", "x.mp3"], "x.mp3: not a kind of picture"), (["--plot", "a/x.docx"], "docx: not a kind of picture"),
+    (["--json", "file/x.json"], "file/x.json: cannot be written, .*file is not a folder"), (["--csv", "file/a/x.csv"], "file is not a folder"),
+    (["--save-features", "file/x.npz"], "file is not a folder"), (["--plot", "file/x.png"], "file is not a folder"),
+    (["--csv", "."], "not a file"), (["--json", "/dev/full"], "not a file"),
+    (["--json", "x", "--csv", "./x"], "an output is named twice, or is the source itself"), (["--json", "a.mp4"], "an output is named twice, or is the source itself"),
+    (["--classes", "dog"], "the bundle has no clap_text.onnx; export it with --clap-weights and --texts"), (["--classes", "dog,dog"], "names of classes, each once"),
+    (["--variant", "int4"], None)])
+def test_what_would_fail_after_the_work_fails_before_it(bundle, tmp_path, monkeypatch, capsys, options, said):
+    clips.make(tmp_path / "a.mp4", 1, sound=clips.tone(1)[None])
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("video.decode.read_clip", lambda *a, **k: pytest.fail("the video was decoded first"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match=said) as stop:
+        parse.main(["a.mp4", "--bundle", str(bundle), *options])
+    assert said is None or stop.value.code.startswith("error: ") and "\n" not in stop.value.code
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("package, options", [("matplotlib", ["--plot", "x.png"]), ("tokenizers", ["--classes", "dog"]), ("ftfy", ["--classes", "Hündchen"])])
+def test_a_package_that_is_missing_is_said_before_the_work(bundle, tmp_path, monkeypatch, package, options):
+    clips.make(tmp_path / "a.mp4", 1, sound=clips.tone(1)[None])
+    monkeypatch.setattr("video.decode.read_clip", lambda *a, **k: pytest.fail("the video was decoded first"))
+    for name in [package, *(m for m in sys.modules if m.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not there
+    if package == "ftfy":
+        monkeypatch.setattr(parse.Bundle, "session", lambda self, name: None)
+        monkeypatch.setattr(parse, "texts_of", lambda classes, bundle: [parse.cleaned(c) for c in classes])
+    with pytest.raises(SystemExit, match=f"error: this needs {package}"):
+        parse.main([str(tmp_path / "a.mp4"), "--bundle", str(bundle), *options])
 
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(bundle, tmp_path):

@@ -29,7 +29,7 @@ from video import decode
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "web"
-SHAPES = [(1, 10), (2, 7), (3, 1), (7, 60), (5, 13)]  # (B, T)
+SHAPES = [(1, 1), (1, 10), (2, 7), (3, 1), (7, 60), (5, 13)]  # (B, T); a runtime may keep what it chose for the first
 PICTURES = os.environ.get("UWAV_SCREENSHOTS")  # a folder
 
 
@@ -175,7 +175,7 @@ RUNTIMES = {"onnxruntime": by_onnxruntime, "onnxruntime-node": by_node, "onnxrun
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_runtime_agrees_with_torch_at_five_shapes(runtime, bundle, finished, inputs, server, request):
+def test_runtime_agrees_with_torch_at_six_shapes(runtime, bundle, finished, inputs, server, request):
     assert_agrees(runtime, bundle, finished, inputs, server, request)
 
 
@@ -192,15 +192,16 @@ def test_a_parser_of_opset_23_has_attention_as_one_node_and_agrees_as_well(runti
 
     model = onnx.load(of_opset_23 / "onnx/parser.onnx")
     assert sum(node.op_type == "Attention" for node in model.graph.node) > 0
+    first = 1 if runtime == "OpenVINO" else 0  # begun with T = 1 it is wrong from then on: docs/deploy.md
     with served(of_opset_23) as server:
-        assert_agrees(runtime, of_opset_23, finished, inputs, server, request)
+        assert_agrees(runtime, of_opset_23, finished, inputs[first:], server, request)
 
 
 def assert_agrees(runtime, bundle, finished, inputs, server, request) -> None:
-    """With PyTorch, of the parser at five shapes."""
+    """With PyTorch, of the parser at all shapes."""
     expected = by_torch(finished, inputs)
     got = RUNTIMES[runtime](bundle, "parser", [dict(np.load(path)) for path in inputs], server, request)
-    assert len(got) == len(expected) == len(SHAPES)
+    assert len(got) == len(expected) >= 5
     worst = 0.0
     for a, b in zip(expected, got):
         for name in ("audio_prob", "visual_prob", "video_prob"):
@@ -455,6 +456,7 @@ def test_page_parses_features_of_a_long_video_and_reads_well_in_the_dark_and_on_
     expected = parse.parse(arrays, parse.Bundle(bundle)).events()
     for name, options in {"features": dict(viewport=dict(width=1000, height=800)),
                           "dark": dict(viewport=dict(width=1000, height=800), color_scheme="dark"),
+                          "forced": dict(viewport=dict(width=1000, height=800), forced_colors="active"),
                           "phone": dict(viewport=dict(width=390, height=800))}.items():
         page = browser.new_page(**options)
         page.goto(f"{server}/?bundle=bundle")
@@ -464,6 +466,8 @@ def test_page_parses_features_of_a_long_video_and_reads_well_in_the_dark_and_on_
         events = page.evaluate("parsed.events.map(({label, modality, onset, offset}) => [label, modality, onset, offset])")
         assert events == [[e["label"], e["modality"], e["onset"], e["offset"]] for e in expected] and events
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+        colours = page.evaluate("['audible', 'visible', 'both'].map((m) => [getComputedStyle(document.querySelector(`canvas.${m}`)).color, getComputedStyle(document.querySelector(`.legend .${m}`), '::before').backgroundColor])")
+        assert len({strip for strip, _ in colours}) == 3 and all(strip == key for strip, key in colours), "also where colours are forced"
         picture(page, name)
         page.close()
 
@@ -510,13 +514,18 @@ def test_page_stops_on_demand_and_zooms_into_a_long_file(browser, server, bundle
     page.goto(f"{server}/?bundle=bundle")
     page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
     page.set_input_files("#source", shared / "data/media/BjCEufrlXm4.mp4")
-    page.wait_for_function("document.getElementById('status').textContent.includes('1 of 10 s')")
+    page.wait_for_function("document.getElementById('done').textContent === '1 of 10 s'")
     picture(page, "computing")
     page.click("#stop")
     page.wait_for_timeout(2000)
     assert page.locator("#status").text_content().startswith("Stopped") and page.locator("#result").is_hidden()
+    assert page.evaluate("document.activeElement.id") == "source", "the button that had the focus is gone"
+    page.evaluate("window.said = []; new MutationObserver(() => said.push(document.getElementById('status').textContent)).observe(document.getElementById('status'), {childList: true})")
+    page.evaluate("window.counted = []; new MutationObserver(() => counted.push(document.getElementById('done').textContent)).observe(document.getElementById('done'), {childList: true})")
     page.set_input_files("#source", tmp_path / "long.npz")
     page.wait_for_function("window.parsed")
+    assert page.evaluate("counted").count("150 of 150 s") == 1 and all(words.endswith(" of 150 s") for words in page.evaluate("counted") if words)
+    assert page.evaluate("said.length") <= 4, "a screen reader is told of steps, not of seconds"
     assert "2:30" in page.locator(".ruler").text_content()
     page.click("[aria-label=Wider]")
     shown = page.locator(".marks").text_content()
@@ -536,7 +545,7 @@ def test_page_shows_the_file_chosen_last_even_if_another_is_still_being_parsed(b
     page.goto(f"{server}/?bundle=bundle")
     page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
     page.set_input_files("#source", shared / "data/media/BjCEufrlXm4.mp4")
-    page.wait_for_function("document.getElementById('status').textContent.includes('1 of 10 s')")
+    page.wait_for_function("document.getElementById('done').textContent === '1 of 10 s'")
     page.set_input_files("#source", tmp_path / "second.npz")
     page.wait_for_function("window.parsed", timeout=120_000)
     page.wait_for_timeout(3000)  # the first one would have gone on
@@ -546,14 +555,16 @@ def test_page_shows_the_file_chosen_last_even_if_another_is_still_being_parsed(b
 
 
 @pytest.mark.parametrize("files, message", [
-    (["x.npz"], "the parser needs audio of shape (T, 512), but audio is (3, 5)"),
+    (["x.npz"], "the parser needs audio of shape (T, 512), but audio is float32 (3, 5)"),
     (["text.npz"], "not an .npz file"),
     (["text.mp4"], "text.mp4: the browser cannot read this video"),
+    (["good.ts"], "good.ts: the browser cannot read this video"),
 ])
 def test_page_shows_a_sentence_when_something_is_wrong(browser, server, tmp_path, files, message):
     np.savez(tmp_path / "x.npz", audio=np.ones((3, 5), np.float32))
     for name in ("text.npz", "text.mp4"):
         (tmp_path / name).write_text("hello")
+    clips.make(tmp_path / "good.ts", 1)
     page = browser.new_page(viewport=dict(width=1000, height=500))
     page.goto(f"{server}/?bundle=bundle")
     page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
@@ -562,6 +573,32 @@ def test_page_shows_a_sentence_when_something_is_wrong(browser, server, tmp_path
     assert message in page.locator("#status").text_content()
     picture(page, "error")
     page.close()
+
+
+@pytest.mark.parametrize("name", ["large.mp4", "large.npz", "large.webm"])
+def test_page_says_that_a_file_is_larger_than_a_browser_reads(browser, server, tmp_path, name):
+    if name != "large.npz":
+        clips.make(tmp_path / name, 1, **({} if name == "large.mp4" else dict(video_codec="libvpx")))
+    with open(tmp_path / name, "ab") as file:
+        file.truncate(3 << 30)  # of which the disk stores nothing
+    page = browser.new_page()
+    page.goto(f"{server}/?bundle=bundle")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of')")
+    page.set_input_files("#source", tmp_path / name)
+    page.wait_for_selector("#status.alarm", timeout=60_000)
+    assert f"{name}: 3.2 GB are more than a browser reads at once (2 GB)" in page.locator("#status").text_content()
+    page.close()
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--port", "99999"], "error: port 99999: a port is a number from 0 to 65535; --port N takes another\n"),
+    (["--port", "-1"], "error: port -1: a port is a number from 0 to 65535; --port N takes another\n"),
+    (["--port", "70000000000000000000"], "error: port 70000000000000000000: a port is a number from 0 to 65535; --port N takes another\n"),
+    *((given, "error: --serve shows a page, on which a video is chosen: it takes --port and nothing else\n")
+      for given in (["x.mp4"], ["--csv", "x.csv"], ["x.npz", "--port", "0"], ["--variant", "int8"], ["--classes", "dog"]))])
+def test_server_says_what_it_does_not_take(bundle, arguments, said):
+    done = subprocess.run([sys.executable, "parse.py", "--serve", bundle, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_page_without_a_bundle_says_what_is_missing(browser, server, tmp_path):
