@@ -1,0 +1,72 @@
+"""The same events on other processors, which qemu-user imitates: x86 without AVX-512 and without AVX, two of ARM64.
+
+For ARM64, UWAV_ARM64 names the folder that `bash .ci/arm64.sh FOLDER` made."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import need, unavailable
+
+need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
+
+ROOT = Path(__file__).resolve().parents[2]
+PROCESSORS = {"Haswell": "AVX2", "Nehalem": "SSE", "cortex-a72": "ARM64", "neoverse-n1": "ARM64 with products of 8 bits"}
+LIMIT = {"parser": 1e-5, "parser_fp16": 1e-5, "parser_int8": 0.02}  # of a probability, between processors
+RUN = """
+import sys, numpy as np, onnxruntime
+onnxruntime.set_default_logger_severity(4)
+folder, inputs, out = sys.argv[1:]
+with np.load(inputs) as file:
+    inputs, found = {k: file[k] for k in file.files}, {}
+for name in ("parser", "parser_fp16", "parser_int8"):
+    session = onnxruntime.InferenceSession(f"{folder}/onnx/{name}.onnx", providers=["CPUExecutionProvider"])
+    found |= {f"{name}/{o.name}": x for o, x in zip(session.get_outputs(), session.run(None, inputs))}
+np.savez(out, **found)
+"""
+
+
+def on(processor: str) -> list[str]:
+    """The beginning of a command of Python that this processor runs."""
+    if processor in ("Haswell", "Nehalem"):
+        if not shutil.which("qemu-x86_64"):
+            unavailable("qemu: apt-get install qemu-user")
+        return ["qemu-x86_64", "-cpu", processor, sys.executable]
+    folder = Path(os.environ.get("UWAV_ARM64", "nowhere"))
+    if not shutil.which("qemu-aarch64") or not (folder / "python").exists():
+        unavailable("qemu and UWAV_ARM64: apt-get install qemu-user, bash .ci/arm64.sh FOLDER")
+    return [str(folder / "python"), processor]
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_another_processor_finds_the_same_events(processor, bundle, tmp_path):
+    with np.load(bundle / "sample.npz") as file:
+        sample, rng = {k: file[k] for k in file.files}, np.random.default_rng(0)
+    np.savez(tmp_path / "in.npz", **{k: np.concatenate([x[None], rng.standard_normal((19, *x.shape))]).astype(np.float32) for k, x in sample.items()})
+    for command, out in (([sys.executable], "here"), (on(processor), "there")):
+        subprocess.run([*command, "-c", RUN, bundle, tmp_path / "in.npz", tmp_path / f"{out}.npz"], check=True, capture_output=True, timeout=900)
+    with np.load(tmp_path / "here.npz") as here, np.load(tmp_path / "there.npz") as there:
+        for name, limit in LIMIT.items():
+            probabilities = [f"{name}/{m}_prob" for m in ("audio", "visual", "video")]
+            apart = max(np.abs(here[k] - there[k]).max() for k in probabilities)
+            flips = [int((here[f"{name}/{m}_event"] != there[f"{name}/{m}_event"]).sum()) for m in ("audio", "visual")]
+            print(f"{processor} ({PROCESSORS[processor]}), {name}: within {apart:.1e}, {sum(flips)} of {2 * here[f'{name}/audio_event'].size} events flip")
+            assert apart < limit and (sum(flips) == 0 or name == "parser_int8")
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_parse_py_runs_whole_on_another_processor(processor, bundle, tmp_path):
+    found = []
+    for command, name in (([sys.executable], "here"), (on(processor), "there")):
+        done = subprocess.run([*command, ROOT / "parse.py", bundle / "sample.npz", "--bundle", bundle, "--json", tmp_path / name], capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads((tmp_path / name).read_text()))
+    here, there = found
+    assert [e | dict(probability=0) for e in here["events"]] == [e | dict(probability=0) for e in there["events"]] != []
+    np.testing.assert_allclose(here["audio_prob"], there["audio_prob"], atol=1e-5)
