@@ -229,7 +229,8 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
 def weigh_by_einsum(graph: onnx.GraphProto) -> None:
     """Attention's second product (weights times values) as an Einsum: where it is a MatMul, OpenVINO 2026.4 gives other
     results for every length, once the first one was 1. Equal to the last bit in onnxruntime."""
-    weights = {node.output[0] for node in graph.node if node.op_type == "Softmax"}
+    of_heads = {value.name for value in graph.value_info if len(value.type.tensor_type.shape.dim) == 4}  # (B, H, T, S)
+    weights = {node.output[0] for node in graph.node if node.op_type == "Softmax"} & of_heads
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[0] in weights:
             node.op_type = "Einsum"
@@ -358,10 +359,12 @@ def make_variant(kind: str, source: Path, target: Path) -> None:
     graph.ClearField("value_info")  # shapes, which the quantiser would compare under names that it uses again
     if kind == "int8":
         from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.quantization.registry import IntegerOpsRegistry
 
+        kinds = [kind for kind in IntegerOpsRegistry if kind != "Attention"]  # ONNX's is taken for an older one
         with quiet():  # it would like the model to be preprocessed; `trace` did what matters
-            return quantize_dynamic(
-                model, str(target), ["MatMul", "Gemm"], reduce_range=True, weight_type=QuantType.QInt8)
+            # 7 bits: where there is no VNNI, x86 adds products in 16 bits, which those of 8 overflow (docs/deploy.md).
+            return quantize_dynamic(model, str(target), kinds, reduce_range=True, weight_type=QuantType.QInt8)
     weights = [x for x in graph.initializer if x.data_type == onnx.TensorProto.FLOAT and math.prod(x.dims) >= LARGE]
     for n, x in enumerate(weights):
         name, half = x.name, onnx.numpy_helper.to_array(x).astype(np.float16)
