@@ -203,8 +203,9 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
     with quiet(), torch.no_grad():  # the exporter speaks of itself
         program = torch.onnx.export(
-            export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False, verbose=False,
-            optimize=False, input_names=list(inputs), output_names=list(export.outputs), dynamic_shapes=(shapes,))
+            export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False,
+            verbose=False, optimize=False, input_names=list(inputs), output_names=list(export.outputs),
+            dynamic_shapes=(shapes,))
         # What only weights go into is computed now, slices and transposes of weight matrices above all: onnxruntime
         # quantises the matrices that a product reads directly. By default two iterations; the second finds little.
         onnxscript.optimizer.optimize(
@@ -631,8 +632,10 @@ def _fill_bundle(out: Path, source: Source, info: dict, properties: dict[str, st
                  encoders: dict[str, Path | None]) -> None:
     """All files into an empty folder; `info` gets what bundle.json says of them."""
     made_with, exports = info["made_with"], exports_of(source.han, source.teacher)
-    info["files"] = files = {name: keep(export, out, properties, made_with["opset"] if name == "parser" else min(made_with["opset"], TRACED))
-                             for name, export in exports.items()}
+    opset = made_with["opset"]
+    info["files"] = files = {
+        name: keep(export, out, properties, opset if name == "parser" else min(opset, TRACED))
+        for name, export in exports.items()}
     if made_with["variants"]:
         files |= keep_variants("parser", made_with["variants"], out, files["parser"], *source.measuring_data())
     files |= export_encoders(out, encoders, made_with, properties)
@@ -687,8 +690,8 @@ def main(arguments: list[str] | None = None) -> None:
                         help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
-    parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, help="of parser, teacher and labels (default:"
-                        " %(default)s); 23 of the parser alone: its attention is one node, which fewer runtimes know")
+    parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, help="of parser, teacher, labels (default: "
+                        "%(default)s); 23 of the parser alone: its attention is one node, which fewer runtimes know")
     parser.add_argument("--texts", action="store_true", help="export the text encoders of these weights, too: for "
                         "`parse.py --classes`")
     for kind, what in dict(fp16="in half precision", int8="with 8-bit weights").items():

@@ -477,12 +477,12 @@ def own_classes(names: str) -> list[str]:
 
 def check_before_work(options: argparse.Namespace) -> None:
     """What would stop the command after minutes of decoding stops it now. Raises ValueError or ModuleNotFoundError."""
-    outputs = [x for x in (options.json, options.csv, options.plot, options.save_features) if x]
+    outputs = list(filter(None, (options.json, options.csv, options.plot, options.save_features)))
     if len({path.resolve() for path in (options.source, *outputs)}) <= len(outputs):
         raise ValueError("an output is named twice, or is the source itself")
     for path in outputs:
         folder = next(x for x in _file(path).absolute().parents if x.exists())
-        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(f"{path}: cannot be written, {folder} is not a folder that may be written to")
     if options.plot:
         from matplotlib.backend_bases import FigureCanvasBase as Canvas

@@ -133,9 +133,7 @@ class ClipEncoder:
         words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"  # as open_clip splits
         begin, end = list(vocabulary)[-2:]
         file = Tokenizer(models.BPE(vocabulary, sorted(ranks, key=ranks.get), end_of_word_suffix="</w>"))
-        plain = {"[\u2018\u2019]": "'", "[\u201c\u201d]": '"', "\ufb01": "fi", "\ufb02": "fl"}
-        file.normalizer = normalizers.Sequence([
-            normalizers.NFC(), *(normalizers.Replace(Regex(x), y) for x, y in plain.items()), normalizers.Lowercase()])
+        file.normalizer = normalizers.Lowercase()  # the rest of its clean-up is `cleaned` of parse.py
         file.pre_tokenizer = pre_tokenizers.Sequence([
             pre_tokenizers.Split(Regex(words), "removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
