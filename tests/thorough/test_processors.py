@@ -16,7 +16,7 @@ need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
 
 ROOT = Path(__file__).resolve().parents[2]
 PROCESSORS = {"Haswell": "AVX2", "Nehalem": "SSE"}
-LIMIT = {"parser": 1e-5, "parser_fp16": 1e-5, "parser_int8": 0.02}  # of a probability, between processors
+LIMIT = {"parser": 1e-5, "parser_fp16": 1e-5, "parser_int8": 5e-3}  # of a probability, between processors; measured 2e-7
 RUN = """
 import sys, numpy as np, onnxruntime
 onnxruntime.set_default_logger_severity(4)
