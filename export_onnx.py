@@ -65,7 +65,7 @@ from train.stages import OWN_RULES, labels_beside
 from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE
 from video.encoders import quiet
 
-OPSETS = (17, 20, 23)  # onnxruntime 1.12 and TensorRT 8.5 know 17; in 23 attention is one node
+OPSETS = (17, 20, 23)  # old runtimes stop at 17; in 23 attention is one node
 OPSET = 17  # of parser, teacher and labels, unless another is asked for
 TRACED = 20  # from which a lower one is converted; of the encoders, too: CLAP's Gelu and CLIP's norm are not in 17
 FORMAT = 2  # of the bundle

@@ -1,6 +1,7 @@
 """The same events on other processors, which qemu-user imitates: x86 without VNNI, and without AVX."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -63,3 +64,24 @@ def test_parse_py_runs_whole_on_another_processor(processor, bundle, tmp_path):
     here, there = found
     assert [e | dict(probability=0) for e in here["events"]] == [e | dict(probability=0) for e in there["events"]] != []
     np.testing.assert_allclose(here["audio_prob"], there["audio_prob"], atol=1e-5)
+
+
+def test_an_old_onnxruntime_reads_parser_teacher_and_labels(bundle, tmp_path):
+    """UWAV_OLD_ONNXRUNTIME is the Python of an environment with an old onnxruntime, and numpy below 2."""
+    old = os.environ.get("UWAV_OLD_ONNXRUNTIME")
+    if not old:
+        unavailable("UWAV_OLD_ONNXRUNTIME, a Python with onnxruntime 1.15")
+    code = """
+import sys, numpy as np, onnxruntime
+for name in ("parser", "parser_fp16", "parser_int8", "teacher", "labels"):
+    session, rng, feeds = onnxruntime.InferenceSession(f"{sys.argv[1]}/onnx/{name}.onnx", providers=["CPUExecutionProvider"]), np.random.default_rng(0), {}
+    for x in session.get_inputs():
+        shape = [dict(B=2, T=7, C=4).get(d, d) for d in x.shape]
+        feeds[x.name] = np.ones(shape, bool) if "bool" in x.type else rng.standard_normal(shape).astype(np.float32)
+    np.savez(f"{sys.argv[2]}_{name}.npz", *session.run(None, feeds))
+"""
+    for python, out in ((sys.executable, "new"), (old, "old")):
+        subprocess.run([python, "-c", code, bundle, tmp_path / out], check=True, cwd=tmp_path, timeout=300)
+    for name in ("parser", "parser_fp16", "parser_int8", "teacher", "labels"):
+        with np.load(tmp_path / f"new_{name}.npz") as new, np.load(tmp_path / f"old_{name}.npz") as old_one:
+            assert new.files == old_one.files and max(np.abs(new[k].astype(float) - old_one[k]).max() for k in new.files) < 1e-4, name
