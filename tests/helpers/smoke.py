@@ -91,7 +91,12 @@ def main(folder: Path) -> None:
     run("export_onnx.py", out, bundle, "--data", data, "--features", "clip_clap", *WEIGHTS)
     run("parse.py", bundle / "sample.npz", "--bundle", bundle, "--csv", folder / "sample.csv", "--plot", folder / "sample.png")
     run("parse.py", folder / "clips/one.mp4", "--bundle", bundle, "--json", folder / "one.json")
-    run("bench.py", "score", "--device", "cpu")
+    scored = folder / "scored"
+    scored.mkdir()
+    (scored / "labels.csv").write_text("video,labels,split\none,dog,test\n", encoding="utf-8")
+    (scored / "events.csv").write_text("video,label,modality,onset,offset\none,dog,audible,0,2\n", encoding="utf-8")
+    run("uwav.py", "score", scored / "events.csv", scored)
+    run("bench.py", "evaluate", "--device", "cpu")
 
     parsed = json.loads((folder / "one.json").read_text(encoding="utf-8"))
     assert parsed["segments"] == 2 and (folder / "sample.csv").stat().st_size and (folder / "sample.png").stat().st_size
