@@ -182,8 +182,8 @@ def reading(path: str | Path, wrong: str, missing: str = "no such file") -> Iter
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: {missing}") from None
     except Exception as error:  # NumPy, PyTorch, zip and json raise a dozen kinds
-        if lack(error):
-            raise
+        if what := lack(error):
+            raise ValueError(f"out of {what}: {path} could not be read ({reason(error, path)})") from None
         raise ValueError(f"{path}: {wrong.replace('{cause}', reason(error, path))}") from None
 
 

@@ -194,4 +194,4 @@ def test_run_all_refuses_an_older_python_in_one_sentence(tmp_path):
     (tmp_path / "python3").chmod(0o755)
     done = subprocess.run(["bash", ROOT / "run_all.sh", "--out", tmp_path / "out"], capture_output=True, text=True,
                           env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
-    assert done.returncode == 1 and "needs Python 3.10 or newer" in done.stderr and not (tmp_path / "out").exists()
+    assert done.returncode == 1 and "needs Python 3.10 to 3.14" in done.stderr and not (tmp_path / "out").exists()

@@ -24,6 +24,7 @@ from conftest import need, unavailable
 need("onnx", "onnxruntime")
 
 import parse
+from common.files import to_cell
 from test_broken_files import toy_parser, write_bundle
 
 WEB = Path(__file__).resolve().parents[2] / "web"
@@ -229,7 +230,7 @@ def test_the_tables_of_python_and_node_name_their_video_whatever_it_is_called(tm
     parse.main([str(folder / name), "--bundle", str(folder), "--device", "cpu", "--csv", str(tmp_path / "x.csv"), "--json", str(tmp_path / "x.json")])
     written = (tmp_path / "x.csv").read_bytes().decode()
     header, *rows = csv.reader(io.StringIO(written, newline=""))
-    assert header == ["video", "label", "modality", "onset", "offset", "probability"] and {row[0] for row in rows} == {name}
+    assert header == ["video", "label", "modality", "onset", "offset", "probability"] and {row[0] for row in rows} == {to_cell(name)}
     assert [row[1:5] for row in rows] == [[str(e[k]) for k in header[1:5]] for e in json.loads((tmp_path / "x.json").read_text())["events"]] != []
     if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
         unavailable("Node and onnxruntime-node: npm ci in web/")
