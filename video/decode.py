@@ -192,6 +192,8 @@ class _Stream:
             shifts.append(self.next - dts)
         self.part, self.last = part, dts + shifts[part]
         self.next = self.last + float((packet.duration or 0) * packet.time_base)
+        if self.file.jumps and packet.pts is not None and (packet.pts - packet.dts) * packet.time_base > JUMP:
+            packet.pts = packet.dts  # FFmpeg took it from the packet behind the jump
         packet.dts += round(shifts[part] / packet.time_base)
         if packet.pts is not None:
             packet.pts += round(shifts[part] / packet.time_base)

@@ -115,7 +115,7 @@ PARTS = {"ts": {}, "mpg": dict(video_codec="mpeg2video", audio_codec="mp2"), "nu
 
 
 @pytest.mark.parametrize("name, start, sound", [("ts", 0, True), ("mpg", 0, True), ("nut", 0, True), ("ts", 0, False), ("ts", 50, True),
-                                                ("ts", 2000, True)])
+                                                ("ts", 2000, True), ("mpg", 100, True), ("mpg", 15, True)])
 def test_files_that_were_joined_play_one_after_the_other(tmp_path, name, start, sound):
     """Time stamps begin again, or jump by `start` s: pictures and sound of the second part follow those of the first."""
     parts = [clips.make(tmp_path / f"{n}.{name}", 4, 25, sound=clips.tone(4, begins=begins)[None] if sound else None, start=late, **PARTS[name])
