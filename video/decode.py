@@ -116,9 +116,11 @@ def _decode(file: _File) -> list[_Stream]:
     """All of the file, packet by packet: its streams, whole."""
     container, streams = file.container, file.streams
     for type, reader in (("video", _Images), ("audio", _Sounds)):
-        best = container.streams.best(type)
         # Not there: what no decoder is for, as a flipped bit can bring about, and the cover of a song.
-        if best and best.codec_context and not best.disposition & av.stream.Disposition.attached_pic:
+        there = [s for s in getattr(container.streams, type)
+                 if s.codec_context and not s.disposition & av.stream.Disposition.attached_pic]
+        if there:
+            best = max(there, key=_rank)  # the first of equal ones
             streams[best.index] = reader(best, file)
     declared, whole = max([0.0, *(s.declared for s in streams.values())]), 0.0
     if not declared and len(streams) == len(container.streams):  # else it may be that of others, such as subtitles
@@ -150,6 +152,13 @@ def _decode(file: _File) -> list[_Stream]:
         if s.end and s.end < s.declared - CUT_SHORT:
             raise ValueError(f"cut short: its {s.kind} ends after {s.end:.1f} s of {s.declared:.1f} s")
     return [s for s in streams.values() if s.end]
+
+
+def _rank(stream: av.stream.Stream) -> tuple[bool, bool, int]:
+    """Which of several streams ffmpeg takes: one that has content, then a default one, then the largest."""
+    context = stream.codec_context
+    size = context.channels if stream.type == "audio" else context.width * context.height
+    return size > 0, bool(stream.disposition & av.stream.Disposition.default), size
 
 
 class _Stream:
