@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command import Parser, one_sentence_errors, working_in
-from data.annotations import LLP_SEGMENTS, check_own, read_llp, read_unav, write_template
+from data.annotations import LLP_SEGMENTS, check_own, read_classes, read_llp, read_unav, write_template
 from data.layout import packed_feature_sets
 from data.pack import pack
 from video import RECIPES
@@ -95,7 +95,7 @@ def run_text(options: argparse.Namespace) -> None:
     files, made_with, device = _encoders(options)
     from video import encoders, extract
 
-    gelu, classes = made_with["clip_weights"].get("activation", "quickgelu"), extract.read_classes(options.classes)
+    gelu, classes = made_with["clip_weights"].get("activation", "quickgelu"), read_classes(options.classes)
     if (options.out / "labels.csv").exists():
         check_own(options.out, tuple(classes))  # before hours of extraction
     with working_in(options.out):

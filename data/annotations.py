@@ -237,9 +237,13 @@ def mistaken(names: Iterable[str], there: Iterable[str]) -> str:
     """For the end of a sentence: which of the names are those of something else but for what file systems and
     spreadsheets change; empty if none is."""
     composed = partial(unicodedata.normalize, "NFC")
-    plain = {re.sub(r"(?<!\d)0+(?=\d)", "", composed(x).casefold()): x for x in there}
-    found = {x: plain.get(re.sub(r"(?<!\d)0+(?=\d)", "", composed(x).casefold())) for x in names}
-    said = [f"{x} may be {y}" + ", in Unicode's other form" * (composed(x) == composed(y)) for x, y in found.items() if y]
+
+    def form(name: str) -> str:
+        return re.sub(r"(?<!\d)0+(?=\d)", "", composed(name).casefold())
+
+    known = {form(x): x for x in there}
+    said = [f"{x} may be {known[form(x)]}" + ", in Unicode's other form" * (composed(x) == composed(known[form(x)]))
+            for x in names if form(x) in known]
     return f": {some(said)}" * bool(said)
 
 
@@ -364,6 +368,27 @@ def classes_of_labels(path: Path) -> list[str]:
     return names
 
 
+def read_classes(source: str) -> list[str]:
+    """`llp`; the annotation file of UnAV-100 (.json) or your labels.csv, from which its list is read; or a text file,
+    one name a line.
+
+    Raises FileNotFoundError or ValueError."""
+    if source == "llp":
+        return list(LLP_CLASSES)
+    if source.endswith(".json"):
+        return list(read_unav(source).classes)
+    if source.endswith(".csv"):
+        lines = classes_of_labels(Path(source))
+    else:
+        with reading(source, "not a text file ({cause})", "no such file, and not `llp`"):
+            lines = plain(regular(source).read_text(encoding="utf-8-sig").splitlines())
+    names = [line.strip() for line in lines if line.strip()]
+    twice = [n for n, count in collections.Counter(map(readable, names)).items() if count > 1 or not n]
+    if not names or twice:
+        raise ValueError(f"{source}: " + (f"a class is there twice: {twice[0]!r}" if names else "no class in it"))
+    return names
+
+
 def check_own(folder: Path, classes: tuple[str, ...]) -> None:
     """Read both tables, whatever the videos; raises as `read_own` does."""
     _own_events(folder / "events.csv", classes, _read_labels(folder / "labels.csv", classes), UNAV_LONGEST)
@@ -374,9 +399,10 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     """Read labels.csv and, if it is there, events.csv.
 
     classes: in the order of their text embeddings. lengths: the segments of every video that has features; the videos
-    of labels.csv must agree in it. One number: of all videos, none of which need be for training. missing = "skip" leaves out videos without features. A video with rows in
-    events.csv goes to val, one without to train, unless the column `split` says otherwise. What is only odd is counted
-    and told to `report` in one line each. Raises FileNotFoundError or ValueError naming file and cause."""
+    of labels.csv must agree in it. One number: of all videos, none of which need be for training. missing = "skip"
+    leaves out videos without features. A video with rows in events.csv goes to val, one without to train, unless the
+    column `split` says otherwise. What is only odd is counted and told to `report` in one line each. Raises
+    FileNotFoundError or ValueError naming file and cause."""
     path = Path(folder) / "labels.csv"
     rows = _read_labels(path, classes)
     trains, lengths = (False, dict.fromkeys(rows, lengths)) if isinstance(lengths, int) else (True, lengths)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import uwav
 from common.command import did_you_mean
-from common.files import reading, write_json
-from data.annotations import (LLP, LLP_SEGMENTS, LLP_WEAK_FILES, TIME, TIMES, UNAV_LONGEST, VIDEO_NAMES,
-                              classes_of_labels, event_rows, read_events, read_llp, read_own, read_table)
+from common.files import write_json
+from data.annotations import (LLP, LLP_SEGMENTS, LLP_WEAK_FILES, TIME, TIMES, UNAV_LONGEST, VIDEO_NAMES, event_rows,
+                              read_classes, read_events, read_llp, read_own, read_table)
 from field.coleaf import only_scores
 from train.ablation import paired_differences
 from train.stages import SHORT, table_row, trivial_scores
@@ -83,10 +83,7 @@ def read_annotated(folder: Path, predicted: Rows) -> tuple[LLP, dict[str, str]]:
     if not own.exists():
         rows = [row for file in LLP_WEAK_FILES.values() for _, row in read_table(folder / file, ("filename",))]
         return read_llp(folder), {TIMES.sub("", row["filename"]): row["filename"] for row in rows}
-    classes = classes_of_labels(own)
-    if listed.exists():
-        with reading(listed, "not a text file ({cause})"):
-            classes = list(filter(None, map(str.strip, listed.read_text(encoding="utf-8-sig").splitlines())))
+    classes = read_classes(str(listed if listed.exists() else own))
     events = event_rows(folder / "events.csv") if (folder / "events.csv").exists() else []
     ends = [row["offset"].replace(",", ".") for _, row in events + predicted if TIME.fullmatch(row["offset"])]
     T = max([LLP_SEGMENTS, *(math.ceil(float(end)) for end in ends)])

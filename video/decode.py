@@ -71,7 +71,7 @@ def read_clip(path: str | Path, segments: int | None = None, longest: float = LO
     T is `segments`, or ceil(length in s) without it (0.1 s over a whole second do not count). Where the picture ends
     before the sound does, the last frame stays; where the sound begins late or ends early, there is silence.
     encode: "picture", "sound" -> what makes (n, D) of the first, next, ... 16 segments as soon as they are decoded; the
-    clip then has (T, D), and a long video needs no more memory than a short one (recipe `uwav` only).
+    clip then has (T, D), and a long video needs little more memory than a short one (recipe `uwav` only).
     Raises ValueError("cause: detail")."""
     if Path(path).exists() and not Path(path).is_file():  # a pipe may never begin, a device never end
         raise ValueError("cannot be read: not a file")

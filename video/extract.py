@@ -31,9 +31,9 @@ import numpy as np
 from tqdm import tqdm
 
 from common.command import progress
-from common.files import (CONTROL, atomic, from_cell, hash_of_arrays, made_by, read_array, read_json, reading, regular,
+from common.files import (atomic, from_cell, hash_of_arrays, made_by, read_array, read_json, regular,
                           to_cell, write_array, write_json)
-from data.annotations import LLP_CLASSES, classes_of_labels, find_videos, read_unav, readable, some
+from data.annotations import find_videos, readable, some
 from data.layout import ENCODERS, TEXTED, code_of, content, made_alike, read_note
 from video import RECIPES, Recipe, decode
 
@@ -104,8 +104,8 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
             before = dict(read_json(path))
         changed = sorted(k for k in made_with if content(before.get(k)) != content(made_with[k]))
         if changed or before.keys() - made_with.keys() - {"software"}:
-            raise ValueError(f"{path}: the features there were made with other {' and '.join(changed or ['settings'])}; "
-                             "choose another folder")
+            raise ValueError(f"{path}: the features there were made with other "
+                             f"{' and '.join(changed or ['settings'])}; choose another folder")
     made_alike({str(out / "text.json"): read_note(out / "text.json"), "what is asked for": made_with})
 
 
@@ -113,14 +113,15 @@ PACKAGES = ("torch", "numpy", "av", "pillow", "open_clip_torch", "laion-clap")
 
 
 def software_since(path: Path) -> tuple[str, list[str]]:
-    """What decides about embeddings besides what is asked for, code and packages; and all that had a part in what `path`
-    tells of. If that was another one before, it is said."""
+    """What decides about embeddings besides what is asked for, code and packages; and all that had a part in what
+    `path` tells of. If that was another one before, it is said."""
     versions = [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
     now = ", ".join([f"code {code_of('features.py', 'video/*.py')[:12]}", *versions])
     known = read_note(path).get("software", ["software that was not noted"] if path.exists() else [])
     if known and now != known[-1]:
-        print(f"WARNING: {path}: what is there was made by {', '.join(x for x in known[-1].split(', ') if x not in now)}; now "
-              f"there is {now}: what it makes may differ. In another folder all is made alike", file=sys.stderr, flush=True)
+        other = ", ".join(x for x in known[-1].split(", ") if x not in now)
+        print(f"WARNING: {path}: what is there was made by {other}; now there is {now}: what it makes may differ. In "
+              "another folder all is made alike", file=sys.stderr, flush=True)
     return now, known
 
 
@@ -138,7 +139,8 @@ def forget_replaced(videos: dict[str, Path], out: Path) -> list[str]:
         for file in feature_files(out, v).values():
             file.unlink(missing_ok=True)
     if replaced:
-        print(f"{out}: made again, as the clip is another one than before (by size and time): {some(replaced)}", flush=True)
+        print(f"{out}: made again, as the clip is another one than before (by size and time): {some(replaced)}",
+              flush=True)
     write_json(path, before | now)
     return replaced
 
@@ -273,26 +275,3 @@ def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[
     write_json(path, made_with | files | dict(software=[now]))
     for name, x in texts.items():
         write_array(paths[name], x)
-
-
-def read_classes(source: str) -> list[str]:
-    """`llp`; the annotation file of UnAV-100 (.json) or your labels.csv, from which its list is read; or a text file,
-    one name a line.
-
-    Raises FileNotFoundError or ValueError."""
-    if source == "llp":
-        return list(LLP_CLASSES)
-    if source.endswith(".json"):
-        return list(read_unav(source).classes)
-    if source.endswith(".csv"):
-        lines = classes_of_labels(Path(source))
-    else:
-        with reading(source, "not a text file ({cause})", "no such file, and not `llp`"):
-            lines = regular(source).read_text(encoding="utf-8-sig").splitlines()
-    names = [line.strip() for line in lines if line.strip()]
-    if any(map(CONTROL.search, names)):
-        raise ValueError(f"{source}: not a text file: control characters in it")
-    twice = [n for n, count in collections.Counter(map(readable, names)).items() if count > 1 or not n]
-    if not names or twice:
-        raise ValueError(f"{source}: " + (f"a class is there twice: {twice[0]!r}" if names else "no class in it"))
-    return names

@@ -295,7 +295,7 @@ def of_own_folder(folder: Path) -> Reader:
 
 def of_classes(folder: Path) -> Reader:
     (folder / "classes.txt").write_text("dog\nFrying_(food)\nbell ringing\nrain\n")
-    return Reader(lambda folder: extract.read_classes(str(folder / "classes.txt")), lambda names: names and all(n.isprintable() or n for n in names), refuses=0.1,
+    return Reader(lambda folder: annotations.read_classes(str(folder / "classes.txt")), lambda names: names and all(n.isprintable() or n for n in names), refuses=0.1,
                   slow=lambda folder: slow_classes(folder / "classes.txt"))
 
 

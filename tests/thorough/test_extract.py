@@ -314,11 +314,11 @@ def test_class_names_become_readable():
 
 
 def test_class_lists_of_llp_of_unav_and_ones_own(tmp_path, shared):
-    assert extract.read_classes("llp") == list(annotations.LLP_CLASSES)
-    unav = extract.read_classes(str(shared / "data/unav/unav100_annotations.json"))
+    assert annotations.read_classes("llp") == list(annotations.LLP_CLASSES)
+    unav = annotations.read_classes(str(shared / "data/unav/unav100_annotations.json"))
     assert len(unav) == 100 and unav == list(annotations.read_unav(shared / "data/unav/unav100_annotations.json").classes)
     (tmp_path / "own.txt").write_bytes("\ufeffdoor bell\r\n\r\nKettle\r\n".encode())
-    assert extract.read_classes(str(tmp_path / "own.txt")) == ["door bell", "Kettle"]
+    assert annotations.read_classes(str(tmp_path / "own.txt")) == ["door bell", "Kettle"]
 
 
 def test_text_command_embeds_both_prompts_in_the_layout_of_the_authors(tmp_path, capsys):
