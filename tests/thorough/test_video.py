@@ -202,6 +202,8 @@ def test_how_long_a_stream_is_that_is_not_read_is_no_evidence(tmp_path, name, lo
 @pytest.mark.parametrize("name", ["a.ts", "a.mkv", "a.mov"])
 @pytest.mark.parametrize("channels", [1, 2, 6])
 def test_of_several_sounds_the_one_is_taken_that_ffmpeg_takes(tmp_path, name, channels):
+    if not shutil.which("ffmpeg"):
+        unavailable("ffmpeg: apt-get install ffmpeg")
     """Among defaults the one of most channels, then the first, however long the others are."""
     first = clips.make(tmp_path / "first.mp4", 5, 10, sound=clips.tone(5)[None].repeat(2, 0))
     second = clips.make(tmp_path / "second.mp4", sound=clips.tone(8, frequency=300)[None].repeat(channels, 0), pictures=False)
