@@ -174,7 +174,7 @@ BELOW_ONE = ("dropout", "beta1", "beta2")
 
 
 def check_fields(config: object) -> None:
-    """ValueError if a field of a config from a file or an option is of another type than its default or out of range."""
+    """ValueError if a field of a config from a file or option is of another type than its default or out of range."""
     for field in fields(config):
         value, kind = getattr(config, field.name), type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):
