@@ -361,10 +361,10 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     made_from = dict(data=context.identity, model=file_hash(checkpoint))
     scores_path = out / f"scores_{split}.json"
     settings, classes = settings_of(checkpoint), index["llp"]["classes"]
-    if model.config.classes != len(classes) or settings.get("classes", classes) != classes:
-        raise ValueError(f"{checkpoint}: its classes are {model.config.classes} {some(settings.get('classes', []), 3)},"
-                         f" those of {context.data} {len(classes)} {some(classes, 3)}; number and order must be the "
-                         "same")
+    learned = settings.get("classes", [])  # not noted in a checkpoint of the released code
+    if model.config.classes != len(classes) or learned not in ([], classes):
+        raise ValueError(f"{checkpoint}: its classes are {model.config.classes} {some(learned, 3)}, those of "
+                         f"{context.data} {len(classes)} {some(classes, 3)}; number and order must be the same")
     check_encoders(checkpoint, context)
     data = context.target(split, feature_set_of(model.config, checkpoint))
     rule = OWN_RULES.get(type(model))
