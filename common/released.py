@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from common.files import check_zip
+
 NAMES = (  # of weights, released code -> here: regular expressions, applied in this order
     (r"^proj_([av])\.", r"\1.mlp_in."), (r"^final_proj_([av])\.", r"\1.mlp_out."),
     (r"^([av])_transformer\.encoder", r"\1"), (r"^a\.", "audio."), (r"^v\.", "visual."),
@@ -42,8 +44,9 @@ class _TensorsOnly(pickle.Unpickler):
 
 
 def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> object:
-    """What torch.save wrote, of tensors, numbers and containers; training checkpoints hold NumPy numbers, or are of a
-    pickle protocol that weights_only does not read."""
+    """What torch.save wrote, of tensors, numbers and containers, with right checksums; training checkpoints hold NumPy
+    numbers, or are of a pickle protocol that weights_only does not read."""
+    check_zip(path)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:

@@ -236,8 +236,7 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
     with contextlib.suppress(FileNotFoundError, *[ValueError] * replace):  # what is damaged may be replaced
         index = read_index(out)
     if index and all(index.get(k) == plan[k] for k in plan if k != "code"):
-        other = index.get("code") != plan["code"]
-        if other:
+        if other := index.get("code") != plan["code"]:
             print(f"{out}: made by another version of this code; --replace makes it again", flush=True)
         broken = [name for name, recorded in index["files"].items()  # a second a GB
                   if not (out / name).is_file() or file_hash(out / name) != recorded]

@@ -80,14 +80,14 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     whence = dict(llp="llp" if unav else "CLASSES", unav=source / "UnAV/unav100_annotations.json")
     plan["read"] = _fingerprint([*(path for job in jobs for path, _ in job.videos),
                                  *(root / e.texts for root in roots.values() for e in TEXTED.values())])
-    texts = {dataset: read_texts(root, plan[dataset]["classes"], whence[dataset]) for dataset, root in roots.items()}
+    texts = {f"{dataset}/text_{name}.npy": text for dataset, root in roots.items()  # (C, D)
+             for name, text in read_texts(root, plan[dataset]["classes"], whence[dataset]).items()}
     part = begin_pack(out, plan, replace)
     if part is None:
         return read_index(out)
     write_annotations(part, llp, unav)
-    for dataset in roots:
-        for name, text in texts[dataset].items():
-            keep(part, f"{dataset}/text_{name}.npy", text)  # (C, D)
+    for name, text in texts.items():
+        keep(part, name, text)
     faint, unusable, todo = [], [], [job for job in jobs if not is_made(part, job.target)]
     with (ThreadPoolExecutor(workers) as pool,
           progress(total=sum(len(job.videos) for job in todo), unit="file", desc="pack") as bar):

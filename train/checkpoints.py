@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import uwav
 from common.command import progress
 from common.devices import accelerate
-from common.files import atomic, check_zip, plain, reading, reason, temporary_of
+from common.files import atomic, plain, reading, reason, temporary_of
 from common.released import read_checkpoint, weights_of, with_weights
 from field import coleaf, jomold, leap, mgn, mm_pyramid
 
@@ -112,7 +112,6 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
 
     Raises FileNotFoundError or ValueError naming the file."""
     with reading(path, "not a readable checkpoint ({cause})"):
-        check_zip(path)
         content = read_checkpoint(path, device)
         json.dumps(plain(dict(content.get("settings") or {})))  # they are written into what is made from it
         return content

@@ -65,14 +65,14 @@ def _target(data: Path, identity: str, split: str, features: str, device: str) -
     return load_target(data, split, features, device)
 
 
-FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # fields that --set cannot change
+FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # no fields for --set
 CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig,
            *dict.fromkeys(type(x) for pair in PRESETS["paper"].field.values() for x in pair))
 
 
 def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float | str]:
     """("epochs=3", ...) -> {"epochs": 3, ...}; ValueError for an unknown field or a value of the wrong type."""
-    types = {f.name: f.type for config in CONFIGS for f in fields(config)}
+    types = {f.name: f.type for config in CONFIGS for f in fields(config) if f.name not in FROM_DATA}
     read = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
     values = {}
     for text in overrides:
@@ -84,8 +84,6 @@ def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float 
             values[name] = read[types[name]](value.lower() if types[name] == "bool" else value)
         except (ValueError, KeyError):
             raise ValueError(f"--set {text}: {name} takes a value of type {types[name]}") from None
-        if name in FROM_DATA:
-            raise ValueError(f"--set {text}: {name} follows from the data")
     for config in CONFIGS:  # now, not after the stages before
         try:
             check_fields(replace(config(), **{k: v for k, v in values.items() if hasattr(config, k)}))
