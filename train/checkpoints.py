@@ -87,8 +87,6 @@ class Run(uwav.Run):
 
     def finish(self) -> nn.Module:
         """Write the checkpoint of the best epoch and return that model, ready for inference."""
-        if self.best_weights is None:
-            raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         model = super().finish()
         # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
         history = json.loads(json.dumps(self.history))
