@@ -134,7 +134,7 @@ def train_system(context: Context, out: Path, features: str, name: str, train_it
     index, path = read_index(context.data), out / "han.pt"
     model_config, config = PRESETS[context.preset].field[name]
     model_config = context.config(for_features(model_config, features, len(index["llp"]["classes"])))
-    config = context.config(replace(config, seed=config.seed + context.seed))
+    config = context.config(config)
     settings = dict(data=context.identity, features=features, dry_run=dry_run(index), made_from=made_from,
                     encoders=encoders_of(index), classes=index["llp"]["classes"], model=asdict(model_config),
                     training=asdict(config))

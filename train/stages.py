@@ -47,8 +47,9 @@ class Context:
     overrides: tuple[str, ...] = ()  # FIELD=VALUE
 
     def config(self, config):
-        """A config of the preset with the overrides that concern it."""
-        return replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+        """A config of the preset with the overrides that concern it, and this seed added to its own, if it has one."""
+        config = replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+        return replace(config, seed=config.seed + self.seed) if hasattr(config, "seed") else config
 
     def target(self, split: str, features: str) -> TargetSplit:
         """A split of LLP, read once and kept on the device."""
@@ -121,7 +122,6 @@ def pretrain(context: Context, out: Path) -> None:
     need_source(context.data, index)
     preset = PRESETS[context.preset]
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
-    config = replace(config, seed=config.seed + context.seed)
     settings = dict(data=context.identity, dry_run=dry_run(index), encoders=encoders_of(index),
                     model=asdict(model_config), training=asdict(config))
     path = out / "teacher.pt"
@@ -318,13 +318,10 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     the place of the HAN, a key of BACKBONES."""
     index = read_index(context.data)
     features = features or packed_feature_sets(index)[0]
-    preset, classes = PRESETS[context.preset], len(index["llp"]["classes"])
-    model_config, config = replace(preset.han[features], classes=classes), preset.train
-    if backbone != "han":
-        model_config, config = for_features(preset.field[backbone][0], features, classes), preset.field[backbone][1]
-    model_config = context.config(model_config)
+    preset = PRESETS[context.preset]
+    model_config, config = (preset.han[features], preset.train) if backbone == "han" else preset.field[backbone]
+    model_config = context.config(for_features(model_config, features, len(index["llp"]["classes"])))
     config = context.config(replace(config, **ABLATION[setting]))
-    config = replace(config, seed=config.seed + context.seed)
     labels = None
     if config.pseudo_label != "none":
         if labels_path is None:
