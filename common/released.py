@@ -27,9 +27,6 @@ UNUSED = re.compile(r"hat_encoder\.(final_norm_|norm\d)|[av]_logit_scale|(audio|
 PUBLISHED_VISUAL = 2048, 512  # sizes of the 2D and 3D features
 
 
-WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into the names
-
-
 class _TensorsOnly(pickle.Unpickler):
     """Unpickles tensors, numbers and containers; anything else in the file is refused, nothing is executed."""
 
@@ -65,7 +62,8 @@ def weights_of(content: dict) -> dict[str, Tensor]:
         if len(nested) > 1 and "state_dict" not in nested:
             raise ValueError(f"which weights are meant: it has {', '.join(map(str, nested))}")
         return weights_of(nested.get("state_dict") or nested.popitem()[1])
-    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): x for name, x in found.items()}
+    plain = {".".join(part for part in name.split(".") if part not in ("module", "_orig_mod")): x
+             for name, x in found.items()}  # which DataParallel and torch.compile put there
     if len(plain) < len(found):
         raise ValueError("two weights have one name, but for `module` or `_orig_mod`")
     return plain
