@@ -96,7 +96,7 @@ def compare(context: Context, run: Path, seeds: int, features: str | None, syste
 
 def train_leap(context: Context, out: Path, labels_path: Path, features: str) -> dict[str, float]:
     """LEAP, with VALOR's labels."""
-    labels = read_labels(labels_path, context.device)
+    labels = read_labels(labels_path, context.device, context.data)
     weak = context.target("train", features).weak
     hard = uwav.pseudo_labels(labels.logits["train"], labels.thresholds, weak,
                               uwav.TrainConfig(pseudo_label="hard", reweight=False))
