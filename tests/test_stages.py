@@ -268,7 +268,7 @@ def test_a_result_made_with_other_settings_is_not_overwritten(world, finished):
 def test_a_loss_that_is_not_finite_stops_the_run(world, finished, tmp_path):
     with pytest.raises(SystemExit, match="the loss became (nan|inf) in epoch 1"):
         cli.main(["train", str(world), str(tmp_path), "--labels", str(finished / "seed0/labels_teacher.npz"),
-                     "--features", "clip_clap", *SMALL, "--set", "W=1e38"])
+                     "--features", "clip_clap", *SMALL, "--set", "peak_lr=2e9"])
     assert not (tmp_path / "han.pt").exists()
 
 
