@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from common.files import check_zip
+
 NAMES = (  # of weights, released code -> here: regular expressions, applied in this order
     (r"^proj_([av])\.", r"\1.mlp_in."), (r"^final_proj_([av])\.", r"\1.mlp_out."),
     (r"^([av])_transformer\.encoder", r"\1"), (r"^a\.", "audio."), (r"^v\.", "visual."),
@@ -23,9 +25,6 @@ NAMES = (  # of weights, released code -> here: regular expressions, applied in 
     (r"\.(linear[12])", r".feedforward.\1"))
 UNUSED = re.compile(r"hat_encoder\.(final_norm_|norm\d)|[av]_logit_scale|(audio|visual|cmt)_encoder")
 PUBLISHED_VISUAL = 2048, 512  # sizes of the 2D and 3D features
-
-
-WRAPPERS = {"module", "_orig_mod"}  # what DataParallel and torch.compile put into the names
 
 
 class _TensorsOnly(pickle.Unpickler):
@@ -42,8 +41,9 @@ class _TensorsOnly(pickle.Unpickler):
 
 
 def read_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> object:
-    """What torch.save wrote, of tensors, numbers and containers; training checkpoints hold NumPy numbers, or are of a
-    pickle protocol that weights_only does not read."""
+    """What torch.save wrote, of tensors, numbers and containers, with right checksums; training checkpoints hold NumPy
+    numbers, or are of a pickle protocol that weights_only does not read."""
+    check_zip(path)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError:
@@ -62,7 +62,8 @@ def weights_of(content: dict) -> dict[str, Tensor]:
         if len(nested) > 1 and "state_dict" not in nested:
             raise ValueError(f"which weights are meant: it has {', '.join(map(str, nested))}")
         return weights_of(nested.get("state_dict") or nested.popitem()[1])
-    plain = {".".join(part for part in name.split(".") if part not in WRAPPERS): x for name, x in found.items()}
+    plain = {".".join(part for part in name.split(".") if part not in ("module", "_orig_mod")): x
+             for name, x in found.items()}  # which DataParallel and torch.compile put there
     if len(plain) < len(found):
         raise ValueError("two weights have one name, but for `module` or `_orig_mod`")
     return plain

@@ -100,8 +100,8 @@ def made_alike(notes: dict[str, dict]) -> dict[str, object]:
         for key in note.keys() & set(MADE_ALIKE):
             first, other = said.setdefault(key, (where, note[key]))
             if content(other) != content(note[key]):
-                raise ValueError(f"{where}: {key} is {note[key]!r:.200}, but {other!r:.200} in {first}; what is used together "
-                                 "must have been made alike")
+                raise ValueError(f"{where}: {key} is {note[key]!r:.200}, but {other!r:.200} in {first}; what is used "
+                                 "together must have been made alike")
     return {key: x for key, (_, x) in said.items()}
 
 
@@ -113,8 +113,8 @@ def content(x: object) -> object:
 def check_source(path: Path, recorded: str | None, source: Path, command: str) -> None:
     """FileNotFoundError if `path` was made by another `source` than is there now: by that one, nothing was made."""
     if recorded is not None and source.is_file() and recorded != file_hash(source):
-        raise FileNotFoundError(f"{path}: made by another {source.stem} than {source}; delete it and make it again with "
-                                f"`{command}`")
+        raise FileNotFoundError(f"{path}: made by another {source.stem} than {source}; delete it and make it again "
+                                f"with `{command}`")
 
 
 def read_note(path: Path) -> dict:
@@ -169,10 +169,9 @@ def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: lis
 def write_annotations(part: Path, llp: LLP, unav: UnAV | None) -> None:
     """The label arrays of a packed folder (shapes: top of this file)."""
     for split, data in llp.splits.items():
-        keep(part, f"llp/{split}/weak.npy", data.weak)
-        if data.audio is not None:
-            keep(part, f"llp/{split}/audio.npy", data.audio)
-            keep(part, f"llp/{split}/visual.npy", data.visual)
+        for name in ("weak", "audio", "visual"):
+            if (labels := getattr(data, name)) is not None:
+                keep(part, f"llp/{split}/{name}.npy", labels)
     for split in UNAV_SPLITS if unav else ():
         labels = getattr(unav, split).labels
         keep(part, f"unav/{split}/length.npy", np.array([len(x) for x in labels], np.int64))
@@ -185,8 +184,8 @@ def read_index(folder: str | Path) -> dict:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file, so {folder} is not a (complete) packed folder; "
                                 "make one with `python features.py pack` or `python features.py demo`")
-    index = read_sealed(path, f"python features.py pack SOURCE {folder} --replace` or `python features.py demo {folder} "
-                              "--replace")
+    index = read_sealed(path, f"python features.py pack SOURCE {folder} --replace` or `python features.py demo "
+                              f"{folder} --replace")
     with reading(path, "not the index of a pack ({cause})"):
         if index["format"] != FORMAT:
             raise ValueError(f"packed in format {index['format']!r:.20}, this code reads {FORMAT}; pack again, with "
@@ -211,17 +210,16 @@ IN_PART = {f"{PART}/{x}" for name in (*ARRAYS, "plan.json", "index.json", MADE)
 def files_of(folder: Path) -> set[str]:
     """The files of a pack there, by its index or, if that is damaged, by their names. ValueError if it is not damaged
     and names others."""
-    if not (folder / "index.json").exists():
+    path = folder / "index.json"
+    try:
+        named = {*read_sealed(path, "")["files"]}
+    except FileNotFoundError:
         return set()
-    named = None
-    with contextlib.suppress(ValueError, LookupError, TypeError):
-        named = {*read_sealed(folder / "index.json", "")["files"]}
-    if foreign := sorted(map(repr, (named or ARRAYS) - ARRAYS)):
-        raise ValueError(f"{folder / 'index.json'}: names files that no pack writes ({some(foreign, 3)}); choose "
-                         "another folder")
-    if named is None:
-        named = {str(path.relative_to(folder)) for path in folder.rglob("*.npy")}
-    return {"index.json", *ARRAYS & named}
+    except (ValueError, LookupError, TypeError):
+        named = ARRAYS & {str(array.relative_to(folder)) for array in folder.rglob("*.npy")}
+    if foreign := sorted(map(repr, named - ARRAYS)):
+        raise ValueError(f"{path}: names files that no pack writes ({some(foreign, 3)}); choose another folder")
+    return {"index.json", *named}
 
 
 def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
@@ -238,8 +236,7 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
     with contextlib.suppress(FileNotFoundError, *[ValueError] * replace):  # what is damaged may be replaced
         index = read_index(out)
     if index and all(index.get(k) == plan[k] for k in plan if k != "code"):
-        other = index.get("code") != plan["code"]
-        if other:
+        if other := index.get("code") != plan["code"]:
             print(f"{out}: made by another version of this code; --replace makes it again", flush=True)
         broken = [name for name, recorded in index["files"].items()  # a second a GB
                   if not (out / name).is_file() or file_hash(out / name) != recorded]

@@ -20,8 +20,7 @@ from data.annotations import (LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, mistaken, 
 from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, is_made,
                          keep, made_alike, make_plan, read_index, read_note, write_annotations)
 
-
-FAINT = 0.002
+FAINT = 0.002  # of a vector's length
 MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
 
 
@@ -66,12 +65,12 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
     notes = {path: read_note(path) for root in roots.values() for path in (root / name for name in MADE_WITH)}
     made_alike(notes)
-    if random := [path for path, note in notes.items() if RANDOM_WEIGHTS in note.values()]:  # must not pass for real ones
+    if random := [path for path, note in notes.items() if RANDOM_WEIGHTS in note.values()]:  # no pack of real ones
         print(f"WARNING: {random[0]}: an encoder had RANDOM WEIGHTS. This is a dry run.", file=sys.stderr)
         kind = RANDOM_SOURCE.replace("pack", kind)
     if unknown := [str(path) for path, note in notes.items() if not note.keys() & set(MADE_ALIKE)]:
-        print(f"{source}: which weights and recipe made it is not noted ({some(unknown)}), as of the authors' files; so "
-              "it is not compared", flush=True)
+        print(f"{source}: which weights and recipe made it is not noted ({some(unknown)}), as of the authors' files; "
+              "so it is not compared", flush=True)
     plan = make_plan(kind, llp, unav, found)
     if unav is None:
         plan["llp"]["segments"] = llp.segments
@@ -81,14 +80,14 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     whence = dict(llp="llp" if unav else "CLASSES", unav=source / "UnAV/unav100_annotations.json")
     plan["read"] = _fingerprint([*(path for job in jobs for path, _ in job.videos),
                                  *(root / e.texts for root in roots.values() for e in TEXTED.values())])
-    texts = {dataset: read_texts(root, plan[dataset]["classes"], whence[dataset]) for dataset, root in roots.items()}
+    texts = {f"{dataset}/text_{name}.npy": text for dataset, root in roots.items()  # (C, D)
+             for name, text in read_texts(root, plan[dataset]["classes"], whence[dataset]).items()}
     part = begin_pack(out, plan, replace)
     if part is None:
         return read_index(out)
     write_annotations(part, llp, unav)
-    for dataset in roots:
-        for name, text in texts[dataset].items():
-            keep(part, f"{dataset}/text_{name}.npy", text)  # (C, D)
+    for name, text in texts.items():
+        keep(part, name, text)
     faint, unusable, todo = [], [], [job for job in jobs if not is_made(part, job.target)]
     with (ThreadPoolExecutor(workers) as pool,
           progress(total=sum(len(job.videos) for job in todo), unit="file", desc="pack") as bar):
@@ -114,17 +113,16 @@ def read_texts(root: Path, classes: list[str], source: object = "CLASSES") -> di
     """The text embeddings beside features, (C, D) each. ValueError if text.json says that they are of other classes or
     in another order, or that these are not the files that `text` wrote. source: where `text` gets the classes."""
     path, found = root / "text.json", {}
-    note = read_note(path)
+    note, again = read_note(path), f"make them again with `python features.py text {source} {root}`"
     for c, (theirs, ours) in enumerate(itertools.zip_longest(note.get("classes", classes), classes)):
         if ours is None or theirs is None or readable(str(theirs)) != readable(ours):
-            raise ValueError(f"{path}: the texts are in another order, or of other classes, than the labels: class {c} is "
-                             f"{theirs!r:.60}, for {ours!r}; make them again with `python features.py text {source} {root}`")
+            raise ValueError(f"{path}: the texts are in another order, or of other classes, than the labels: class {c} "
+                             f"is {theirs!r:.60}, for {ours!r}; {again}")
     for name, e in TEXTED.items():
         file = root / e.texts
         text = finite(shaped(read_array(file), (len(classes), e.size), file), file)
         if note.get(f"{name}_texts") not in (None, hash_of_arrays({name: text})):
-            raise ValueError(f"{file}: not the texts that {path} tells of; make them again with `python features.py text "
-                             f"{source} {root}`")
+            raise ValueError(f"{file}: not the texts that {path} tells of; {again}")
         if not np.allclose(np.linalg.norm(text, axis=1), 1, atol=0.01):
             print(f"WARNING: {file}: not of unit length, as the teacher takes texts to be", file=sys.stderr, flush=True)
         found[name] = text.astype(np.float32)  # (C, D)

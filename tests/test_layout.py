@@ -57,7 +57,7 @@ def test_the_versions_of_the_paper_and_the_tags_of_its_departures_are_where_the_
 
 
 def test_the_parser_names_the_packages_that_uv_run_brings_it():
-    block = MODULES["parse"].split("# /// script\n")[1].split("# ///\n")[0].replace("# ", "", 2)
+    block = MODULES["parse"].split("# /// script\n")[1].split("# ///\n")[0].replace("# ", "")
     asked = ast.literal_eval(block.split("dependencies = ")[1])
     named = {re.split("[<>=]", text)[0] for text in asked}
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # whose bounds are those that were tried

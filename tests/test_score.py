@@ -1,7 +1,6 @@
 """`uwav.py score`: anybody's table of events gets the scores of the field, and what is odd or wrong with it is said."""
 
 import csv
-import itertools
 import json
 import re
 import subprocess
@@ -331,7 +330,7 @@ def test_a_folder_of_what_parse_py_writes_is_scored_as_one_table(small, tmp_path
 
     rng, shape = np.random.default_rng(0), (10, 25)
     (tmp_path / "files").mkdir()
-    drawn, mixed = np.zeros((2, 3, *shape), bool), itertools.cycle((parse.write_csv, parse.write_json))
+    drawn = np.zeros((2, 3, *shape), bool)
     for n, name in enumerate(("one00000001_0_10.mp4", "two00000002.npz", "six-_6_7_8.mkv")):
         event = (rng.random((2, *shape)) < 0.1) & (n < 2)  # the last one is silent
         result = parse.Parse(Bundle.classes, *rng.random((2, *shape)), rng.random(25), *event, event.all(0))

@@ -173,7 +173,8 @@ def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> li
     truth, scores = load_truth(data, "test"), {}
     for row in ROWS:
         folders = [run / f"seed{k}" / features / row for k in seeds]
-        scores[row] = [uwav.video_scores(*read_predictions(x / "predictions_test.npz", data, model=x / "han.pt"), *truth)
+        scores[row] = [uwav.video_scores(*read_predictions(x / "predictions_test.npz", data, model=x / "han.pt"),
+                                         *truth)
                        for x in folders]
     return paired_differences(scores, COMPARISONS)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import uwav
 from common.command import progress
 from common.devices import accelerate
-from common.files import atomic, check_zip, plain, reading, reason, temporary_of
+from common.files import atomic, plain, reading, reason, temporary_of
 from common.released import read_checkpoint, weights_of, with_weights
 from field import coleaf, jomold, leap, mgn, mm_pyramid
 
@@ -87,8 +87,6 @@ class Run(uwav.Run):
 
     def finish(self) -> nn.Module:
         """Write the checkpoint of the best epoch and return that model, ready for inference."""
-        if self.best_weights is None:
-            raise ValueError(f"{self.path}: no epoch was trained; epochs must be at least 1")
         model = super().finish()
         # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
         history = json.loads(json.dumps(self.history))
@@ -112,7 +110,6 @@ def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
 
     Raises FileNotFoundError or ValueError naming the file."""
     with reading(path, "not a readable checkpoint ({cause})"):
-        check_zip(path)
         content = read_checkpoint(path, device)
         json.dumps(plain(dict(content.get("settings") or {})))  # they are written into what is made from it
         return content
@@ -174,7 +171,7 @@ BELOW_ONE = ("dropout", "beta1", "beta2")
 
 
 def check_fields(config: object) -> None:
-    """ValueError if a field of a config from a file or an option is of another type than its default or out of range."""
+    """ValueError if a field of a config from a file or option is of another type than its default or out of range."""
     for field in fields(config):
         value, kind = getattr(config, field.name), type(field.default)
         if not isinstance(value, (int, float) if kind is float else kind):

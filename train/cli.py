@@ -61,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("out", type=Path, metavar="OUT", help="folder for han.pt and its history")
     sub.add_argument("--labels", type=Path, help="labels_teacher.npz or labels_segment.npz")
     sub.add_argument("--setting", choices=ABLATION, default="full", help="row of the ablation; full is UWAV")
-    sub.add_argument("--backbone", choices=BACKBONES, default="han",
-                     help="the network (field/): the HAN, or in its place")
+    sub.add_argument("--backbone", choices=BACKBONES, default="han", help="the network: the HAN, or one of field/")
     sub.add_argument("--features", choices=FEATURE_SETS,
                      help="base: VGGish, ResNet-152, R(2+1)D; clip_clap: CLIP and CLAP; None: base if it was packed")
     sub = command("evaluate", "the ten parsing scores of a trained HAN",
@@ -80,8 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--features", choices=FEATURE_SETS, nargs="+", help="None: all that were packed")
     sub.add_argument("--sweep", action="store_true", help="also train UWAV with alpha and W varied, one at a time: "
                      + ", ".join(row.short for row in SWEEP.values()))
-    sub = command("field",
-                  "every system of the paper's tables on the same data, each as published; prints three tables",
+    sub = command("field", "the systems of the paper's tables on the same data, each as published; prints three tables",
                   lambda c, o: compare(c, o.out, o.seeds, o.features, o.systems), trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything; what `ablate` made there is kept")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")

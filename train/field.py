@@ -96,7 +96,7 @@ def compare(context: Context, run: Path, seeds: int, features: str | None, syste
 
 def train_leap(context: Context, out: Path, labels_path: Path, features: str) -> dict[str, float]:
     """LEAP, with VALOR's labels."""
-    labels = read_labels(labels_path, context.device)
+    labels = read_labels(labels_path, context.device, context.data)
     weak = context.target("train", features).weak
     hard = uwav.pseudo_labels(labels.logits["train"], labels.thresholds, weak,
                               uwav.TrainConfig(pseudo_label="hard", reweight=False))
@@ -134,9 +134,10 @@ def train_system(context: Context, out: Path, features: str, name: str, train_it
     index, path = read_index(context.data), out / "han.pt"
     model_config, config = PRESETS[context.preset].field[name]
     model_config = context.config(for_features(model_config, features, len(index["llp"]["classes"])))
-    config = context.config(replace(config, seed=config.seed + context.seed))
+    config = context.config(config)
     settings = dict(data=context.identity, features=features, dry_run=dry_run(index), made_from=made_from,
-                    encoders=encoders_of(index), classes=index["llp"]["classes"], model=asdict(model_config), training=asdict(config))
+                    encoders=encoders_of(index), classes=index["llp"]["classes"], model=asdict(model_config),
+                    training=asdict(config))
     data, validation = (context.target(s, features) for s in ("train", "val"))
     if path.exists():
         return check_finished(path, settings)
@@ -152,8 +153,8 @@ def write_tables(context: Context, run: Path, seeds: list[int], features: str, r
         paths = [folder / ("" if name in ROWS else "field") / name / "predictions_test.npz" for folder in folders]
         joint[name] = [uwav.parsing_scores(*read_predictions(path, context.data, joint=True), *truth)["seg_type"]
                        for path in paths]
-        by_video[name] = [uwav.video_scores(*read_predictions(path, context.data, model=path.with_name("han.pt")), *truth)
-                          for path in paths]
+        made = [read_predictions(path, context.data, model=path.with_name("han.pt")) for path in paths]
+        by_video[name] = [uwav.video_scores(*x, *truth) for x in made]
     labels = {name: [read_quality(path)["test"] for path in paths] for name, paths in (
         ("segment", [run / "labels_segment.npz"] * len(seeds)),
         ("prototypes", [folder / "field/prototypes/labels_prototypes.npz" for folder in folders]),

@@ -47,8 +47,9 @@ class Context:
     overrides: tuple[str, ...] = ()  # FIELD=VALUE
 
     def config(self, config):
-        """A config of the preset with the overrides that concern it."""
-        return replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+        """A config of the preset with the overrides that concern it, and this seed added to its own, if it has one."""
+        config = replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+        return replace(config, seed=config.seed + self.seed) if hasattr(config, "seed") else config
 
     def target(self, split: str, features: str) -> TargetSplit:
         """A split of LLP, read once and kept on the device."""
@@ -65,14 +66,14 @@ def _target(data: Path, identity: str, split: str, features: str, device: str) -
     return load_target(data, split, features, device)
 
 
-FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # fields that --set cannot change
+FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # no fields for --set
 CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig,
            *dict.fromkeys(type(x) for pair in PRESETS["paper"].field.values() for x in pair))
 
 
 def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float | str]:
     """("epochs=3", ...) -> {"epochs": 3, ...}; ValueError for an unknown field or a value of the wrong type."""
-    types = {f.name: f.type for config in CONFIGS for f in fields(config)}
+    types = {f.name: f.type for config in CONFIGS for f in fields(config) if f.name not in FROM_DATA}
     read = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
     values = {}
     for text in overrides:
@@ -84,8 +85,6 @@ def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float 
             values[name] = read[types[name]](value.lower() if types[name] == "bool" else value)
         except (ValueError, KeyError):
             raise ValueError(f"--set {text}: {name} takes a value of type {types[name]}") from None
-        if name in FROM_DATA:
-            raise ValueError(f"--set {text}: {name} follows from the data")
     for config in CONFIGS:  # now, not after the stages before
         try:
             check_fields(replace(config(), **{k: v for k, v in values.items() if hasattr(config, k)}))
@@ -123,9 +122,8 @@ def pretrain(context: Context, out: Path) -> None:
     need_source(context.data, index)
     preset = PRESETS[context.preset]
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
-    config = replace(config, seed=config.seed + context.seed)
-    settings = dict(data=context.identity, dry_run=dry_run(index), encoders=encoders_of(index), model=asdict(model_config),
-                    training=asdict(config))
+    settings = dict(data=context.identity, dry_run=dry_run(index), encoders=encoders_of(index),
+                    model=asdict(model_config), training=asdict(config))
     path = out / "teacher.pt"
     if path.exists():
         return check_finished(path, settings)
@@ -180,7 +178,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     settings |= {} if rule == "val" else dict(thresholds=rule)
     settings |= dict(prototypes=file_hash(own)) if own else {}
     path, finished = out / f"labels_{'teacher' if teacher else 'prototypes' if own else 'segment'}.npz", False
-    with contextlib.suppress(FileNotFoundError, ValueError):  # what is damaged, or scores of other labels, is made again
+    with contextlib.suppress(FileNotFoundError, ValueError):  # damaged, or with scores of other labels: made again
         made_with = read_labels(path, "cpu").settings
         finished = made_with != settings or bool(read_quality(path))
     if finished:
@@ -191,14 +189,14 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     parser = own and load_model(own, context.device, kind=uwav.HAN)
     features = feature_set_of(parser.config, own) if parser else "clip_clap"
     splits = {s: context.target(s, features) for s in index["llp"]["videos"]}
-    logits, arrays, quality, weakly, thresholds = {}, {}, {}, {}, []
+    arrays, quality, weakly, thresholds = {}, {}, {}, []
     if parser:
         logits = prototypes.logits(parser, splits)
-    for s, x in splits.items() if not parser else ():
-        audio, visual, _ = x.inputs(slice(None))  # (N, T, 512) (N, T, 768)
-        logits[s] = uwav.teacher_logits(model, x, text) if model else segment_logits(audio, visual, *text)
-        if not all(z.isfinite().all() for z in logits[s]):
-            raise ValueError(f"{teacher or context.data}: its logits are not finite: too large weights, or features")
+    else:
+        logits = {s: uwav.teacher_logits(model, x, text) if model else segment_logits(x, text)
+                  for s, x in splits.items()}
+    if not all(z.isfinite().all() for pair in logits.values() for z in pair):
+        raise ValueError(f"{teacher or own or context.data}: its logits are not finite: too large weights, or features")
     for m, modality in enumerate(("audio", "visual")):
         logit = {s: x[m] for s, x in logits.items()}
         threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
@@ -232,7 +230,7 @@ def check_encoders(model: Path, context: Context) -> None:
     index, learned = read_index(context.data), settings_of(model)
     made_alike({str(context.data): encoders_of(index), str(model): learned.get("encoders", {})})
     if not learned.get("encoders") and learned.get("data") != index["sha256"] and not dry_run(index):
-        print(f"{model}: which weights made what it learned from is not noted, so it is not compared with {context.data}")
+        print(f"{model}: which weights made what it learned from is not noted, so not compared with {context.data}")
 
 
 def seen_by(teacher: Path | None, ours: str = "", try_out: bool = False) -> str:
@@ -247,11 +245,10 @@ def seen_by(teacher: Path | None, ours: str = "", try_out: bool = False) -> str:
     return saw
 
 
-def segment_logits(audio: Tensor, visual: Tensor, audio_text: Tensor, visual_text: Tensor) -> tuple[Tensor, Tensor]:
-    """Without a teacher, as in VALOR: cosine similarity of each segment's own CLAP / CLIP embedding with the text.
-
-    audio (N, T, 512), visual (N, T, 768), text (C, 512) and (C, 768) -> two (N, T, C)."""
-    return F.normalize(audio, dim=-1) @ audio_text.T, F.normalize(visual, dim=-1) @ visual_text.T
+def segment_logits(data: TargetSplit, text: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Without a teacher, as in VALOR: cosine similarity of each segment's own CLAP / CLIP embedding with the text,
+    (C, 512) and (C, 768) -> audio, visual (N, T, C)."""
+    return tuple(F.normalize(x, dim=-1) @ t.T for x, t in zip(data.inputs(slice(None)), text))
 
 
 THRESHOLDS = {
@@ -285,29 +282,32 @@ def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
     return uwav.fit_thresholds(highest, weak[:, None, :], torch.ones_like(weak))
 
 
-def read_labels(path: Path, device: str) -> Labels:
-    """What `label` wrote. Raises FileNotFoundError or ValueError naming the file."""
+def read_labels(path: Path, device: str, data: Path | None = None) -> Labels:
+    """What `label` wrote, of these data, if they are named. Raises FileNotFoundError or ValueError naming the file."""
     with made_by("python uwav.py label", path):
         arrays = read_arrays(path)
         settings = dict(plain(json.loads(str(arrays.pop("settings")))))
         settings["dry_run"]  # an earlier version's have none
         x = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         splits = [s for s in LLP_WEAK_FILES if s == "train" or f"{s}_audio" in x]
-        return Labels(settings, {s: (x[f"{s}_audio"], x[f"{s}_visual"]) for s in splits},
-                      (x["threshold_audio"], x["threshold_visual"]))
+        labels = Labels(settings, {s: (x[f"{s}_audio"], x[f"{s}_visual"]) for s in splits},
+                        (x["threshold_audio"], x["threshold_visual"]))
+    if data and settings["data"] != read_index(data)["sha256"]:
+        raise ValueError(f"{path}: made from other data than {data}; make them in another folder, with "
+                         "`python uwav.py label`")
+    return labels
 
 
 def labels_beside(path: Path, data: Path, parser: Path | None = None) -> Labels:
     """Labels of these data: by the teacher beside them, if one is there; if a parser is named, those it learned from.
 
     Raises FileNotFoundError or ValueError."""
-    labels = read_labels(path, "cpu")
-    if labels.settings["data"] != read_index(data)["sha256"]:
-        raise ValueError(f"{path}: made from other data than {data}")
+    labels = read_labels(path, "cpu", data)
     check_source(path, labels.settings["teacher"], path.with_name("teacher.pt"), "python uwav.py label")
-    with made_by("python uwav.py train", parser or path):
-        learned = settings_of(parser).get("labels") if parser else None
-    check_source(parser, learned, path, "python uwav.py train")
+    if parser:
+        with made_by("python uwav.py train", parser):
+            learned = settings_of(parser).get("labels")
+        check_source(parser, learned, path, "python uwav.py train")
     return labels
 
 
@@ -318,21 +318,15 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     the place of the HAN, a key of BACKBONES."""
     index = read_index(context.data)
     features = features or packed_feature_sets(index)[0]
-    preset, classes = PRESETS[context.preset], len(index["llp"]["classes"])
-    model_config, config = replace(preset.han[features], classes=classes), preset.train
-    if backbone != "han":
-        model_config, config = for_features(preset.field[backbone][0], features, classes), preset.field[backbone][1]
-    model_config = context.config(model_config)
+    preset = PRESETS[context.preset]
+    model_config, config = (preset.han[features], preset.train) if backbone == "han" else preset.field[backbone]
+    model_config = context.config(for_features(model_config, features, len(index["llp"]["classes"])))
     config = context.config(replace(config, **ABLATION[setting]))
-    config = replace(config, seed=config.seed + context.seed)
     labels = None
     if config.pseudo_label != "none":
         if labels_path is None:
             raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
-        labels = read_labels(labels_path, context.device)
-        if labels.settings["data"] != context.identity:
-            raise ValueError(f"{labels_path}: made for other data than {context.data}; make them with `python uwav.py label`, "
-                             "in another folder")
+        labels = read_labels(labels_path, context.device, context.data)
     settings = dict(data=context.identity, features=features, labels=labels and file_hash(labels_path),
                     dry_run=labels.settings["dry_run"] if labels else dry_run(index), encoders=encoders_of(index),
                     classes=index["llp"]["classes"], model=asdict(model_config), training=asdict(config))
@@ -362,9 +356,10 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
     made_from = dict(data=context.identity, model=file_hash(checkpoint))
     scores_path = out / f"scores_{split}.json"
     settings, classes = settings_of(checkpoint), index["llp"]["classes"]
-    if model.config.classes != len(classes) or settings.get("classes", classes) != classes:
-        raise ValueError(f"{checkpoint}: its classes are {model.config.classes} {some(settings.get('classes', []), 3)}, those "
-                         f"of {context.data} {len(classes)} {some(classes, 3)}; number and order must be the same")
+    learned = settings.get("classes", [])  # not noted in a checkpoint of the released code
+    if model.config.classes != len(classes) or learned not in ([], classes):
+        raise ValueError(f"{checkpoint}: its classes are {model.config.classes} {some(learned, 3)}, those of "
+                         f"{context.data} {len(classes)} {some(classes, 3)}; number and order must be the same")
     check_encoders(checkpoint, context)
     data = context.target(split, feature_set_of(model.config, checkpoint))
     rule = OWN_RULES.get(type(model))
@@ -455,8 +450,8 @@ def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor,
 
 
 def read_predictions(path: Path, data: Path, joint: bool = False, model: Path | None = None) -> tuple[Tensor, Tensor]:
-    """What `evaluate` wrote of a split of `data`, decided by the system's own rule or by the joint gate: audio and visual,
-    (N, T, C) bool; of this model, if it is named.
+    """What `evaluate` wrote of a split of `data`, decided by the system's own rule or by the joint gate: audio and
+    visual, (N, T, C) bool; of this model, if it is named.
 
     Raises FileNotFoundError or ValueError naming the file."""
     command = "python uwav.py evaluate" + " --split val" * path.stem.endswith("val")

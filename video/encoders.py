@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.files import check_zip, reading, reason
+from common.files import reading, reason, regular
 from common.released import read_checkpoint, weights_of
 from data.layout import ENCODERS
 from uwav import TeacherConfig
@@ -39,11 +39,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     Raises FileNotFoundError or ValueError naming the file."""
     with reading(path, "not a file of weights ({cause})"):
-        check_zip(path)
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return weights_of(load_file(path))
+            return weights_of(load_file(regular(path)))
         return weights_of(read_checkpoint(path))
 
 

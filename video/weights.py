@@ -93,9 +93,9 @@ def activation(choice: str, file: Path | None) -> str:
         return told if told in ACTIVATIONS else "quickgelu"
     path = file.with_name("open_clip_config.json")
     if not path.is_file():
-        raise ValueError(f"{file}: does not say whether its CLIP was trained with QuickGELU (as OpenAI's, MetaCLIP's, DFN's) "
-                         f"or GELU (as LAION's, DataComp's): name it as quickgelu:{file} or gelu:{file}, or put the "
-                         f"{path.name} of its hub beside it")
+        raise ValueError(f"{file}: does not say whether its CLIP was trained with QuickGELU (as OpenAI's, MetaCLIP's, "
+                         f"DFN's) or GELU (as LAION's, DataComp's): name it as quickgelu:{file} or gelu:{file}, or put "
+                         f"the {path.name} of its hub beside it")
     with reading(path, "does not describe a CLIP that can be built here ({cause})"):
         content = read_json(path)
         if [round(x, 3) for x in content["preprocess_cfg"]["mean"]] != [0.481, 0.458, 0.408]:

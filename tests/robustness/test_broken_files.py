@@ -682,7 +682,7 @@ def test_labels_of_other_data_are_refused_with_a_sentence_not_in_the_middle_of_t
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", str(finished / "data"), str(tmp_path / "out"), "--labels", str(tmp_path / "labels.npz"), "--features", "clip_clap",
                      "--preset", "demo", "--device", "cpu"])
-    assert "labels.npz: made for other data than" in stop.value.code and "uwav.py label" in stop.value.code
+    assert "labels.npz: made from other data than" in stop.value.code and "uwav.py label" in stop.value.code
 
 
 @pytest.mark.parametrize("name", [n for n in READERS if n != "run"])

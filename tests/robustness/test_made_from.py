@@ -12,7 +12,7 @@ import pytest
 import report
 from common import files
 from conftest import SMALL
-from data import layout, pack
+from data import pack
 from reporting import figures
 from sources import write_own
 from train import checkpoints, cli, stages

@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from conftest import SMALL, need
@@ -15,7 +14,7 @@ need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
 
 import export_onnx
 from common import files
-from train import checkpoints, cli
+from train import cli
 
 ROW = "seed0/clip_clap/full"
 
