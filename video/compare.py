@@ -109,7 +109,7 @@ def agreement(sides: tuple[Path, Path], llp: LLP, ids: set[str], teacher: uwav.T
 
 
 def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> dict[str, str]:
-    """Prints tables and verdicts, and returns these, by name. Raises FileNotFoundError or ValueError naming the file."""
+    """Prints tables and verdicts, and returns them, by name. Raises FileNotFoundError or ValueError naming the file."""
     sides = mine, theirs
     ids = {name: set.intersection(*({x.stem for x in (side / e.folder).glob("[!.]*.npy")} for side in sides))
            for name, e in TEXTED.items()}
