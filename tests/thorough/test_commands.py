@@ -80,7 +80,7 @@ def test_run_all_names_a_mistake_in_an_option_before_any_work(ran):
     said = [x.stderr.strip() for x in ran.mistaken]
     assert [x.returncode for x in ran.mistaken] == [1, 1, 1] and all(len(x.splitlines()) == 1 for x in said)
     assert said[0] == "error: --set epoch=1: no such field; did you mean epochs?"
-    assert said[1] == "error: pseudo_label = 'sfot': one of none, hard, soft" and "takes a value of type float" in said[2]
+    assert said[1] == "error: --set pseudo_label = 'sfot': one of none, hard, soft" and "takes a value of type float" in said[2]
 
 
 @pytest.mark.parametrize("options, said", [
