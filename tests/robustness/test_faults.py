@@ -323,7 +323,7 @@ def assert_one_sentence(ended: Ended, *words: str) -> None:
 def assert_nothing_spoilt(before: dict, after: dict, made: dict) -> None:
     """Earlier files are as they were, and every new one is whole, or one of those from which the next run goes on."""
     for name, bytes in after.items():
-        if not name.endswith(("plan.json", ".part", ".state.pt", ".jsonl", "failures.csv")):
+        if not name.endswith(("plan.json", "made.json", ".part", ".state.pt", ".jsonl", "failures.csv")):
             assert bytes in (before.get(name), made.get(name.replace(".packing/", ""))), name
     assert before.keys() <= after.keys() and not [name for name in after if "/." in name and ".part" in name]
 
