@@ -405,7 +405,7 @@ TIMES = {  # name of the file: how it is made, when its sound is heard (of 6 s)
     "late in fragments.mp4": (dict(sound_start=2.0) | FRAGMENTS, (2, 6)), "late.webm": (dict(sound_start=1.3) | VP8, (1.3, 6)),
     "at 7.5 s.mkv": (dict(start=7.5), (0, 6)), "at 7.5 s, late.webm": (dict(start=7.5, sound_start=2.0) | VP8, (2, 6)), "at 3 s, silent.mkv": (dict(start=3.0), None),
     "recorded.webm": (dict(sound_start=2.0) | VP8 | LIVE, (2, 6)), "recorded, silent.webm": (VP8 | LIVE, None), "recorded, at 7.5 s.webm": (dict(start=7.5) | VP8 | LIVE, (0, 6)),
-    "a hole.mp4": ({}, (0, 2, 4, 6)), "a hole.mkv": ({}, (0, 2, 4, 6)), "a hole.webm": (VP8, (0, 2, 4, 6)), "a hole in fragments.mp4": (FRAGMENTS, (0, 2, 4, 6))}
+    "a hole.mp4": ({}, (0, 2, 4, 6)), "a hole.webm": (VP8, (0, 2, 4, 6)), "a hole in fragments.mp4": (FRAGMENTS, (0, 2, 4, 6))}
 
 
 @pytest.mark.parametrize("name", TIMES)
