@@ -361,6 +361,8 @@ def classes_of_labels(path: Path) -> list[str]:
     if not count:
         raise ValueError(f"{path}: no label in it yet")
     names = sorted(count)
+    if broken := [name for name in names if len(name.splitlines()) > 1]:
+        raise ValueError(f"{path}: a line break in the label {broken[0]!r}")
     print(f"{path}: {len(names)} classes: {some([f'{name} ({count[name]} videos)' for name in names], 40)}")
     for name in names:
         if similar := did_you_mean(name, [other for other in names if other != name]):
