@@ -26,7 +26,7 @@ def changed(request, tmp_path) -> Path:
     """A copy of the project with the solution that the test is named after."""
     copy = tmp_path / "project"
     copy.mkdir()
-    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("common", "data", "video", "train", "reporting"))):
+    for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("common", "data", "field", "video", "train", "reporting"))):
         (shutil.copytree if path.is_dir() else shutil.copy)(path, copy / path.name)
     (copy / "docs").mkdir()
     shutil.copy(ROOT / "docs/model_card.md", copy / "docs")
