@@ -1,4 +1,5 @@
-"""The same events on other processors, which qemu-user imitates: x86 without VNNI, and without AVX."""
+"""The same events on other processors, which qemu-user imitates: x86 without VNNI, and without AVX; ARM64 without and with
+8-bit dot products. UWAV_ARM64 is the Python that tests/helpers/arm64.sh makes."""
 
 import json
 import os
@@ -16,7 +17,7 @@ from conftest import need, unavailable
 need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
 
 ROOT = Path(__file__).resolve().parents[2]
-PROCESSORS = {"Haswell": "AVX2", "Nehalem": "SSE"}
+PROCESSORS = {"Haswell": "x86-64, AVX2", "Nehalem": "x86-64, SSE", "cortex-a72": "ARM64", "neoverse-n1": "ARM64, dot product"}
 LIMIT = {"parser": 1e-5, "parser_fp16": 1e-5, "parser_int8": 5e-3}  # of a probability, between processors; measured 2e-7
 RUN = """
 import sys, numpy as np, onnxruntime
@@ -35,7 +36,11 @@ def on(processor: str) -> list[str]:
     """The beginning of a command of Python that this processor runs."""
     if not shutil.which("qemu-x86_64") or platform.machine() != "x86_64":
         unavailable("qemu on x86-64: apt-get install qemu-user")
-    return ["qemu-x86_64", "-cpu", processor, sys.executable]
+    if "ARM64" not in PROCESSORS[processor]:
+        return ["qemu-x86_64", "-cpu", processor, sys.executable]
+    if not (arm64 := os.environ.get("UWAV_ARM64")):
+        unavailable("UWAV_ARM64, a Python for ARM64: bash tests/helpers/arm64.sh DIR makes DIR/python")
+    return [arm64, processor]
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)
