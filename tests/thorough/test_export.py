@@ -437,7 +437,7 @@ def test_events_are_the_runs_of_positive_segments():
     event = np.zeros((6, 2), bool)
     event[[0, 1, 4], 1] = True
     prob = np.full((6, 2), 0.25, np.float32)
-    result = parse.Parse(["dog", "cat"], prob, prob, prob[0], event, np.zeros_like(event), np.zeros_like(event))
+    result = parse.Parse(["dog", "cat"], prob, prob, prob, event, np.zeros_like(event), np.zeros_like(event))
     assert result.events() == [dict(label="cat", modality="audible", onset=0, offset=2, probability=0.25),
                                dict(label="cat", modality="audible", onset=4, offset=5, probability=0.25)]
     assert parse.timeline(result).splitlines()[1:] == ["cat audible   ##..#.", "    visible   ......", "    both      ......"]
@@ -507,6 +507,8 @@ def test_a_variant_that_the_bundle_does_not_have_is_one_sentence(finished, tmp_p
     (["--plot", "x.xyz"], "x.xyz: not a kind of picture; known are "), (["--plot", "x.mp3"], "x.mp3: not a kind of picture"), (["--plot", "a/x.docx"], "docx: not a kind of picture"),
     (["--json", "file/x.json"], "file/x.json: cannot be written, .*file is not a folder"), (["--csv", "file/a/x.csv"], "file is not a folder"),
     (["--save-features", "file/x.npz"], "file is not a folder"), (["--plot", "file/x.png"], "file is not a folder"),
+    (["--vtt", "file/x.vtt"], "file is not a folder"), (["--labels", "a.mp4"], "an output is named twice, or is the source itself"), (["--vtt", "x", "--labels", "x"], "an output is named twice"),
+    (["--threshold", "0"], "--threshold takes a number between 0 and 1"), (["--threshold", "nan"], "--threshold takes"), (["--top", "-1"], "--top one from 0 on"),
     (["--csv", "."], "not a file"), (["--json", "/dev/full"], "not a file"),
     (["--json", "x", "--csv", "./x"], "an output is named twice, or is the source itself"), (["--json", "a.mp4"], "an output is named twice, or is the source itself"),
     (["--classes", "dog"], "the bundle has no clap_text.onnx; export it with --clap-weights and --texts"), (["--classes", "dog,dog"], "names of classes, each once"),
