@@ -518,20 +518,19 @@ def own_classes(names: str) -> list[str]:
     return classes
 
 
-def check_before_work(options: argparse.Namespace) -> None:
+def check_before_work(source: Path, outputs: dict[str, Path]) -> None:
     """What would stop the command after minutes of decoding stops it now. Raises ValueError or ModuleNotFoundError."""
-    outputs = [vars(options)[kind] for kind in OUTPUTS if vars(options)[kind]]
-    if len({path.resolve() for path in (options.source, *outputs)}) <= len(outputs):
+    if len({path.resolve() for path in (source, *outputs.values())}) <= len(outputs):
         raise ValueError("an output is named twice, or is the source itself")
-    for path in outputs:
+    for path in outputs.values():
         folder = next(x for x in _file(path).absolute().parents if x.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(f"{path}: cannot be written, {folder} is not a folder that may be written to")
-    if options.plot:
+    if plotted := outputs.get("plot"):
         from matplotlib.backend_bases import FigureCanvasBase as Canvas
 
-        if options.plot.suffix[1:].lower() not in ("", *Canvas.filetypes):
-            raise ValueError(f"{options.plot}: not a kind of picture; known are {', '.join(sorted(Canvas.filetypes))}")
+        if plotted.suffix[1:].lower() not in ("", *Canvas.filetypes):
+            raise ValueError(f"{plotted}: not a kind of picture; known are {', '.join(sorted(Canvas.filetypes))}")
 
 
 def sources_of(paths: list[Path]) -> dict[str, Path]:
@@ -555,26 +554,26 @@ def _notes(output: Path) -> dict[str, str]:
     return {}
 
 
-def parse_one(options: argparse.Namespace, bundle: Bundle, classes: list[str] | None) -> None:
-    """options: with one source, its name, and files for its outputs. Raises ValueError, OSError or
-    ModuleNotFoundError."""
-    check_before_work(options)
-    if options.source.suffix.lower() == ".npz":
-        features = features_of_file(options.source, bundle)
+def parse_one(source: Path, name: Path, outputs: dict[str, Path], bundle: Bundle, classes: list[str] | None,
+              options: argparse.Namespace) -> None:
+    """Tell the events and write the outputs, which call the source `name`."""
+    check_before_work(source, outputs)
+    if source.suffix.lower() == ".npz":
+        features = features_of_file(source, bundle)
     else:
-        features = features_of_video(options.source, bundle, options.longest)
-    if options.save_features:
-        with _written(options.save_features) as temporary, open(temporary, "wb") as file:
+        features = features_of_video(source, bundle, options.longest)
+    if "save_features" in outputs:
+        with _written(outputs["save_features"]) as temporary, open(temporary, "wb") as file:
             np.savez(file, **features)
     result = parse(features, bundle, classes, options.threshold)
     print(timeline(result), flush=True)
     if top := CLOSEST * (not result.shown()) if options.top is None else options.top:
         print(highest(result, top), flush=True)
-    write = dict(json=(write_json, options.name, bundle), csv=(write_csv, options.name), vtt=(write_vtt,),
-                 labels=(write_labels,), plot=(plot, _named(options.name)))
-    for kind, (function, *more) in write.items():
-        if path := vars(options)[kind]:
-            function(result, *more, path)
+    write = dict(json=(write_json, name, bundle), csv=(write_csv, name), vtt=(write_vtt,), labels=(write_labels,),
+                 plot=(plot, _named(name)))
+    for kind in outputs.keys() & write.keys():
+        function, *more = write[kind]
+        function(result, *more, outputs[kind])
 
 
 def parse_all(options: argparse.Namespace, bundle: Bundle) -> None:
@@ -584,21 +583,22 @@ def parse_all(options: argparse.Namespace, bundle: Bundle) -> None:
     if classes:
         teacher_of(classes, bundle)  # which needs packages, encoders of texts and a threshold
     sources, several = sources_of(options.sources), len(options.sources) > 1 or options.sources[0].is_dir()
-    folders = {kind: vars(options)[kind] for kind in OUTPUTS if several and vars(options)[kind]}
+    places = {kind: vars(options)[kind] for kind in OUTPUTS if vars(options)[kind]}
     alike = json.dumps([JSON_FORMAT, options.threshold, classes, options.variant, bundle.info])
     for n, (name, source) in enumerate(sources.items(), 1):
-        outputs = {kind: folder / f"{name}{OUTPUTS[kind]}" for kind, folder in folders.items()}
-        about = [source.stat().st_size, source.stat().st_mtime_ns] if outputs else []
-        note = hashlib.sha256(f"{about} {alike}".encode()).hexdigest()
-        kept = outputs and all(x.exists() and _notes(x).get(x.name) == note for x in outputs.values())
+        outputs = {kind: place / f"{name}{OUTPUTS[kind]}" if several else place for kind, place in places.items()}
+        noted, kept = outputs.values() if several else (), False
+        if noted:
+            about = f"{source.stat().st_size} {source.stat().st_mtime_ns} {alike}"
+            note = hashlib.sha256(about.encode()).hexdigest()
+            kept = all(x.exists() and _notes(x).get(x.name) == note for x in noted)
         if several:
             print(f"[{n} of {len(sources)}] {CONTROL.sub('?', _named(name))}{', kept' if kept else ''}", flush=True)
         if kept:
             continue
-        this = argparse.Namespace(**vars(options) | outputs, source=source, name=Path(name))
         try:
-            parse_one(this, bundle, classes)
-            for x in outputs.values():
+            parse_one(source, Path(name), outputs, bundle, classes, options)
+            for x in noted:
                 _write(x.with_name(NOTES), json.dumps(_notes(x) | {x.name: note}))
         except ValueError as error:
             if not several:
@@ -631,7 +631,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--save-features", type=Path, metavar="FILE.npz", help="the video's features, to parse again")
     parser.add_argument("--classes", metavar="A,B,...", help="other classes than the bundle's: found by the teacher")
     parser.add_argument("--threshold", type=float, metavar="P", help="of both gates, in place of the bundle's")
-    parser.add_argument("--top", type=int, metavar="N", help=f"tell of the N highest probabilities ({CLOSEST} without an event)")
+    parser.add_argument("--top", type=int, metavar="N", help=f"N highest probabilities, too ({CLOSEST} if no event)")
     parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller files, if the bundle has them")
     parser.add_argument("--longest", type=float, default=LONGEST, metavar="S",
                         help="refuse longer videos (default: %(default)s s)")
