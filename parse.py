@@ -317,11 +317,12 @@ class Parse:
     classes: list[str]
     audio_prob: np.ndarray | None  # (T, C); None: the video has no sound
     visual_prob: np.ndarray | None  # (T, C); None: no picture
-    video_prob: np.ndarray  # (T, C): of the video, can exceed 1 (Eq. 1); of a long one, of the best window there
+    video_prob: np.ndarray  # (C,): of the whole video, can exceed 1 (Eq. 1); of a long one the largest of its windows
     audio_event: np.ndarray  # (T, C) bool
     visual_event: np.ndarray  # (T, C) bool
     av_event: np.ndarray  # (T, C) bool
-    threshold: float = 0.5  # that the probabilities of an event exceed, the second's and the window's
+    threshold: float = 0.5  # that the probabilities of an event exceed, of the second and of a window around it
+    window_prob: np.ndarray | None = None  # (T, C): of the windows around each second, the largest
 
     @property
     def lacks(self) -> dict[str, str]:
@@ -382,8 +383,8 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle, classes: list[str] | 
     prob = {m: (total / windows).astype(np.float32) for m, total in prob.items()}  # (T, C) each
     event = {m: (p > threshold) & (best > threshold) & (m not in absent) for m, p in prob.items()}
     prob = {m: None if m in absent else p for m, p in prob.items()}
-    return Parse(classes, prob["audio"], prob["visual"], best, event["audio"], event["visual"],
-                 event["audio"] & event["visual"], threshold)
+    return Parse(classes, prob["audio"], prob["visual"], best.max(0), event["audio"], event["visual"],
+                 event["audio"] & event["visual"], threshold, best)
 
 
 # ---- Telling the result --------------------------------------------------------------------------
@@ -409,7 +410,7 @@ def timeline(result: Parse, width: int = 100) -> str:
 
 def highest(result: Parse, count: int) -> str:
     """The classes and modalities of the highest probabilities, and which gates these do not pass."""
-    rows = [(prob[t, c], result.video_prob[t, c], f"{result.classes[c]} {modality} in second {t}")
+    rows = [(prob[t, c], result.window_prob[t, c], f"{result.classes[c]} {modality} in second {t}")
             for modality, prob in (("audible", result.audio_prob), ("visible", result.visual_prob)) if prob is not None
             for c, t in enumerate(prob.argmax(0))]
     lines = [f"highest probabilities; an event needs more than {result.threshold:g} in a second and around it:"]
@@ -477,8 +478,8 @@ def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
     content = dict(format=JSON_FORMAT, source=_named(source), bundle=identity, warnings=warnings(bundle, own),
                    seconds=len(result.av_event), times=TIMES, threshold=result.threshold, classes=result.classes,
                    events=result.events(), providers=bundle.providers)
-    arrays = dict(video_prob=result.video_prob.max(0), audio_prob=result.audio_prob, visual_prob=result.visual_prob)
-    for name, x in arrays.items():
+    for name in ("video_prob", "audio_prob", "visual_prob"):
+        x = getattr(result, name)
         content[name] = None if x is None else x.astype(float).round(6).tolist()
     _write(path, json.dumps(content) + "\n")
 

@@ -333,7 +333,7 @@ def test_a_folder_of_what_parse_py_writes_is_scored_as_one_table(small, tmp_path
     drawn = np.zeros((2, 3, *shape), bool)
     for n, name in enumerate(("one00000001_0_10.mp4", "two00000002.npz", "six-_6_7_8.mkv")):
         event = (rng.random((2, *shape)) < 0.1) & (n < 2)  # the last one is silent
-        result = parse.Parse(Bundle.classes, *rng.random((3, *shape)), *event, event.all(0))
+        result = parse.Parse(Bundle.classes, *rng.random((2, *shape)), rng.random(25), *event, event.all(0))
         drawn[:, n] = event[:, :, ::-1]
         for write_file in {"csv": [parse.write_csv], "json": [parse.write_json]}[("csv", "json", "json")[n]]:
             options = (result, Path(name), *([Bundle] if write_file is parse.write_json else ()), tmp_path / f"files/{n}.{'json' if n else 'csv'}")

@@ -278,7 +278,7 @@ def test_names_that_look_like_mathematics_are_drawn_as_they_are(tmp_path, monkey
     x = np.ones((3, 4), np.float32)
     panels = [figures.dots("$\\frac$ $", "x", names, {"of $5 and $6": np.arange(4.0)}), figures.timeline("$a$", "audible", names, x > 0, x, x > 0)]
     assert len(figures.write(panels, tmp_path, "p")) == 2
-    parse.plot(parse.Parse(names, x, x, x, x > 0, x > 0, x > 0), "a video of $\\frac$ and $5", tmp_path / "plot.png")
+    parse.plot(parse.Parse(names, x, x, x[0], x > 0, x > 0, x > 0), "a video of $\\frac$ and $5", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").exists()
 
 

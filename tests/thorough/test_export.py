@@ -441,7 +441,7 @@ def test_events_are_the_runs_of_positive_segments():
     event = np.zeros((6, 2), bool)
     event[[0, 1, 4], 1] = True
     prob = np.full((6, 2), 0.25, np.float32)
-    result = parse.Parse(["dog", "cat"], prob, prob, prob, event, np.zeros_like(event), np.zeros_like(event))
+    result = parse.Parse(["dog", "cat"], prob, prob, prob[0], event, np.zeros_like(event), np.zeros_like(event))
     assert result.events() == [dict(label="cat", modality="audible", onset=0, offset=2, probability=0.25),
                                dict(label="cat", modality="audible", onset=4, offset=5, probability=0.25)]
     assert parse.timeline(result).splitlines()[1:] == ["cat audible   ##..#.", "    visible   ......", "    both      ......"]

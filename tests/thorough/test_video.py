@@ -515,7 +515,7 @@ def test_a_name_that_is_no_text_can_be_plotted(tmp_path, name):
     import parse
 
     nothing = np.zeros((2, 1))
-    result = parse.Parse(["dog"], nothing, nothing, nothing, nothing > 0, nothing > 0, nothing > 0)
+    result = parse.Parse(["dog"], nothing, nothing, nothing[0], nothing > 0, nothing > 0, nothing > 0)
     parse.plot(result, parse._named(Path(os.fsdecode(name))), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
