@@ -519,9 +519,9 @@ def own_classes(names: str) -> list[str]:
     return classes
 
 
-def check_before_work(source: Path, outputs: dict[str, Path]) -> None:
+def check_before_work(sources: set[Path], outputs: dict[str, Path]) -> None:
     """What would stop the command after minutes of decoding stops it now. Raises ValueError or ModuleNotFoundError."""
-    if len({path.resolve() for path in (source, *outputs.values())}) <= len(outputs):
+    if len({path.resolve() for path in outputs.values()} - sources) < len(outputs):
         raise ValueError("an output is named twice, or is the source itself")
     for path in outputs.values():
         folder = next(x for x in _file(path).absolute().parents if x.exists())
@@ -548,8 +548,8 @@ def sources_of(paths: list[Path]) -> dict[str, Path]:
     return found
 
 
-def _notes(output: Path) -> dict[str, str]:
-    """What it and the outputs beside it were made with, by name."""
+def _notes(output: Path) -> dict[str, list]:
+    """What it and the outputs beside it were made of and with, by name."""
     with contextlib.suppress(OSError, ValueError, TypeError):  # there are none, or they are damaged: all is made again
         return dict(json.loads(_file(output.with_name(NOTES)).read_text(encoding="utf-8")))
     return {}
@@ -558,7 +558,6 @@ def _notes(output: Path) -> dict[str, str]:
 def parse_one(source: Path, name: Path, outputs: dict[str, Path], bundle: Bundle, classes: list[str] | None,
               options: argparse.Namespace) -> None:
     """Tell the events and write the outputs, which call the source `name`."""
-    check_before_work(source, outputs)
     if source.suffix.lower() == ".npz":
         features = features_of_file(source, bundle)
     else:
@@ -585,21 +584,21 @@ def parse_all(options: argparse.Namespace, bundle: Bundle) -> None:
         teacher_of(classes, bundle)  # which needs packages, encoders of texts and a threshold
     sources, several = sources_of(options.sources), len(options.sources) > 1 or options.sources[0].is_dir()
     places = {kind: vars(options)[kind] for kind in OUTPUTS if vars(options)[kind]}
+    taken = {path.resolve() for path in sources.values()}
     alike = json.dumps([JSON_FORMAT, options.threshold, classes, options.variant, bundle.info])
+    made_with = hashlib.sha256(alike.encode()).hexdigest()
     for n, (name, source) in enumerate(sources.items(), 1):
         outputs = {kind: place / f"{name}{OUTPUTS[kind]}" if several else place for kind, place in places.items()}
-        noted, kept = outputs.values() if several else (), False
-        if noted:
-            about = f"{source.stat().st_size} {source.stat().st_mtime_ns} {alike}"
-            note = hashlib.sha256(about.encode()).hexdigest()
-            kept = all(x.exists() and _notes(x).get(x.name) == note for x in noted)
+        note = [source.stat().st_size, source.stat().st_mtime_ns, made_with] if several else []
+        kept = note and outputs and all(x.exists() and _notes(x).get(x.name) == note for x in outputs.values())
         if several:
             print(f"[{n} of {len(sources)}] {CONTROL.sub('?', _named(name))}{', kept' if kept else ''}", flush=True)
         if kept:
             continue
         try:
+            check_before_work(taken, outputs)
             parse_one(source, Path(name), outputs, bundle, classes, options)
-            for x in noted:
+            for x in outputs.values() if several else ():
                 _write(x.with_name(NOTES), json.dumps(_notes(x) | {x.name: note}))
         except ValueError as error:
             if not several:

@@ -366,6 +366,16 @@ def test_of_several_one_that_cannot_be_read_stops_no_other(tmp_path, capsys, sou
     assert len(lines) == (int(said[0]) if said[0].isdigit() else 0) and all(line.startswith(f"error: {tmp_path}") for line in lines)
 
 
+def test_no_output_replaces_another_source(tmp_path, capsys):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    (tmp_path / "videos").mkdir()
+    first, second = (random_features(tmp_path / "videos", 5, shift, name) for shift, name in ((0.5, "a.npz"), (0.7, "a.npz.npz")))
+    before = second.read_bytes()
+    with pytest.raises(SystemExit, match="1 of 2 could not be parsed"):
+        parse.main([str(first.parent), "--bundle", str(folder), "--device", "cpu", "--save-features", str(first.parent)])
+    assert "an output is named twice, or is the source itself" in capsys.readouterr().err and second.read_bytes() == before
+
+
 @pytest.mark.parametrize("classes", [["dog", "bell"], ["a & b <i>", "--> x"], ["Hündchen", "鐘"]])
 def test_subtitles_and_labels_are_the_events_as_ffmpeg_and_a_plain_reader_see_them(tmp_path, classes):
     av = pytest.importorskip("av")
