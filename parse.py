@@ -600,7 +600,7 @@ def parse_all(options: argparse.Namespace, bundle: Bundle) -> None:
             parse_one(source, Path(name), outputs, bundle, classes, options)
             for x in outputs.values() if several else ():
                 _write(x.with_name(NOTES), json.dumps(_notes(x) | {x.name: note}))
-        except ValueError as error:
+        except (ValueError, PermissionError) as error:
             if not several:
                 raise
             failed += 1
