@@ -550,7 +550,7 @@ def sources_of(paths: list[Path]) -> dict[str, Path]:
 
 def _notes(output: Path) -> dict[str, list]:
     """What it and the outputs beside it were made of and with, by name."""
-    with contextlib.suppress(OSError, ValueError, TypeError):  # there are none, or they are damaged: all is made again
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):  # none, or damaged: all is made again
         return dict(json.loads(_file(output.with_name(NOTES)).read_text(encoding="utf-8")))
     return {}
 
