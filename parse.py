@@ -47,7 +47,7 @@ PLAIN = re.compile("[ -%'-~]*")  # ASCII that can be printed, but "&", which HTM
 OUTPUTS = dict(json=".json", csv=".csv", vtt=".vtt", labels=".txt", plot=".png", save_features=".npz")  # of several
 TAKEN = (".npz", ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp",
          ".ogv")  # of the files in a folder
-NOTES = ".parsed.json"  # in a folder of outputs
+NOTES = ".parsed"  # in a folder of outputs; no table, nor JSON, that `uwav.py score` would read
 CLOSEST = 5  # probabilities that are told of where there is no event
 LONGEST = 3600.0  # s of a video: it takes as long to encode, but no more memory than a short one
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to

@@ -27,6 +27,7 @@ need("onnx", "onnxruntime")
 import parse
 from common.files import to_cell
 from test_broken_files import toy_parser, write_bundle
+from train import score
 
 WEB = Path(__file__).resolve().parents[2] / "web"
 NO_BUNDLE, CHECKSUM, NO_NPZ = "not the description of a bundle", "not the file that bundle.json describes (its checksum differs)", "not an .npz file"
@@ -327,9 +328,10 @@ def test_a_folder_is_parsed_by_one_model_and_what_was_made_alike_is_kept(tmp_pat
         parse.main([str(videos), "--bundle", str(folder), "--device", "cpu", "--csv", str(out), "--json", str(out / "json"), *options])
         said = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
         assert len(said) == 3
-        return [name for name in said if not name.endswith(", kept")], {str(x.relative_to(out)): x.stat().st_mtime_ns for x in out.rglob("*.*") if x.suffix in (".csv", ".json") and x.name != ".parsed.json"}
+        return [name for name in said if not name.endswith(", kept")], {str(x.relative_to(out)): x.stat().st_mtime_ns for x in out.rglob("*.*") if x.suffix in (".csv", ".json")}
 
     parsed, first = run()
+    assert len(score.predicted_rows(out / "day1")) == len(list(csv.reader(open(out / f"{names[0]}.csv")))) - 1, "the folder is scored as it is"
     assert parsed == names and set(first) == {x for name in names for x in (f"{name}.csv", f"json/{name}.json")} and opened == ["parser"]
     assert {name: [row["video"] for row in csv.DictReader(open(out / f"{name}.csv", newline=""))][0] for name in names} == {name: name for name in names}
     assert run() == ([], first) and opened == ["parser"], "nothing is even opened"
@@ -339,7 +341,7 @@ def test_a_folder_is_parsed_by_one_model_and_what_was_made_alike_is_kept(tmp_pat
     random_features(tmp_path, 7, 0.5).rename(videos / names[0])  # another clip under its name
     assert run()[0] == [names[0]]
     assert run("--threshold", "0.4")[0] == names and run("--threshold", "0.4")[0] == [] and run()[0] == names
-    (out / "day1/.parsed.json").write_text("{")
+    (out / "day1/.parsed").write_text("{")
     assert run()[0] == [names[0]]
     info = json.loads((folder / "bundle.json").read_text())
     (folder / "bundle.json").write_text(json.dumps(info | dict(classes=["cat", "bell"])))
