@@ -26,6 +26,7 @@ need("onnx", "onnxruntime")
 
 import parse
 from common.files import to_cell
+from data import annotations
 from test_broken_files import toy_parser, write_bundle
 from train import score
 
@@ -320,6 +321,7 @@ def test_a_folder_is_parsed_by_one_model_and_what_was_made_alike_is_kept(tmp_pat
         random_features(tmp_path, 5 + n, 0.5).rename(videos / name)
     for name in ("._clip.npz", "notes.txt", "Thumbs.db"):
         (videos / name).write_text("hello")
+    assert parse.TAKEN == (".npz", *annotations.VIDEO_NAMES), "one list, in a file that stands alone, too"
     opened, before = [], parse.Bundle._open
     monkeypatch.setattr(parse.Bundle, "_open", lambda self, name: opened.append(name) or before(self, name))
 
