@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=1.24,<3", "onnxruntime>=1.20,<2", "av>=15,<20", "pillow", "matplotlib>=3.8,<4", "tokenizers",
-#     "ftfy"]
+# dependencies = ["numpy>=1.26,<3", "onnxruntime>=1.20,<2", "av>=17.1,<20", "pillow", "matplotlib>=3.8,<4",
+#     "tokenizers", "ftfy"]
 # ///
 """Parse a video with an exported bundle: which events are audible, visible or both in every second. No PyTorch.
 
