@@ -29,6 +29,8 @@ import importlib.metadata
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import statistics
 import string
@@ -75,6 +77,7 @@ FOLDED = 1 << 40  # elements of a constant that may be folded: any
 LARGE = 1024  # numbers of an array that is worth storing in half precision
 TIMED_RUNS, TIMED_SECONDS = 50, 3.0  # of a variant, at most
 ENCODED = 16  # random inputs of an encoder that its variants are compared on
+BITS = dict(fp16=16, int8=7)  # of a variant's weights
 COSINE = 0.995  # of embeddings to those in single precision: a variant of an encoder that is further off is not kept
 SAMPLE_TOKENS = 36  # of the smallest vocabulary: random texts are made of these
 EXAMPLE = dict(B=3, T=5, C=4)  # what is traced: none of the sizes above
@@ -388,6 +391,14 @@ def outputs_of(path: Path, inputs: dict[str, np.ndarray]) -> tuple[dict[str, Ten
     return {n: torch.from_numpy(np.concatenate(x)) for n, x in zip(names, zip(*chunks))}, 1e3 * statistics.median(times)
 
 
+def processor() -> str:
+    """This machine's, and whether it adds products of 8 bits without overflow, if the system tells (Linux does)."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    name = re.search("model name\\s*: (.*)", text)
+    return f"{name[1] if name else platform.machine()}{', with VNNI' * ('vnni' in text)}"
+
+
 def compare(got: dict[str, Tensor], reference: dict[str, Tensor], truth: tuple[Tensor, Tensor] | None) -> dict:
     """Of a variant against single precision; of a parser, also events that flip, and the ten scores if truth is
     known."""
@@ -411,19 +422,20 @@ def keep_variants(name: str, kinds: list[str], out: Path, entry: dict, inputs: d
     """NAME_KIND.onnx beside NAME.onnx; size, speed, and how far and how often it disagrees. bundle.json's entries."""
     source, entries = file_of(out, name), {}
     reference, ms = outputs_of(source, inputs)
-    entry["measured"] = dict(on=measured_on, ms_batch_1=ms) | compare(reference, reference, truth)
+    about = dict(on=measured_on, processor=processor())
+    entry["measured"] = about | dict(ms_batch_1=ms) | compare(reference, reference, truth)
     for kind in kinds:
         path = file_of(out, f"{name}_{kind}")
         with atomic(path) as temporary:
             make_variant(kind, source, temporary)
             onnx.checker.check_model(str(temporary))
         got, ms = outputs_of(path, inputs)
-        measured = dict(on=measured_on, ms_batch_1=ms) | compare(got, reference, truth)
+        measured = about | dict(ms_batch_1=ms) | compare(got, reference, truth)
         if measured.get("smallest_cosine", 1.0) < COSINE:
             print(f"{path.name}: not kept, cosine {measured['smallest_cosine']:.4f} to single precision")
             path.unlink()
             continue
-        entries[path.stem] = describe(path, session(path)) | dict(measured=measured)
+        entries[path.stem] = describe(path, session(path)) | dict(weight_bits=BITS[kind], measured=measured)
     print(f"{name}, measured on {measured_on}:")
     for file, x in {name: entry, **entries}.items():
         numbers = dict(bytes=x["bytes"]) | {k: n for k, n in x["measured"].items() if isinstance(n, int | float)}

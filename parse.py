@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["numpy>=1.24,<3", "onnxruntime>=1.20,<2", "av>=15,<20", "pillow", "matplotlib>=3.8,<4", "tokenizers",
-#     "ftfy"]
+# dependencies = ["numpy>=1.26,<3", "onnxruntime>=1.20,<2", "av>=17.1,<20", "pillow", "matplotlib>=3.8,<4",
+#     "tokenizers", "ftfy"]
 # ///
 """Parse a video with an exported bundle: which events are audible, visible or both in every second. No PyTorch.
 
@@ -9,6 +9,7 @@
     python parse.py FEATURES.npz --bundle OUT            # features: audio (T, Da), visual_2d (T, D2), visual_3d (T, D3)
     python parse.py OUT/sample.npz --bundle OUT          # to try it: a video that the bundle brings
     python parse.py ... --json events.json --csv events.csv --plot timeline.png
+    python parse.py FOLDER --bundle OUT --csv EVENTS     # all that is in it, into another folder
     python parse.py VIDEO --bundle OUT --classes "kettle,dog,rain"      # your own, by the teacher; needs tokenizers
 
 Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot. OUT was made by export_onnx.py.
@@ -43,6 +44,11 @@ TIMES = "seconds from the first time stamp of the file"  # of onsets and offsets
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 FORMULA = re.compile("'*[=+@\uff0b\uff0d\uff1d\uff20-]")  # how a cell begins that a spreadsheet would compute
 PLAIN = re.compile("[ -%'-~]*")  # ASCII that can be printed, but "&", which HTML begins entities with
+OUTPUTS = dict(json=".json", csv=".csv", vtt=".vtt", labels=".txt", plot=".png", save_features=".npz")  # of several
+TAKEN = (".npz", ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp",
+         ".ogv")  # of the files in a folder
+NOTES = ".parsed"  # in a folder of outputs; no table, nor JSON, that `uwav.py score` would read
+CLOSEST = 5  # probabilities that are told of where there is no event
 LONGEST = 3600.0  # s of a video: it takes as long to encode, but no more memory than a short one
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
 READ_BY_ALL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # by Node and the page, too
@@ -138,16 +144,17 @@ class Bundle:
         return session
 
 
-def _file(path: Path) -> Path:
+def _file(path: str | Path) -> Path:
     """The path, unless it is something else than a file, which might have no end; a file would replace a device."""
+    path = Path(path)
     if (path.exists() and not path.is_file()) or Path("/dev") in path.absolute().parents:
         raise ValueError(f"{path}: not a file")
     return path
 
 
-def _named(path: Path) -> str:
+def _named(path: str | Path) -> str:
     """The name of a file, whose bytes need not be text."""
-    return os.fsencode(path.name).decode(errors="backslashreplace")
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def _texts(content: object) -> Iterator[str]:
@@ -169,7 +176,7 @@ def _first_line(error: Exception) -> str:
 
 # ---- Features: from a file, or of a video by the bundle's encoders -------------------------------
 
-def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
+def features_of_file(path: str | Path, bundle: Bundle) -> dict[str, np.ndarray]:
     """The parser's inputs, (T, D) each, from an .npz file, which may lack those of one modality. Raises
     FileNotFoundError or ValueError naming the file."""
     try:
@@ -203,7 +210,7 @@ def features_of_file(path: Path, bundle: Bundle) -> dict[str, np.ndarray]:
     return {name: arrays[name].astype(np.float32) for name in needed}
 
 
-def features_of_video(path: Path, bundle: Bundle, longest: float = LONGEST) -> dict[str, np.ndarray]:
+def features_of_video(path: str | Path, bundle: Bundle, longest: float = LONGEST) -> dict[str, np.ndarray]:
     """CLAP of every second's sound, CLIP of the picture in its middle; ValueError names the file and the cause."""
     if bundle.feature_set != "clip_clap":
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
@@ -314,6 +321,8 @@ class Parse:
     audio_event: np.ndarray  # (T, C) bool
     visual_event: np.ndarray  # (T, C) bool
     av_event: np.ndarray  # (T, C) bool
+    threshold: float = 0.5  # that the probabilities of an event exceed, of the second and of a window around it
+    window_prob: np.ndarray | None = None  # (T, C): of the windows around each second, the largest
 
     @property
     def lacks(self) -> dict[str, str]:
@@ -341,21 +350,23 @@ class Parse:
         return sorted(found, key=lambda e: self.classes.index(e["label"]))  # then as found: modality, onset
 
 
-def parse(features: dict[str, np.ndarray], bundle: Bundle, classes: list[str] | None = None) -> Parse:
+def parse(features: dict[str, np.ndarray], bundle: Bundle, classes: list[str] | None = None,
+          threshold: float | None = None) -> Parse:
     """Parse T segments, in windows as long as the clips of the training, one from every second on: nothing depends on
     where a file begins. Probabilities are averaged, a segment weighing the more the farther it lies from the ends of a
     window; an event needs one window that admits it (docs/deploy.md). The parser is given zeros for inputs that are not
-    there, and what it says of their modality is left out. classes: others than the bundle's, by the teacher."""
+    there, and what it says of their modality is left out. classes, threshold: others than the bundle's; classes are
+    found by the teacher."""
     graph, run = "parser", lambda inputs: bundle.run("parser", inputs)
     if classes:
         graph, run = "teacher", teacher_of(classes, bundle)
-    classes = classes or bundle.classes
+    classes, threshold = classes or bundle.classes, bundle.gate if threshold is None else threshold
     T, C = len(next(iter(features.values()))), len(classes)
     absent = [m for m, names in bundle.inputs.items() if not features.keys() & set(names)]
     features = {name: features.get(name, np.zeros((T, size), np.float32)) for name, size in bundle.sizes.items()}
     place = np.arange(min(T, bundle.window))  # (length,)
     weight = np.minimum(place, place[::-1])[:, None] + 1.0  # (length, 1)
-    windows, video, admitted = np.zeros((T, 1)), np.zeros(C, np.float32), np.zeros((T, C), bool)
+    windows, best = np.zeros((T, 1)), np.zeros((T, C), np.float32)
     prob = {m: np.zeros((T, C)) for m in bundle.inputs}
     for start in range(0, T - len(place) + 1, AT_ONCE):
         rows = np.add.outer(np.arange(start, min(start + AT_ONCE, T - len(place) + 1)), place)  # (windows, length)
@@ -366,15 +377,14 @@ def parse(features: dict[str, np.ndarray], bundle: Bundle, classes: list[str] | 
             raise ValueError(f"{bundle.path(graph)}: its outputs are not those of a {graph} of {C} classes, or not "
                              "finite")
         np.add.at(windows, rows, weight)
-        np.logical_or.at(admitted, rows, out["video_prob"][:, None] > bundle.gate)
-        video = np.maximum(video, out["video_prob"].max(0))
+        np.maximum.at(best, rows, out["video_prob"][:, None])
         for m in prob:
             np.add.at(prob[m], rows, weight * out[f"{m}_prob"])
     prob = {m: (total / windows).astype(np.float32) for m, total in prob.items()}  # (T, C) each
-    event = {m: (p > bundle.gate) & admitted & (m not in absent) for m, p in prob.items()}
+    event = {m: (p > threshold) & (best > threshold) & (m not in absent) for m, p in prob.items()}
     prob = {m: None if m in absent else p for m, p in prob.items()}
-    return Parse(classes, prob["audio"], prob["visual"], video, event["audio"], event["visual"],
-                 event["audio"] & event["visual"])
+    return Parse(classes, prob["audio"], prob["visual"], best.max(0), event["audio"], event["visual"],
+                 event["audio"] & event["visual"], threshold, best)
 
 
 # ---- Telling the result --------------------------------------------------------------------------
@@ -395,6 +405,19 @@ def timeline(result: Parse, width: int = 100) -> str:
             marks = "".join("#" if positive[t : t + per].any() else "." for t in range(0, T, per))
             marks = f"({result.lacks[modality]})" if modality in result.lacks else marks
             lines.append(f"{result.classes[c] if modality == 'audible' else '':{indent - 10}s}{modality:9s} {marks}")
+    return "\n".join(lines)
+
+
+def highest(result: Parse, count: int) -> str:
+    """The classes and modalities of the highest probabilities, and which gates these do not pass."""
+    rows = [(prob[t, c], result.window_prob[t, c], f"{result.classes[c]} {modality} in second {t}")
+            for modality, prob in (("audible", result.audio_prob), ("visible", result.visual_prob)) if prob is not None
+            for c, t in enumerate(prob.argmax(0))]
+    lines = [f"highest probabilities; an event needs more than {result.threshold:g} in a second and around it:"]
+    for second, video, name in sorted(rows, reverse=True)[:count]:
+        low = [gate for gate, p in (("second", second), ("video", video)) if not p > result.threshold]
+        why = f"stopped by the {' and the '.join(low)}" if low else "an event"
+        lines.append(f"  {name}: {second:.3f}, the video around it {video:.3f}: {why}")
     return "\n".join(lines)
 
 
@@ -419,7 +442,7 @@ def plot(result: Parse, title: str, path: Path) -> None:
     figure.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=x, label=labels[m]) for m, x in colours.items()], ncols=3,
                   frameon=False, loc="outside lower center")
     if not shown:
-        axes.text(T / 2, 0, "no event", ha="center", va="center")
+        axes.text(T / 2, 0, f"no event above {result.threshold:g}", ha="center", va="center")
     axes.spines[["top", "right"]].set_visible(False)
     with _written(path) as temporary:
         figure.savefig(temporary, dpi=150, format=path.suffix[1:] or "png")
@@ -442,19 +465,23 @@ def _written(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _write(path: Path, text: str) -> None:
+    with _written(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
     """Everything, in the format that web/parser.js writes too: docs/deploy.md."""
     own = result.classes is not bundle.classes
     identity = dict(made_from=bundle.info.get("made_from"),
                     parser=bundle.files[bundle.chosen("teacher") if own else bundle.parser]["sha256"])
     content = dict(format=JSON_FORMAT, source=_named(source), bundle=identity, warnings=warnings(bundle, own),
-                   seconds=len(result.av_event), times=TIMES, classes=result.classes, events=result.events(),
-                   providers=bundle.providers)
+                   seconds=len(result.av_event), times=TIMES, threshold=result.threshold, classes=result.classes,
+                   events=result.events(), providers=bundle.providers)
     for name in ("video_prob", "audio_prob", "visual_prob"):
         x = getattr(result, name)
         content[name] = None if x is None else x.astype(float).round(6).tolist()
-    with _written(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    _write(path, json.dumps(content) + "\n")
 
 
 def write_csv(result: Parse, source: Path, path: Path) -> None:
@@ -463,9 +490,26 @@ def write_csv(result: Parse, source: Path, path: Path) -> None:
         writer = csv.DictWriter(file, ("video", "label", "modality", "onset", "offset", "probability"))
         writer.writeheader()
         for e in result.events():
-            texts = dict(video=source.name, label=e["label"])  # an apostrophe before what a spreadsheet would run
+            texts = dict(video=str(source), label=e["label"])  # an apostrophe before what a spreadsheet would run
             writer.writerow(e | {name: f"'{x}" if FORMULA.match(x) else x for name, x in texts.items()})
 
+
+def write_vtt(result: Parse, path: Path) -> None:
+    """Subtitles in WebVTT, which players and browsers show."""
+    def clock(t: int) -> str:
+        return f"{t // 3600:02d}:{t // 60 % 60:02d}:{t % 60:02d}.000"
+
+    cues = [f"{clock(e['onset'])} --> {clock(e['offset'])}\n{html.escape(e['label'], quote=False)}: {e['modality']}\n"
+            for e in sorted(result.events(), key=lambda e: e["onset"])]
+    _write(path, "\n".join(["WEBVTT\n", *cues]))
+
+
+def write_labels(result: Parse, path: Path) -> None:
+    """A label track for Audacity: begin, end, text."""
+    _write(path, "".join(f"{e['onset']}\t{e['offset']}\t{e['label']}: {e['modality']}\n" for e in result.events()))
+
+
+# ---- The command ---------------------------------------------------------------------------------
 
 def own_classes(names: str) -> list[str]:
     """The names of --classes, which commas separate."""
@@ -475,43 +519,126 @@ def own_classes(names: str) -> list[str]:
     return classes
 
 
-def check_before_work(options: argparse.Namespace) -> None:
+def check_before_work(sources: set[Path], outputs: dict[str, Path]) -> None:
     """What would stop the command after minutes of decoding stops it now. Raises ValueError or ModuleNotFoundError."""
-    outputs = list(filter(None, (options.json, options.csv, options.plot, options.save_features)))
-    if len({path.resolve() for path in (options.source, *outputs)}) <= len(outputs):
+    if len({path.resolve() for path in outputs.values()} - sources) < len(outputs):
         raise ValueError("an output is named twice, or is the source itself")
-    for path in outputs:
+    for path in outputs.values():
         folder = next(x for x in _file(path).absolute().parents if x.exists())
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(f"{path}: cannot be written, {folder} is not a folder that may be written to")
-    if options.plot:
+    if plotted := outputs.get("plot"):
         from matplotlib.backend_bases import FigureCanvasBase as Canvas
 
-        if options.plot.suffix[1:].lower() not in ("", *Canvas.filetypes):
-            raise ValueError(f"{options.plot}: not a kind of picture; known are {', '.join(sorted(Canvas.filetypes))}")
+        if plotted.suffix[1:].lower() not in ("", *Canvas.filetypes):
+            raise ValueError(f"{plotted}: not a kind of picture; known are {', '.join(sorted(Canvas.filetypes))}")
+
+
+def sources_of(paths: list[Path]) -> dict[str, Path]:
+    """Every file that is meant, by its name; of a folder all TAKEN in and below it, by their names from there on."""
+    found = {}
+    for path in paths:
+        files = (x for x in sorted(path.rglob("[!.]*")) if x.suffix.lower() in TAKEN and x.is_file())
+        for file in files if path.is_dir() else [path]:
+            name = str(file.relative_to(path if path.is_dir() else path.parent))
+            if found.setdefault(name, file) != file:
+                raise ValueError(f"{file}: has the name of {found[name]}; give the folder that holds both")
+    if not found:
+        raise ValueError(f"{paths[0]}: no video and no .npz file in it")
+    return found
+
+
+def _notes(output: Path) -> dict[str, list]:
+    """What it and the outputs beside it were made of and with, by name."""
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):  # none, or damaged: all is made again
+        return dict(json.loads(_file(output.with_name(NOTES)).read_text(encoding="utf-8")))
+    return {}
+
+
+def parse_one(source: Path, name: Path, outputs: dict[str, Path], bundle: Bundle, classes: list[str] | None,
+              options: argparse.Namespace) -> None:
+    """Tell the events and write the outputs, which call the source `name`."""
+    if source.suffix.lower() == ".npz":
+        features = features_of_file(source, bundle)
+    else:
+        features = features_of_video(source, bundle, options.longest)
+    if "save_features" in outputs:
+        with _written(outputs["save_features"]) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **features)
+    result = parse(features, bundle, classes, options.threshold)
+    print(timeline(result), flush=True)
+    if top := CLOSEST * (not result.shown()) if options.top is None else options.top:
+        print(highest(result, top), flush=True)
+    write = dict(json=(write_json, name, bundle), csv=(write_csv, name), vtt=(write_vtt,), labels=(write_labels,),
+                 plot=(plot, _named(name)))
+    for kind in outputs.keys() & write.keys():
+        function, *more = write[kind]
+        function(result, *more, outputs[kind])
+
+
+def parse_all(options: argparse.Namespace, bundle: Bundle) -> None:
+    """Every source, with models that are opened once. Of several, what was made alike is kept, and one that cannot be
+    parsed does not stop the others. Raises ValueError, OSError or ModuleNotFoundError."""
+    classes, failed = None if options.classes is None else own_classes(options.classes), 0
+    if classes:
+        teacher_of(classes, bundle)  # which needs packages, encoders of texts and a threshold
+    sources, several = sources_of(options.sources), len(options.sources) > 1 or options.sources[0].is_dir()
+    places = {kind: vars(options)[kind] for kind in OUTPUTS if vars(options)[kind]}
+    taken = {path.resolve() for path in sources.values()}
+    alike = json.dumps([JSON_FORMAT, options.threshold, classes, options.variant, bundle.info])
+    made_with = hashlib.sha256(alike.encode()).hexdigest()
+    for n, (name, source) in enumerate(sources.items(), 1):
+        outputs = {kind: place / f"{name}{OUTPUTS[kind]}" if several else place for kind, place in places.items()}
+        note = [source.stat().st_size, source.stat().st_mtime_ns, made_with] if several else []
+        kept = note and outputs and all(x.exists() and _notes(x).get(x.name) == note for x in outputs.values())
+        if several:
+            print(f"[{n} of {len(sources)}] {CONTROL.sub('?', _named(name))}{', kept' if kept else ''}", flush=True)
+        if kept:
+            continue
+        try:
+            check_before_work(taken, outputs)
+            parse_one(source, Path(name), outputs, bundle, classes, options)
+            for x in outputs.values() if several else ():
+                _write(x.with_name(NOTES), json.dumps(_notes(x) | {x.name: note}))
+        except (ValueError, PermissionError) as error:
+            if not several:
+                raise
+            failed += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    for warning in warnings(bundle, bool(classes)):
+        print(f"WARNING: {warning}", file=sys.stderr, flush=True)
+    used = ", ".join(f"{name} {provider}" for name, provider in bundle.providers.items())
+    print(f"(ran on: {used or 'nothing'})")
+    if failed:
+        raise ValueError(f"{failed} of {len(sources)} could not be parsed")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description="Which events are audible, visible or both in every second of a video.",
         epilog="For example: python parse.py runs/demo/bundle/sample.npz --bundle runs/demo/bundle --csv events.csv")
-    parser.add_argument("source", type=Path, nargs="?", metavar="VIDEO|FEATURES.npz")
+    parser.add_argument("sources", type=Path, nargs="*", metavar="VIDEO|FEATURES.npz|FOLDER",
+                        help="several write into folders: --csv FOLDER ...")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--bundle", type=Path, metavar="OUT", help="folder written by export_onnx.py")
     where.add_argument("--serve", type=Path, metavar="OUT", help="show the page with this bundle, to this machine only")
     parser.add_argument("--port", type=int, default=8000, help="of --serve (default: 8000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="events and all probabilities")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="events: video, label, modality, onset, ...")
+    parser.add_argument("--vtt", type=Path, metavar="FILE", help="events as subtitles (WebVTT)")
+    parser.add_argument("--labels", type=Path, metavar="FILE.txt", help="events as labels for Audacity")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
     parser.add_argument("--save-features", type=Path, metavar="FILE.npz", help="the video's features, to parse again")
     parser.add_argument("--classes", metavar="A,B,...", help="other classes than the bundle's: found by the teacher")
+    parser.add_argument("--threshold", type=float, metavar="P", help="of both gates, in place of the bundle's")
+    parser.add_argument("--top", type=int, metavar="N", help=f"N highest probabilities, too ({CLOSEST} if no event)")
     parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller files, if the bundle has them")
     parser.add_argument("--longest", type=float, default=LONGEST, metavar="S",
                         help="refuse longer videos (default: %(default)s s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
     options = parser.parse_args(arguments)
-    if options.bundle and not options.source:
-        parser.error("name a video or a features file")
+    if options.bundle and not options.sources:
+        parser.error("name a video, a features file, or a folder of them")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone shows the number of an ü
@@ -523,30 +650,9 @@ def main(arguments: list[str] | None = None) -> None:
             if given != vars(parser.parse_args(["--serve", "OUT"])) | dict(serve=None):
                 raise ValueError("--serve shows a page, on which a video is chosen: it takes --port and nothing else")
             return serve(Bundle(options.serve).folder, options.port)
-        bundle = Bundle(options.bundle, options.device, options.variant)
-        classes = None if options.classes is None else own_classes(options.classes)
-        check_before_work(options)
-        if classes:
-            teacher_of(classes, bundle)  # which needs packages, encoders of texts and a threshold
-        if options.source.suffix.lower() == ".npz":
-            features = features_of_file(options.source, bundle)
-        else:
-            features = features_of_video(options.source, bundle, options.longest)
-        if options.save_features:
-            with _written(options.save_features) as temporary, open(temporary, "wb") as file:
-                np.savez(file, **features)
-        result = parse(features, bundle, classes)
-        print(timeline(result), flush=True)
-        for warning in warnings(bundle, bool(classes)):
-            print(f"WARNING: {warning}", file=sys.stderr, flush=True)
-        used = ", ".join(f"{name} {provider}" for name, provider in bundle.providers.items())
-        print(f"(ran on: {used})")
-        if options.json:
-            write_json(result, options.source, bundle, options.json)
-        if options.csv:
-            write_csv(result, options.source, options.csv)
-        if options.plot:
-            plot(result, _named(options.source), options.plot)
+        if not 0 < (0.5 if options.threshold is None else options.threshold) < 1 or (options.top or 0) < 0:
+            raise ValueError("--threshold takes a number between 0 and 1, --top one from 0 on")
+        parse_all(options, Bundle(options.bundle, options.device, options.variant))
     except (ValueError, OSError) as error:
         named = isinstance(error, OSError) and error.filename
         sys.exit(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}")

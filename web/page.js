@@ -1,10 +1,11 @@
 // What a person does on the page: choose a bundle and a file, look, move, save.
-import {MODALITIES, csvOf, describe, featuresOfVideo, parse} from "./parser.js";
+import {MODALITIES, csvOf, decide, describe, featuresOfVideo, highest, parse} from "./parser.js";
 import {Remote} from "./remote.js";
 
 const $ = (id) => document.getElementById(id);
 const asked = new URLSearchParams(location.search);
 const CLOSEST = 30; // seconds that are shown at least, of a long file
+const HIGHEST = 5; // probabilities that are told
 let source = null, opening = null, bundle = null; // where the bundle lies; Promise of the bundle; the bundle
 let file = null, result = null, address = null, latest = 0;
 let rows = [], chosen = 0, at = 0, view = {from: 0, length: 1}; // strips; one of them; seconds
@@ -30,6 +31,7 @@ function guarded(action) {
 
 // from: {path in the bundle: File}, or the address of a folder. Whether it is still wanted when it is open.
 async function openBundle(from = source) {
+  const another = from !== source;
   latest++;
   source = from;
   bundle?.stop();
@@ -42,6 +44,7 @@ async function openBundle(from = source) {
   const variants = Object.keys(bundle.info.files).filter((name) => name.startsWith("parser_")).map((name) => name.slice("parser_".length));
   $("variant").replaceChildren($("variant").options[0], ...variants.map((name) => new Option(name, name)));
   $("variant").value = bundle.variant;
+  if (another) $("threshold").value = bundle.info.gate;
   $("options").hidden = $("sample").hidden = false;
   return true;
 }
@@ -67,6 +70,10 @@ $("source").addEventListener("change", guarded(async () => {
 
 for (const name of ["variant", "device"]) $(name).addEventListener("change", guarded(() => openAndRun()));
 
+$("threshold").addEventListener("change", () => {
+  if ($("threshold").reportValidity() && result && !$("result").hidden) conclude(decide(result, $("threshold").valueAsNumber));
+});
+
 $("sample").addEventListener("click", guarded(async () => run(new File([await (await opening).ask("file", {path: "sample.npz"})], "sample.npz"))));
 
 $("stop").addEventListener("click", guarded(async () => {
@@ -90,9 +97,12 @@ async function run(next) {
     return;
   }
   $("progress").hidden = true;
+  conclude(result);
+}
+
+function conclude({T, events: {length}, threshold, lacks}) {
   show();
-  const n = result.events.length;
-  say(`${file.name}: ${result.T} s, ${n} event${n === 1 ? "" : "s"}${result.lacks && `; ${result.lacks} in it`}.`);
+  say(`${file.name}: ${T} s, ${length} event${length === 1 ? "" : "s"} above ${threshold}${lacks && `; ${lacks} in it`}.`);
 }
 
 async function parseFile(file, bundle, wanted) {
@@ -114,7 +124,7 @@ async function parseFile(file, bundle, wanted) {
   await bundle.ask("begin"); // what ran before belongs to another file
   const features = isVideo ? await featuresOfVideo(await openVideo(file), file, bundle, tell("Looking at and listening to")) : await bundle.ask("features", {file});
   if (wanted()) $("video").hidden = !isVideo;
-  return parse(features, bundle, tell("Parsing"));
+  return parse(features, bundle, tell("Parsing"), $("threshold").checkValidity() ? $("threshold").valueAsNumber : undefined);
 }
 
 async function openVideo({name}) {
@@ -151,7 +161,12 @@ function show() {
   const ruler = element("div", "ruler");
   ruler.append(element("div", ""), element("div", "marks"));
   $("strips").append(ruler);
-  fillTable(element);
+  fill("table", ["class", "modality", "when", "probability"], `Events of ${file.name}`, result.events.map((e) =>
+    [e.label, e.modality, span(e.onset, e.offset), e.probability.toFixed(2)]));
+  fill("highest", ["class", "modality", "when", "of the second", "of the video around it", "stopped by"], `An event needs more than ${result.threshold} twice`,
+    highest(result, HIGHEST).map((x) => [x.label, x.modality, span(x.at, x.at + 1), x.second.toFixed(3), x.video.toFixed(3), x.stopped.join(" and ") || "nothing: an event"]));
+  $("closest").open = !found.length;
+  $("none").textContent = `No event: nothing has a probability above ${result.threshold} both in a second and in the video around it.`;
   const skipped = !$("video").hidden && $("video").unseen > 0.1 && `this browser shows nothing of the first ${$("video").unseen.toFixed(1)} s`;
   $("notes").textContent = [...bundle.warnings, skipped].filter(Boolean).join("; ");
   $("ran").textContent = bundle.ranOn;
@@ -165,14 +180,12 @@ function show() {
   moveTo(0);
 }
 
-function fillTable(element) {
-  const head = ["class", "modality", "when", "probability"].map((name) => Object.assign(element("th", "", name), {scope: "col"}));
-  $("table").replaceChildren(element("caption", "", `Events of ${file.name}`));
-  $("table").createTHead().insertRow().append(...head);
-  const body = $("table").createTBody();
-  for (const e of result.events) {
-    body.insertRow().append(...[e.label.replaceAll("_", " "), e.modality, span(e.onset, e.offset), e.probability.toFixed(2)].map((x) => element("td", "", x)));
-  }
+function fill(table, columns, caption, lines) {
+  const text = (tag, textContent) => Object.assign(document.createElement(tag), {textContent});
+  $(table).replaceChildren(text("caption", caption));
+  $(table).createTHead().insertRow().append(...columns.map((name) => Object.assign(text("th", name), {scope: "col"})));
+  const body = $(table).createTBody();
+  for (const line of lines) body.insertRow().append(...line.map((x) => text("td", x.replaceAll("_", " "))));
 }
 
 // Seconds; of more than two minutes, minutes and seconds.

@@ -162,9 +162,9 @@ function namesOtherFiles(bytes) {
 
 // features: {audio: (T, Da), visual_2d: (T, D2), ...}; those of one modality may be absent. As in parse.py: a window from
 // every second on; probabilities are averaged, a segment weighing the more the farther it lies from the ends of a window;
-// an event needs one window that admits it. For inputs that are not there the parser is given zeros, and what it says of
+// an event needs one window that admits it: above the threshold, the bundle's gate unless another is given. For inputs that are not there the parser is given zeros, and what it says of
 // their modality is left out: null, and no event. tell(done, of) is called after every batch.
-export async function parse(features, bundle, tell = () => {}) {
+export async function parse(features, bundle, tell = () => {}, threshold = bundle.info.gate) {
   const inputs = bundle.info.files.parser.inputs, given = Object.keys(features), groups = Object.values(bundle.inputs);
   const there = groups.filter((names) => names.some((name) => given.includes(name)));
   const known = given.every((name) => Object.hasOwn(inputs, name)) && there.length; // absent, not misnamed
@@ -178,10 +178,10 @@ export async function parse(features, bundle, tell = () => {}) {
     if (x.shape[0] !== T) throw new Error(`${name} has another length than ${needed[0]}`);
     if (!x.data.every((value) => Math.abs(value) <= HALF)) throw new Error(`${name} holds NaN or infinite values, or values beyond half precision`);
   }
-  const length = Math.min(T, bundle.window), windows = T - length + 1, C = bundle.classes.length, {gate} = bundle.info;
+  const length = Math.min(T, bundle.window), windows = T - length + 1, C = bundle.classes.length;
   const weight = Array.from({length}, (_, i) => Math.min(i, length - 1 - i) + 1), covered = new Float64Array(T);
-  const total = {audio: new Float64Array(T * C), visual: new Float64Array(T * C)}, admitted = new Uint8Array(T * C);
-  const result = {T, C, classes: bundle.classes, probability: {}, event: {}, videoProbability: new Array(C).fill(0)};
+  const total = {audio: new Float64Array(T * C), visual: new Float64Array(T * C)};
+  const result = {T, C, classes: bundle.classes, probability: {}, around: new Float32Array(T * C)}; // of a second's best window
   for (let first = 0; first < windows; first += AT_ONCE) {
     const B = Math.min(AT_ONCE, windows - first), batch = {};
     for (const [name, {shape}] of Object.entries(inputs)) {
@@ -196,13 +196,12 @@ export async function parse(features, bundle, tell = () => {}) {
       }
     }
     for (let w = 0; w < B; w++) {
-      for (let c = 0; c < C; c++) result.videoProbability[c] = Math.max(result.videoProbability[c], out.video_prob.data[w * C + c]);
       for (let i = 0; i < length; i++) {
         covered[first + w + i] += weight[i];
         for (let c = 0; c < C; c++) {
           const to = (first + w + i) * C + c, from = (w * length + i) * C + c;
           for (const m of ["audio", "visual"]) total[m][to] += weight[i] * out[`${m}_prob`].data[from];
-          if (out.video_prob.data[w * C + c] > gate) admitted[to] = 1;
+          result.around[to] = Math.max(result.around[to], out.video_prob.data[w * C + c]);
         }
       }
     }
@@ -210,25 +209,49 @@ export async function parse(features, bundle, tell = () => {}) {
   }
   for (const m of ["audio", "visual"]) {
     const there = bundle.inputs[m].some((name) => given.includes(name));
-    const p = result.probability[m] = there ? Float32Array.from(total[m], (x, i) => x / covered[Math.floor(i / C)]) : null;
-    result.event[m] = admitted.map((x, i) => Number(there && x && p[i] > gate));
+    result.probability[m] = there ? Float32Array.from(total[m], (x, i) => x / covered[Math.floor(i / C)]) : null;
   }
   const {audio, visual} = result.probability;
   result.probability.av = audio && visual && audio.map((x, i) => Math.min(x, visual[i]));
   result.lacks = audio ? visual ? "" : "no picture" : "no sound";
-  result.event.av = result.event.audio.map((x, i) => x & result.event.visual[i]);
+  return decide(result, threshold);
+}
+
+// The events of a result, by another threshold than before.
+export function decide(result, threshold) {
+  const {T, C, probability, around} = result, above = Math.fround(threshold); // as the probabilities are stored
+  const passes = (p) => Uint8Array.from({length: T * C}, (_, i) => p && p[i] > above && around[i] > above);
+  const event = {audio: passes(probability.audio), visual: passes(probability.visual)};
+  event.av = event.audio.map((x, i) => x & event.visual[i]);
+  Object.assign(result, {threshold, event});
   result.events = events(result);
   return result;
 }
 
+// The classes and modalities of the highest probabilities, and the gates that these do not pass, "second" or "video".
+export function highest({T, C, classes, probability, around, threshold}, count) {
+  const found = [], above = Math.fround(threshold);
+  for (const modality of ["audible", "visible"]) {
+    const p = probability[MODALITIES[modality]];
+    for (let c = 0; p && c < C; c++) {
+      let t = 0;
+      for (let later = 1; later < T; later++) if (p[later * C + c] > p[t * C + c]) t = later;
+      const [second, video] = [p[t * C + c], around[t * C + c]];
+      const stopped = [...second > above ? [] : ["second"], ...video > above ? [] : ["video"]];
+      found.push({label: classes[c], modality, at: t, second, video, stopped});
+    }
+  }
+  return found.sort((a, b) => b.second - a.second).slice(0, count);
+}
+
 // Everything as JSON, in the format that parse.py writes too: docs/deploy.md.
 export function describe(result, bundle, source) {
-  const {T, C, classes, events, probability, videoProbability} = result, round = (x) => Number(x.toFixed(6));
+  const {T, C, classes, events, probability, around, threshold} = result, round = (x) => Number(x.toFixed(6));
   const table = (p) => p && Array.from({length: T}, (_, t) => Array.from(p.subarray(t * C, (t + 1) * C), round));
   return {
     format: JSON_FORMAT, source, bundle: {made_from: bundle.info.made_from ?? null, parser: bundle.info.files[bundle.parser].sha256},
-    warnings: bundle.warnings, seconds: T, times: TIMES, classes, events: events.map((e) => ({...e, probability: round(e.probability)})),
-    providers: bundle.providers, video_prob: videoProbability.map(round),
+    warnings: bundle.warnings, seconds: T, times: TIMES, threshold, classes, events: events.map((e) => ({...e, probability: round(e.probability)})),
+    providers: bundle.providers, video_prob: classes.map((_, c) => round(around.reduce((top, x, i) => i % C === c ? Math.max(top, x) : top, 0))),
     audio_prob: table(probability.audio), visual_prob: table(probability.visual),
   };
 }

@@ -4,6 +4,7 @@ import base64
 import csv
 import functools
 import hashlib
+import html
 import http.server
 import io
 import json
@@ -25,7 +26,9 @@ need("onnx", "onnxruntime")
 
 import parse
 from common.files import to_cell
+from data import annotations
 from test_broken_files import toy_parser, write_bundle
+from train import score
 
 WEB = Path(__file__).resolve().parents[2] / "web"
 NO_BUNDLE, CHECKSUM, NO_NPZ = "not the description of a bundle", "not the file that bundle.json describes (its checksum differs)", "not an .npz file"
@@ -240,6 +243,169 @@ def test_the_tables_of_python_and_node_name_their_video_whatever_it_is_called(tm
     assert [float(row[5]) for row in theirs[1:]] == pytest.approx([float(row[5]) for row in rows], abs=2e-6)
 
 
+def random_features(folder: Path, T: int, shift: float, name: str = "r.npz") -> Path:
+    rng = np.random.default_rng(T)
+    np.savez(folder / name, **{k: (rng.standard_normal((T, d)) + shift).astype(np.float32) for k, d in (("audio", 4), ("visual_2d", 3))})
+    return folder / name
+
+
+def slow_parse(path: Path, length: int = 3) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The toy parser by hand, a second at a time: probabilities (T, 2) by modality; of the video, of the best window around each second."""
+    with np.load(path) as file:
+        p = {m: 1 / (1 + np.exp(-file[name][:, :2].astype(float))) for m, name in (("audible", "audio"), ("visible", "visual_2d"))}
+    T = len(p["audible"])
+    length = min(length, T)
+    windows = [range(s, s + length) for s in range(T - length + 1)]
+    return p, np.array([np.max([p["audible"][list(w)].mean(0) for w in windows if t in w], axis=0) for t in range(T)])
+
+
+def node(*words: object) -> str:
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    return subprocess.run(["node", *words], cwd=WEB, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.6180339, 0.8])
+def test_a_threshold_decides_alike_in_python_and_node_and_is_written(tmp_path, threshold):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    path = random_features(folder, 12, 2.5 * threshold - 0.5)
+    parse.main([str(path), "--bundle", str(folder), "--device", "cpu", "--threshold", str(threshold), "--json", str(tmp_path / "x.json")])
+    p, around = slow_parse(path)
+    positive = {m: (x > threshold) & (around > threshold) for m, x in p.items()}
+    positive["both"] = positive["audible"] & positive["visible"]
+    for found in (json.loads((tmp_path / "x.json").read_text()), json.loads(node("parse.mjs", folder, path, f"--threshold={threshold}"))):
+        drawn = {m: np.zeros((12, 2), bool) for m in positive}
+        for e in found["events"]:
+            drawn[e["modality"]][e["onset"] : e["offset"], ["dog", "bell"].index(e["label"])] = True
+        assert found["threshold"] == threshold and all(np.array_equal(drawn[m], positive[m]) for m in positive) and positive["audible"].any()
+        assert found["video_prob"] == pytest.approx(around.max(0), abs=1e-6)
+
+
+@pytest.mark.parametrize("T, shift", [(2, -1.0), (9, -1.5), (30, -3.0)])
+def test_where_there_is_no_event_the_highest_probabilities_are_told_and_what_stopped_them(tmp_path, capsys, T, shift):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    path = random_features(folder, T, shift)
+    with np.load(path) as file:  # one that its second would admit, and its video does not
+        np.savez(path, audio=file["audio"], visual_2d=np.where(np.arange(3) == 1, 1.0 + file["visual_2d"] / 10 - shift / 10, file["visual_2d"]).astype(np.float32))
+    p, around = slow_parse(path)
+    expected = []
+    for m, x in p.items():
+        for c, name in enumerate(("dog", "bell")):
+            t = int(x[:, c].argmax())
+            gates = " and the ".join([gate for gate, value in (("second", x[t, c]), ("video", around[t, c])) if value <= 0.5])
+            expected.append((-x[t, c], f"  {name} {m} in second {t}: {x[t, c]:.3f}, the video around it {around[t, c]:.3f}: stopped by the {gates}"))
+    expected = [line for _, line in sorted(expected)]
+    parse.main([str(path), "--bundle", str(folder), "--device", "cpu"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [f"no event in {T} s", "highest probabilities; an event needs more than 0.5 in a second and around it:"] and said[2:-1] == expected
+    assert said[2].endswith("stopped by the video") and said[-2].endswith("stopped by the second and the video")
+    parse.main([str(path), "--bundle", str(folder), "--device", "cpu", "--top", "1"])
+    assert capsys.readouterr().out.splitlines()[2:-1] == expected[:1]
+    theirs = json.loads(node("--input-type=module", "--eval", """
+        import * as ort from "onnxruntime-node";
+        import {readFileSync} from "node:fs";
+        import {Bundle, highest, parse, readNpz} from "./parser.js";
+        const [folder, file] = process.argv.slice(1), read = (path) => new Uint8Array(readFileSync(path));
+        const bundle = await Bundle.open({cpu: () => ort}, (name) => read(`${folder}/${name}`));
+        console.log(JSON.stringify(highest(await parse(await readNpz(read(file)), bundle), 4)));""", folder, path))
+    lines = [f"  {x['label']} {x['modality']} in second {x['at']}: {x['second']:.3f}, the video around it {x['video']:.3f}: stopped by the {' and the '.join(x['stopped'])}" for x in theirs]
+    assert lines == expected, "what the page shows"
+
+
+def test_a_folder_is_parsed_by_one_model_and_what_was_made_alike_is_kept(tmp_path, capsys, monkeypatch):
+    folder, videos, out = write_bundle(tmp_path / "bundle", toy_parser()), tmp_path / "videos", tmp_path / "out"
+    for day in ("day1", "day2", ".hidden", "day2/deep"):
+        (videos / day).mkdir(parents=True)
+    names = ["day1/clip.npz", "day2/clip.npz", "day2/deep/a b.NPZ"]
+    for n, name in enumerate(names):
+        random_features(tmp_path, 5 + n, 0.5).rename(videos / name)
+    for name in ("._clip.npz", "notes.txt", "Thumbs.db"):
+        (videos / name).write_text("hello")
+    assert parse.TAKEN == (".npz", *annotations.VIDEO_NAMES), "one list, in a file that stands alone, too"
+    opened, before = [], parse.Bundle._open
+    monkeypatch.setattr(parse.Bundle, "_open", lambda self, name: opened.append(name) or before(self, name))
+
+    def run(*options: str) -> tuple[list[str], dict[str, int]]:
+        """The names that were parsed, not kept; and when each output was written."""
+        parse.main([str(videos), "--bundle", str(folder), "--device", "cpu", "--csv", str(out), "--json", str(out / "json"), *options])
+        said = [line.partition("] ")[2] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+        assert len(said) == 3
+        return [name for name in said if not name.endswith(", kept")], {str(x.relative_to(out)): x.stat().st_mtime_ns for x in out.rglob("*.*") if x.suffix in (".csv", ".json")}
+
+    parsed, first = run()
+    assert len(score.predicted_rows(out / "day1")) == len(list(csv.reader(open(out / f"{names[0]}.csv")))) - 1, "the folder is scored as it is"
+    assert parsed == names and set(first) == {x for name in names for x in (f"{name}.csv", f"json/{name}.json")} and opened == ["parser"]
+    assert {name: [row["video"] for row in csv.DictReader(open(out / f"{name}.csv", newline=""))][0] for name in names} == {name: name for name in names}
+    assert run() == ([], first) and opened == ["parser"], "nothing is even opened"
+    (out / "json" / f"{names[1]}.json").unlink()
+    parsed, second = run()
+    assert parsed == [names[1]] and {x for x in first if first[x] != second[x]} == {f"{names[1]}.csv", f"json/{names[1]}.json"}
+    random_features(tmp_path, 7, 0.5).rename(videos / names[0])  # another clip under its name
+    assert run()[0] == [names[0]]
+    assert run("--threshold", "0.4")[0] == names and run("--threshold", "0.4")[0] == [] and run()[0] == names
+    (out / "day1/.parsed").write_text("{")
+    assert run()[0] == [names[0]]
+    info = json.loads((folder / "bundle.json").read_text())
+    (folder / "bundle.json").write_text(json.dumps(info | dict(classes=["cat", "bell"])))
+    assert run()[0] == names and "cat" in (out / f"{names[0]}.csv").read_text()
+
+
+@pytest.mark.parametrize("sources, said, made", [
+    (["good.npz", "text.npz", "also.npz"], "1 of 3 could not be parsed", ["also.npz.csv", "good.npz.csv"]), (["good.npz", "nan.npz", "wide.npz"], "2 of 3 could not be parsed", ["good.npz.csv"]),
+    (["good.npz", "sub"], "sub/good.npz: has the name of .*good.npz; give the folder that holds both", []), (["good.npz", "none.npz"], "none.npz: No such file", ["good.npz.csv"]),
+    (["empty"], "empty: no video and no .npz file in it", [])])
+def test_of_several_one_that_cannot_be_read_stops_no_other(tmp_path, capsys, sources, said, made):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.npz").write_text("hello")
+    for name in ("good.npz", "also.npz", "sub/good.npz"):
+        random_features(tmp_path, 5, 0.5, name)
+    np.savez(tmp_path / "nan.npz", audio=np.full((3, 4), np.nan, np.float32), visual_2d=np.ones((3, 3), np.float32))
+    np.savez(tmp_path / "wide.npz", audio=np.ones((3, 9), np.float32), visual_2d=np.ones((3, 3), np.float32))
+    with pytest.raises(SystemExit, match=said) as stop:
+        parse.main([*(str(tmp_path / name) for name in sources), "--bundle", str(folder), "--device", "cpu", "--csv", str(tmp_path / "out")])
+    assert "\n" not in stop.value.code and sorted(x.name for x in tmp_path.glob("out/*.csv")) == made
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (int(said[0]) if said[0].isdigit() else 0) and all(line.startswith(f"error: {tmp_path}") for line in lines)
+
+
+def test_no_output_replaces_another_source(tmp_path, capsys):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    (tmp_path / "videos").mkdir()
+    first, second = (random_features(tmp_path / "videos", 5, shift, name) for shift, name in ((0.5, "a.npz"), (0.7, "a.npz.npz")))
+    before = second.read_bytes()
+    with pytest.raises(SystemExit, match="1 of 2 could not be parsed"):
+        parse.main([str(first.parent), "--bundle", str(folder), "--device", "cpu", "--save-features", str(first.parent)])
+    assert "an output is named twice, or is the source itself" in capsys.readouterr().err and second.read_bytes() == before
+
+
+@pytest.mark.parametrize("classes", [["dog", "bell"], ["a & b <i>", "--> x"], ["Hündchen", "鐘"]])
+def test_subtitles_and_labels_are_the_events_as_ffmpeg_and_a_plain_reader_see_them(tmp_path, classes):
+    av = pytest.importorskip("av")
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    (folder / "bundle.json").write_text(json.dumps(json.loads((folder / "bundle.json").read_text()) | dict(classes=classes)))
+    parse.main([str(random_features(folder, 3700, 0.3)), "--bundle", str(folder), "--device", "cpu", *(str(x) for kind in ("vtt", "labels", "json") for x in (f"--{kind}", tmp_path / f"x.{kind}"))])
+    events = [(e["onset"], e["offset"], f"{e['label']}: {e['modality']}") for e in json.loads((tmp_path / "x.json").read_text())["events"]]
+    with av.open(str(tmp_path / "x.vtt")) as file:
+        cues = [(float(x.pts * x.time_base), float((x.pts + x.duration) * x.time_base), html.unescape(bytes(x).decode())) for x in file.demux() if x.size]
+    labels = [line.split("\t") for line in (tmp_path / "x.labels").read_text(encoding="utf-8").splitlines()]
+    assert sorted(cues) == sorted(events) and cues[-1][1] > 3600 and [x[0] for x in cues] == sorted(x[0] for x in cues)
+    assert [(float(begin), float(end), text) for begin, end, text in labels] == events
+
+
+def test_the_library_s_example_runs_as_the_page_says(tmp_path, monkeypatch, capsys):
+    folder = write_bundle(tmp_path / "runs/demo/bundle", toy_parser())
+    (folder / "x.npz").rename(folder / "sample.npz")
+    monkeypatch.chdir(tmp_path)
+    example = (WEB.parent / "docs/deploy.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(example, names)
+    result = names["result"]
+    assert len(example.splitlines()) <= 8 and isinstance(result, parse.Parse) and result.events() and result.threshold == 0.4
+    assert all(str(e) in capsys.readouterr().out for e in result.events()[:1])
+
+
 @pytest.fixture(scope="module")
 def page(browser):
     """The page, from which its own parser.js is called."""
@@ -280,3 +446,32 @@ def test_the_page_refuses_the_same_in_the_same_words(page, case):
         }
     }""", {str(path.relative_to(folder)): base64.b64encode(path.read_bytes()).decode() for path in folder.rglob("*.*")})
     assert_said(said, words, "the page")
+
+
+def test_the_page_tells_what_came_closest_and_takes_another_threshold(page, tmp_path):
+    folder = write_bundle(tmp_path / "bundle", toy_parser())
+    path = random_features(folder, 9, -1.5)
+    page.set_viewport_size(dict(width=360, height=800))
+    page.set_input_files("#bundle", folder)
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Bundle of 2 classes')")
+    page.set_input_files("#source", path)
+    page.wait_for_function("window.parsed")
+    cells = page.locator("#highest tbody tr").evaluate_all("(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent))")
+    assert "0 events above 0.5" in page.locator("#status").text_content() and "above 0.5" in page.locator("#none").text_content()
+    p, around = slow_parse(path)
+    expected = sorted(((x[:, c].max(), m, c) for m, x in p.items() for c in (0, 1)), reverse=True)
+    assert [row[:2] for row in cells] == [[("dog", "bell")[c], m] for _, m, c in expected] and page.locator("#highest").is_visible()
+    assert [row[3] for row in cells] == [f"{x:.3f}" for x, *_ in expected] and {row[5] for row in cells} <= {"second", "video", "second and video"}
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out"
+    for threshold in (0.05, 0.2):
+        page.fill("#threshold", str(threshold))
+        page.press("#threshold", "Enter")
+        bundle = parse.Bundle(folder, "cpu")
+        expected = parse.parse(parse.features_of_file(path, bundle), bundle, threshold=threshold).events()
+        assert page.evaluate("parsed.threshold") == threshold and f"events above {threshold}" in page.locator("#status").text_content()
+        assert page.evaluate("parsed.events.map(({label, modality, onset, offset}) => [label, modality, onset, offset])") == [
+            [e[k] for k in ("label", "modality", "onset", "offset")] for e in expected] != []
+        assert page.locator("#none").is_hidden() and page.locator("#table tbody tr").count() == len(expected)
+    page.fill("#threshold", "7")
+    page.press("#threshold", "Enter")
+    assert page.evaluate("parsed.threshold") == 0.2

@@ -268,9 +268,13 @@ def test_the_model_card_tells_scores_of_all_seeds_and_its_python_runs_as_printed
 def test_variants_are_measured_against_fp32_on_the_test_split(bundle):
     files = json.loads((bundle / "bundle.json").read_text())["files"]
     rows = dict(fp32=files["parser"], fp16=files["parser_fp16"], int8=files["parser_int8"])
+    lines = dict(line.split(":", 1) for line in subprocess.run(["lscpu"], capture_output=True, text=True, env=os.environ | dict(LC_ALL="C")).stdout.splitlines())
+    cpu, flags = lines["Model name"].strip(), lines["Flags"]
+    assert rows["int8"]["weight_bits"] == 7 and rows["fp16"]["weight_bits"] == 16
     assert rows["fp16"]["bytes"] < 0.6 * rows["fp32"]["bytes"] and rows["int8"]["bytes"] < 0.6 * rows["fp32"]["bytes"]
     for kind, limit in dict(fp32=1e-30, fp16=0.01, int8=0.5).items():
         measured = rows[kind]["measured"]
+        assert measured["processor"].removesuffix(", with VNNI") == cpu and ("VNNI" in measured["processor"]) == ("_vnni" in flags)
         assert measured["on"].startswith("the test split of demo world") and measured["predictions"] == 2 * 40 * 10 * 25
         assert 0 <= measured["largest_difference"] < limit and set(measured["scores"]) == set(uwav.SCORES)
     got = {kind: run_onnx(bundle / rows[kind]["file"], dict(audio=np.ones((2, 3, 512), np.float32), visual_2d=np.ones((2, 3, 768), np.float32)))
@@ -507,6 +511,8 @@ def test_a_variant_that_the_bundle_does_not_have_is_one_sentence(finished, tmp_p
     (["--plot", "x.xyz"], "x.xyz: not a kind of picture; known are "), (["--plot", "x.mp3"], "x.mp3: not a kind of picture"), (["--plot", "a/x.docx"], "docx: not a kind of picture"),
     (["--json", "file/x.json"], "file/x.json: cannot be written, .*file is not a folder"), (["--csv", "file/a/x.csv"], "file is not a folder"),
     (["--save-features", "file/x.npz"], "file is not a folder"), (["--plot", "file/x.png"], "file is not a folder"),
+    (["--vtt", "file/x.vtt"], "file is not a folder"), (["--labels", "a.mp4"], "an output is named twice, or is the source itself"), (["--vtt", "x", "--labels", "x"], "an output is named twice"),
+    (["--threshold", "0"], "--threshold takes a number between 0 and 1"), (["--threshold", "nan"], "--threshold takes"), (["--top", "-1"], "--top one from 0 on"),
     (["--csv", "."], "not a file"), (["--json", "/dev/full"], "not a file"),
     (["--json", "x", "--csv", "./x"], "an output is named twice, or is the source itself"), (["--json", "a.mp4"], "an output is named twice, or is the source itself"),
     (["--classes", "dog"], "the bundle has no clap_text.onnx; export it with --clap-weights and --texts"), (["--classes", "dog,dog"], "names of classes, each once"),

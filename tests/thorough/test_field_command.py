@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ import torch
 
 import report
 import uwav
-from conftest import TRAINED, need
+from conftest import TRAINED, need, unavailable
 from data.splits import load_truth
 from field import coleaf, jomold
 from train import checkpoints, cli, field, stages
 
 FIELD = "seed0/clip_clap/field"
+WEB = Path(__file__).resolve().parents[2] / "web"
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def test_a_rule_of_its_own_takes_no_other_gate_and_is_not_exported(run, tmp_path
 
 
 @pytest.mark.parametrize("row", ["field/leap", "field/mgn_full", "field/mm_pyramid_full"])
-def test_leap_and_both_networks_are_exported_and_parse_as_a_han_does(run, tmp_path, row):
+def test_leap_and_both_networks_are_exported_and_parse_as_a_han_does_in_node_too(run, tmp_path, row):
     need("onnx", "onnxscript", "onnxruntime")
     import export_onnx
     import parse
@@ -114,5 +116,17 @@ def test_leap_and_both_networks_are_exported_and_parse_as_a_han_does(run, tmp_pa
     export_onnx.main([str(run), str(tmp_path / "bundle"), "--row", row])
     about = json.loads((tmp_path / "bundle/bundle.json").read_text())
     assert row in json.dumps(about)
-    parse.main([str(tmp_path / "bundle/sample.npz"), "--bundle", str(tmp_path / "bundle"), "--json", str(tmp_path / "events.json")])
-    assert json.loads((tmp_path / "events.json").read_text())
+    sample = tmp_path / "bundle/sample.npz"
+    with np.load(sample) as file:  # longer than a window
+        np.savez(sample, **{name: np.concatenate([file[name], file[name][::-1]])[:13] for name in file.files})
+    parse.main([str(sample), "--bundle", str(tmp_path / "bundle"), "--json", str(tmp_path / "events.json"), "--threshold", "0.2"])
+    ours = json.loads((tmp_path / "events.json").read_text())
+    assert len(ours["audio_prob"]) == 13 and ours["events"]
+    if not shutil.which("node") or not (WEB / "node_modules/onnxruntime-node").is_dir():
+        unavailable("Node and onnxruntime-node: npm ci in web/")
+    done = subprocess.run(["node", WEB / "parse.mjs", tmp_path / "bundle", sample, "--threshold=0.2"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    theirs = json.loads(done.stdout)
+    assert [e | dict(probability=0) for e in theirs["events"]] == [e | dict(probability=0) for e in ours["events"]]
+    for name in ("audio_prob", "visual_prob", "video_prob"):
+        np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5)
