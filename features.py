@@ -6,6 +6,7 @@
     python features.py text CLASSES OUT    # class names -> text embeddings                    (video/encoders.py)
     python features.py compare MINE THEIRS # are these features the same, or what differs      (video/compare.py)
     python features.py template VIDEOS OUT # tables for labels of your own, to be filled in    (data/annotations.py)
+    python features.py check OWN           # your tables beside your clips, before any encoder (video/check.py)
     python features.py pack SOURCE OUT     # thousands of small .npy files -> a packed folder  (data/pack.py)
 """
 
@@ -51,17 +52,22 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def run_pack(options: argparse.Namespace) -> None:
     with working_in(options.out):
-        index = pack(options.source, options.out, options.workers, options.missing, options.replace)
+        index = pack(options.source, options.out, options.workers, options.missing, options.replace, options.windows)
     counts = [f"{sum(map(len, index[x]['videos'].values())):,} videos of {x}" for x in ("llp", "unav") if x in index]
     print(f"{options.out}: whole, {' and '.join(counts)}; feature sets: {', '.join(packed_feature_sets(index))}")
 
 
+def run_check(options: argparse.Namespace) -> None:
+    from video import check
+
+    accept = [*filter(None, options.accept.split(","))]
+    if unknown := [x for x in accept if x not in check.ACCEPT]:
+        raise ValueError(f"--accept {unknown[0]}: one of {', '.join(check.ACCEPT)}")
+    check.check(options.own, options.videos, options.segments, options.cut, options.missing, options.longest, accept)
+
+
 def run_extract(options: argparse.Namespace) -> None:
     """`extract`: everything that can be refused is refused before the encoders are built."""
-    for name in ("segments", "longest", "workers", "group"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"--{name} {value}: must be above 0")
     files, made_with, device = _encoders(options)
     from video import encoders, extract
 
@@ -147,6 +153,11 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--clap-weights", metavar="NAME|random|FILE", help="a checkpoint of laion_clap")
         sub.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
 
+    def lenient(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--missing", choices=("skip", "zeros"), default="skip",
+                         help="a video without sound or picture; zeros: it is used, what it lacks is no silence")
+        sub.add_argument("--longest", type=float, default=600.0, metavar="S", help="refuse longer (default: 600 s)")
+
     sub = command("demo", "an invented LLP and UnAV-100, or the real annotations with invented features", run_demo)
     replaceable(sub)
     sub.add_argument("--llp", type=Path, metavar="DIR", help="folder with the real AVVP_*.csv files")
@@ -158,15 +169,15 @@ def build_parser() -> argparse.ArgumentParser:
     replaceable(sub)
     sub.add_argument("--workers", type=int, help="threads that read (default: a few more than cores)")
     sub.add_argument("--missing", choices=("stop", "skip"), default="stop", help="at a video without features")
+    sub.add_argument("--windows", type=int, metavar="N", default=0, help="cut your own clips into pieces of N seconds")
 
     sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video", run_extract)
     sub.add_argument("videos", type=Path, help="folder of videos; a file's name without its ending is the video's id")
     encoded(sub)
-    sub.add_argument("--missing", choices=("skip", "zeros"), default="skip", help="a video without sound or picture")
+    lenient(sub)
     length = sub.add_mutually_exclusive_group()
     length.add_argument("--llp", action="store_true", help="10 segments; files may be called <id>_<start>_<end>.*")
     length.add_argument("--segments", type=int, help="of every video (default: its length in s, rounded up)")
-    sub.add_argument("--longest", type=float, default=600.0, metavar="S", help="refuse longer videos (default: 600 s)")
     sub.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 1 on a CPU)")
     sub.add_argument("--retry", action="store_true", help="try the videos of failures.csv again")
@@ -183,7 +194,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command("template", "labels.csv and events.csv with your videos filled in, for a spreadsheet",
                   lambda options: write_template(options.videos, options.out))
     sub.add_argument("videos", type=Path, help="folder of videos")
-    sub.add_argument("out", type=Path, help="folder for the two tables")
+    sub.add_argument("out", type=Path, nargs="?", default=Path("own"), help="folder for them (default: %(default)s)")
+
+    sub = command("check", "your tables beside your clips: what will become of each, and what is doubtful", run_check)
+    sub.add_argument("own", type=Path, help="folder with labels.csv; gets clips.csv, the table that is printed")
+    sub.add_argument("--videos", type=Path, metavar="CLIPS", help="their folder (default: their features are in OWN)")
+    sub.add_argument("--segments", type=int, default=10, help="seconds of every clip that are used (default: 10)")
+    sub.add_argument("--windows", action="store_true", dest="cut", help="longer clips will be several examples")
+    sub.add_argument("--accept", metavar="KIND,...", default="", help="go on in spite of what is doubtful")
+    lenient(sub)
 
     sub = command("fetch", "download the published annotations and CLIP/CLAP features", run_fetch)
     sub.add_argument("folder", type=Path, help="gets LLP/ and UnAV/, as `pack` reads them")
@@ -197,6 +216,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors(less=""):
+        for name, value in vars(options).items():
+            if name in ("segments", "longest", "workers", "group") and value is not None and not value > 0:
+                raise ValueError(f"--{name} {value}: must be above 0")
         options.run(options)
 
 

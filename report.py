@@ -9,6 +9,7 @@ figures.py, the statistics computed in evidence.py.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import re
 from dataclasses import dataclass
@@ -25,14 +26,14 @@ from common.command import Parser, one_sentence_errors, working_in
 from common.files import atomic, lack, made_by, read_sealed, reason
 from data.annotations import LLP_CLASSES
 from data.layout import FEATURE_SETS, check_source, dry_run, read_index, recipe_of
-from data.splits import load_truth, load_weak
+from data.splits import load_target, load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
-from train import field
+from train import field, lacking
 from train.ablation import COVERAGE, RESAMPLES, ROWS, Table, cell, tables
 from train.checkpoints import check_fields, load_file, settings_of
-from train.stages import (SHORT, THRESHOLDS, Labels, dead_branch, labels_beside, read_predictions, read_quality,
-                          trivial_scores)
+from train.stages import (SHORT, THRESHOLDS, Labels, dead_branch, labels_beside, no_better_than_silence,
+                          read_predictions, read_quality, trivial_scores)
 from uwav import video_scores
 
 MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
@@ -225,6 +226,14 @@ def own_result(saved: Saved) -> str:
     return paragraph(" ".join(sentences)) + shown([("", SHORT, scores)])
 
 
+def clip_table(saved: Saved) -> str:
+    """What became of each clip of your labels.csv, by name; first in how many of them what happened."""
+    clips = saved.index["llp"].get("clips", {})
+    counts = collections.Counter(what.split(":")[0] for what in clips.values())
+    return paragraph(f"Of {len(clips)} clips in labels.csv: {', '.join(f'{n} {what}' for what, n in counts.items())}.") + (
+        table(["clip", "what became of it"], [[escape(clip), escape(what)] for clip, what in clips.items()]))
+
+
 def score_tables(saved: Saved) -> str:
     """The ten scores of every row, for each feature set."""
     return shown(tables(saved.ablation, paper=saved.is_llp)[1:]) + paragraph(
@@ -306,6 +315,9 @@ def parser_figure(saved: Saved) -> str:
         panels.append(figures.lines("validation, segment-level Type", "F-score, %", scores, row.short))
         said = (f"Of {row.short}, epoch {own.index(max(own)) + 1} of {len(own)} was kept ({max(own):.1f} %). A score "
                 "that still rises at the end means that training was short.")
+        silence = trivial_scores(load_weak(saved.data, "val"), *load_truth(saved.data, "val"))
+        if warning := no_better_than_silence(dict(seg_type=max(own)), silence):
+            said = f"Warning: {warning}, so the epoch that was kept ({own.index(max(own)) + 1}) is not a good one."
     else:
         said = "No video is annotated, so there is no validation score, and the last epoch was kept."
     return figure(saved.run, "curves", panels, "Training of the parser.", said)
@@ -405,8 +417,12 @@ def balance(saved: Saved) -> str:
     weak, config, said = load_weak(saved.data, "train"), saved.training, []
     if not config.reweight:
         return ""
-    for modality, logit, threshold in zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds):
-        hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
+    there = [slice(None)] * 2
+    if saved.is_own:  # of a clip without sound or picture, that has no label
+        there = lacking.present(load_target(saved.data, "train", "clip_clap", "cpu"))
+    parts = zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds, there)
+    for modality, logit, threshold, rows in parts:
+        hard = uwav.hard_labels(logit[rows], threshold, weak[rows])  # (N, T, C)
         w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
         said.append(f"{100 * hard.mean():.2f} % of what may be {modality}, w_pos {w_pos:.2f}, w_neg {w_neg:.2f}")
     return paragraph(
@@ -418,10 +434,11 @@ def balance(saved: Saved) -> str:
 # ---- The whole page ------------------------------------------------------------------------------
 
 def build(saved: Saved) -> str:
-    own, notice = False, ""
+    own, notice, teacher = False, "", True
     with contextlib.suppress(FileNotFoundError):  # said in the sections
         own, notice = saved.is_own, data_notice(saved)
-    sections = {"Result": [own_result]} if own else {
+        teacher = not own or saved.parser.name == "full"
+    sections = {"Result": [own_result], "Your clips": [clip_table]} if own else {
         "Result": [result, score_tables], "What each step adds": [difference_figure], "Labels": [label_table]}
     if not own and (saved.run / "field.json").exists():
         sections["The systems of the paper's tables"] = [field_tables]
@@ -429,7 +446,7 @@ def build(saved: Saved) -> str:
         "Timelines": [timeline_figure],
         "Classes and modalities": [class_figure, threshold_figure],
         "Uncertainty": [reliability_figure],
-        "Training": [method_picture, parser_figure, balance] + ([] if own else [teacher_figure]),
+        "Training": [method_picture] * teacher + [parser_figure, balance] + [teacher_figure] * (not own),
         "What ran": [run_table, stage_table],
     }
     return html(notice, {title: section(saved, *parts) for title, parts in sections.items()})

@@ -21,7 +21,10 @@ bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 
   --sweep          also train UWAV with alpha and W varied, one at a time
   --field          also train every system of the paper's tables, each as published: docs/field.md
   --videos CLIPS   with --own: the folder of clips; without it, DIR has their features
-  --segments N     with --own: seconds of every clip that are used (default: 10)
+  --segments N     with --own: seconds of every clip that are used (default: 10); with --windows all are, N at a time
+  --accept KINDS   with --own: go on in spite of what the first step lists as doubtful; it says which KINDS
+  --missing zeros, --longest S, --retry    with --own: use clips without sound or picture, or of up to S s (default:
+                   600); try those again that could not be read
   --teacher FILE   with --own: a teacher of real features; without it, labels come from single seconds
   --clip-weights W, --clap-weights W       with --own: files of weights (default: downloaded by name)
   --dry-run        with --own: random weights unless W are named, and any teacher will do: to see that all runs
@@ -93,19 +96,17 @@ if [ "${1:-}" = test ]; then
 fi
 
 data='' llp='' unav='' out='' seeds=1 preset='' features='' device='' fresh='' fetch='' fast='' sweep='' field='' extra=()
-own='' videos='' segments='' teacher='' clip_weights='' clap_weights='' dry_run=''
+own='' videos='' segments='' windows='' accept='' missing='' longest='' retry=''
+teacher='' clip_weights='' clap_weights='' dry_run=''
 while [ $# -gt 0 ]; do
     case $1 in
-        --fresh) fresh=yes; shift; continue ;;
-        --fetch) fetch=yes; shift; continue ;;
-        --fast) fast=yes; shift; continue ;;
-        --sweep) sweep=yes; shift; continue ;;
-        --field) field=yes; shift; continue ;;
-        --dry-run) dry_run=yes; shift; continue ;;
+        --fresh | --fetch | --fast | --sweep | --field | --dry-run | --windows | --retry)
+            name=${1#--}
+            printf -v "${name/-/_}" yes; shift ;;
         -h | --help) usage; exit 0 ;;
         --) shift; extra=("$@"); break ;;
         --data | --llp | --unav | --out | --seeds | --preset | --features | --device | \
-            --own | --videos | --segments | --teacher | --clip-weights | --clap-weights)
+            --own | --videos | --segments | --accept | --missing | --longest | --teacher | --clip-weights | --clap-weights)
             [ -n "${2:-}" ] || die "$1 needs a value"
             name=${1#--}
             printf -v "${name/-/_}" %s "$2"; shift 2 ;;
@@ -117,12 +118,13 @@ print(f"; did you mean {meant[0]}?" if meant else "; bash run_all.sh --help list
 done
 [ -z "$fetch" ] || [ -n "$data" ] || die "--fetch needs --data DIR: where to put the files"
 [ -z "$data" ] || [ -z "$llp$unav" ] || die "--data brings its own annotations: leave out --llp and --unav"
-[ -n "$own" ] || [ -z "$videos$segments$teacher$clip_weights$clap_weights$dry_run" ] ||
-    die "--videos, --segments, --teacher, --clip-weights, --clap-weights and --dry-run go with --own DIR"
+for_own='--videos, --segments, --windows, --accept, --missing, --longest, --retry, --teacher, --clip-weights, --clap-weights, --dry-run'
+[ -n "$own" ] || [ -z "$videos$segments$windows$accept$missing$longest$retry$teacher$clip_weights$clap_weights$dry_run" ] ||
+    die "these go with --own DIR: $for_own"
 if [ -n "$own" ]; then
     out=${out:-runs/own} preset=${preset:-paper}
     [ -z "$data$llp$unav$fetch$sweep$field$features" ] && [ "$seeds" = 1 ] ||
-        die "--own goes with --videos, --segments, --teacher, --clip-weights, --clap-weights, --dry-run, --out, --preset, --device, --fast and --fresh"
+        die "--own goes with $for_own, --out, --preset, --device, --fast and --fresh"
     [ -e "$own/labels.csv" ] ||
         die "$own/labels.csv: no such file; \`python features.py template ${videos:-CLIPS} $own\` writes one to fill in"
     for file in ${videos:+"$videos"} ${teacher:+"$teacher"}; do [ -e "$file" ] || die "$file: no such file or folder"; done
@@ -187,34 +189,23 @@ packed=$out/data seed=$out/seed0
 if [ -n "$own" ]; then
     weights=(--clip-weights "${clip_weights:-openai}" --clap-weights "${clap_weights:-630k-audioset-best}")
     on=(${device:+--device "$device"})
-    if [ -e "$own/classes.txt" ]; then classes=$own/classes.txt; else classes=$own/labels.csv; fi
-    stage "Text: labels are checked, and the names of the classes embedded by CLIP and CLAP" \
-        "$python" features.py text "$classes" "$own" "${weights[@]}" ${on[@]+"${on[@]}"}
+    seconds=(--segments "${segments:-10}")
+    lenient=(${missing:+--missing "$missing"} ${longest:+--longest "$longest"})
     if [ -n "$videos" ]; then
-        stage "Extract: every second of a clip as CLIP and CLAP see and hear it" \
-            "$python" features.py extract "$videos" "$own" --segments "${segments:-10}" "${weights[@]}" ${on[@]+"${on[@]}"}
+        stage "Check tables and clips, before any of them is encoded" "$python" features.py check "$own" --videos "$videos" \
+            "${seconds[@]}" ${windows:+--windows} ${accept:+--accept "$accept"} ${lenient[@]+"${lenient[@]}"}
     fi
-    stage "Pack features and labels into arrays" "$python" features.py pack "$own" "$packed" --missing skip
-    if [ -n "$teacher" ]; then
-        labels=teacher row=full
-        stage "Pseudo-labels by the teacher (Eq. 4)" "$python" uwav.py label "$packed" "$seed" --teacher "$teacher" \
-            ${dry_run:+--dry-run} ${on[@]+"${on[@]}"}
-    else
-        labels=segment row=valor
-        echo "No --teacher: labels come from single seconds, without their context, as in VALOR. In the paper that costs 3.9"
-        echo "points of Type (62.0 for 65.9), in the demo world 5.1. Where a teacher comes from: docs/own_videos.md"
-        stage "Pseudo-labels, each second by itself" "$python" uwav.py label "$packed" "$seed" --per-segment \
-            ${on[@]+"${on[@]}"}
+    stage "Text: the names of the classes as CLIP and CLAP read them" \
+        "$python" features.py text "$own" "$own" "${weights[@]}" ${on[@]+"${on[@]}"}
+    if [ -n "$videos" ]; then
+        if [ -n "$windows" ]; then seconds=(); fi # of the whole clip
+        stage "Extract: every second of a clip as CLIP and CLAP see and hear it" "$python" features.py extract "$videos" \
+            "$own" ${seconds[@]+"${seconds[@]}"} ${lenient[@]+"${lenient[@]}"} ${retry:+--retry} "${weights[@]}" ${on[@]+"${on[@]}"}
     fi
-    setting=full
-    if [ $row = valor ]; then setting=binary; fi
-    stage "Train the parser (Eq. 5-9)" "$python" uwav.py train "$packed" "$seed/clip_clap/$row" \
-        --labels "$seed/labels_$labels.npz" --setting $setting --features clip_clap "${train_options[@]}"
-    if [ -e "$packed/llp/test/audio.npy" ]; then split=test; else split=val; fi
-    if [ -e "$packed/llp/$split/audio.npy" ]; then
-        stage "Evaluate on the annotated clips ($split)" "$python" uwav.py evaluate "$packed" \
-            "$seed/clip_clap/$row/han.pt" --split $split ${on[@]+"${on[@]}"}
-    fi
+    stage "Pack features and labels into arrays" "$python" features.py pack "$own" "$packed" --missing skip \
+        ${windows:+--windows "${segments:-10}"}
+    stage "Pseudo-labels, the parser (Eq. 4-9), and its scores if any clip is annotated" "$python" uwav.py own "$packed" "$seed" \
+        ${teacher:+--teacher "$teacher"} ${dry_run:+--dry-run} "${train_options[@]}"
     stage "Export the parser and its encoders to ONNX, every file checked against PyTorch" \
         "$python" export_onnx.py "$out" "$out/bundle" "${weights[@]}"
     stage "Report: pictures and report.html" "$python" report.py "$out"

@@ -103,6 +103,11 @@ def is_plain_name(name: object) -> bool:
             and not set(name) & {"/", "\\"} and Path(name).name == name and len(name.encode()) <= 200)
 
 
+def is_id(name: object) -> bool:
+    """Whether a name may be the id of a video, which keeps the folders that its file was in: day1/clip."""
+    return isinstance(name, str) and all(map(is_plain_name, name.split("/")))
+
+
 def reason(error: Exception, path: str | Path = "") -> str:
     """The first line of what an exception says, if that is not endless; its name if it says nothing; without `path`."""
     return printable((str(error).strip() or repr(error)).splitlines()[0].removeprefix(f"{path}: ")[:200])

@@ -16,14 +16,16 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from common.command import did_you_mean, working_in
-from common.files import atomic, from_cell, hash_of, is_plain_name, plain, read_json, reading, regular, to_cell
+from common.files import (atomic, from_cell, hash_of, is_id, is_plain_name, plain, read_json, reading, regular,
+                          to_cell)
 
 # ---- LLP annotations -----------------------------------------------------------------------------
 
@@ -66,13 +68,17 @@ class LLPSplit:
 
 @dataclass(frozen=True)
 class LLP:
-    """LLP, or your own data in its place, which may lack annotated videos: then `val` or `test` is None."""
+    """LLP, or your own data in its place, which may lack annotated videos: then `val` or `test` is None.
+
+    A clip of your own may be several videos here, windows of T seconds, or none."""
 
     classes: tuple[str, ...]
     train: LLPSplit
     val: LLPSplit | None
     test: LLPSplit | None
     segments: int = LLP_SEGMENTS  # T
+    windows: dict[str, tuple[str, int]] = field(default_factory=dict)  # of your own: id -> clip, first second
+    clips: dict[str, str] = field(default_factory=dict)  # of your own: what became of every clip of labels.csv
 
     @property
     def splits(self) -> dict[str, LLPSplit]:
@@ -128,7 +134,10 @@ def _version_of_llp(folder: Path) -> str:
 
 # ---- Tables of labels, LLP's and your own --------------------------------------------------------
 
-VIDEO_NAMES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp", ".ogv")
+VIDEO_NAMES = (  # how the names of videos end, and of sounds
+    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".f4v", ".wmv", ".asf", ".mpg", ".mpeg", ".vob", ".ts",
+    ".mts", ".m2ts", ".mxf", ".3gp", ".3g2", ".ogv", ".ogg", ".opus", ".wav", ".mp3", ".m4a", ".aac", ".flac", ".wma",
+    ".mka", ".aif", ".aiff")
 TIME = re.compile(r"\d+([.,]\d*)?")  # seconds; some spreadsheets write a decimal comma
 TIMES = re.compile(r"_\d+_\d+$")  # of LLP's names; ids may hold underscores themselves
 Rows = dict[str, tuple[str, str, np.ndarray]]  # id -> (name in the table, split, weak label (C,) uint8)
@@ -141,9 +150,14 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str
     As spreadsheets save it: cells separated by comma, semicolon or tab, whichever the header line has most of; with or
     without byte order mark."""
     with reading(path, "not a csv file in UTF-8 ({cause})"):
-        if b"\0" in regular(path).read_bytes():
-            raise ValueError("it holds zero bytes, as UTF-16 does; save it as UTF-8")
-        text = Path(path).read_text(encoding="utf-8-sig")
+        try:
+            text = regular(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            text = "\0"
+        if "\0" in text:
+            raise ValueError("but in UTF-16 or an older code; in the spreadsheet choose Save as, CSV UTF-8")
+        if re.match('"?sep=', text, re.IGNORECASE):
+            raise ValueError("its first line, sep=, is for one spreadsheet only; delete that line")
         delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
         reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
         rows = [(f"{path}, line {reader.line_num}", [from_cell(cell.strip()) for cell in plain(cells)])
@@ -167,7 +181,7 @@ def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", othe
     rows = {}
     for place, row in read_table(path, columns):
         name, labels, split = row[columns[0]], row[columns[1]], llp_split or row.get("split", "").lower()
-        video, weak = _video_id(name, place, bool(llp_split)), np.zeros(len(classes), np.uint8)
+        video, weak = id_of(name, place, bool(llp_split)), np.zeros(len(classes), np.uint8)
         if video in rows or video in others:
             raise ValueError(f"{place}: the video {video} is listed twice")
         if split not in ("", *LLP_WEAK_FILES):
@@ -180,11 +194,11 @@ def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", othe
     return rows
 
 
-def _video_id(name: str, place: str, llp: bool = False) -> str:
+def id_of(name: str, place: str, llp: bool = False) -> str:
     """A video's id, the name of its files: LLP writes `<id>_<start>_<end>`; others may write the ending of its file."""
     stem, ending = os.path.splitext(name)
     video = TIMES.sub("", name) if llp else stem if ending.lower() in VIDEO_NAMES else name
-    if not is_plain_name(video):
+    if not (is_plain_name if llp else is_id)(video):
         raise ValueError(f"{place}: {video!r} cannot be a video's id, as it cannot be a file's name")
     return video
 
@@ -202,7 +216,8 @@ def _class_number(name: str, classes: tuple[str, ...], place: str, form: Callabl
 
 def _time(text: str, place: str, longest: int = 999_999) -> float:
     if not TIME.fullmatch(text) or float(text.replace(",", ".")) > longest:
-        raise ValueError(f"{place}: {text!r} is not a time from 0 to {longest} s")
+        raise ValueError(f"{place}: {text!r} is not a time from 0 to {longest} s"
+                         + "; write seconds, 65.5 for 1:05.5" * (":" in text))
     return float(text.replace(",", "."))
 
 
@@ -236,15 +251,18 @@ def readable(name: str) -> str:
 def mistaken(names: Iterable[str], there: Iterable[str]) -> str:
     """For the end of a sentence: which of the names are those of something else but for what file systems and
     spreadsheets change; empty if none is."""
-    composed = partial(unicodedata.normalize, "NFC")
-
-    def form(name: str) -> str:
-        return re.sub(r"(?<!\d)0+(?=\d)", "", composed(name).casefold())
-
-    known = {form(x): x for x in there}
-    said = [f"{x} may be {known[form(x)]}" + ", in Unicode's other form" * (composed(x) == composed(known[form(x)]))
-            for x in names if form(x) in known]
+    known = {plainest(x): x for x in there}
+    pairs = [(x, known[plainest(x)]) for x in names if plainest(x) in known]
+    said = [f"{x} may be {y}" + ", in Unicode's other form" * (composed(x) == composed(y)) for x, y in pairs]
     return f": {some(said)}" * bool(said)
+
+
+composed = partial(unicodedata.normalize, "NFC")
+
+
+def plainest(name: str) -> str:
+    """The same for names that differ in what file systems and spreadsheets change: case, Unicode's form, zeros."""
+    return re.sub(r"(?<!\d)0+(?=\d)", "", composed(name).casefold())
 
 
 def some(items: Sequence[str], most: int = 10) -> str:
@@ -311,12 +329,14 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
 
 MODALITIES = {"audible": [0], "visible": [1], "both": [0, 1], "audio": [0], "visual": [1]}  # rows of a (2, T, C) truth
 EVENT_COLUMNS = ("video", "modality", "onset", "offset", "label")
+CLIPS = ("clip", "length", "segments", "streams", "labels", "events", "becomes")  # what `check` tells of each
 
 
 def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
     """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
 
-    Any file may be a video, whatever its name; hidden ones are left out. Raises ValueError if there is none."""
+    An id keeps the folders below `folder`: day1/clip; those of LLP are names alone. Any file may be a video, whatever
+    its name; hidden ones are left out. Raises ValueError if there is none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     files, seen = [], set()
@@ -325,39 +345,64 @@ def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, st
             folders.clear()
             continue
         seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(place) / name for name in names if not name.startswith(".")]
     if not files:
         raise ValueError(f"{folder}: no files in it")
-    files.sort(key=lambda f: (f.suffix.lower() not in VIDEO_NAMES, str(f)))  # x.mp4 goes before x.json
+    files.sort(key=lambda f: (not is_media(f), str(f)))  # x.mp4 goes before x.json
     videos, same = {}, {}
     for file in files:
-        name = TIMES.sub("", file.stem) if llp else file.stem
-        if not is_plain_name(name):
+        name = TIMES.sub("", file.stem) if llp else file.relative_to(folder).with_suffix("").as_posix()
+        if not (is_plain_name if llp else is_id)(name):
             same[file] = "its name cannot be a video's id"
         elif videos.setdefault(name, file) != file:
             same[file] = f"same id: {videos[name].relative_to(folder)} was used"
     return dict(sorted(videos.items())), same
 
 
+def is_media(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_NAMES
+
+
+def apart(out: Path, videos: Path) -> None:
+    """ValueError if what is written to `out` would lie among the videos."""
+    if out.resolve().is_relative_to(videos.resolve()):
+        raise ValueError(f"{out} lies inside {videos}: its files would be taken for videos; choose another folder")
+
+
 def write_template(videos: Path, out: Path) -> None:
     """labels.csv and events.csv with the videos of a folder filled in; ValueError if either is there already."""
-    found, _ = find_videos(videos, llp=False)
+    apart(out, videos)
+    found, same = find_videos(videos, llp=False)
+    others = [str(file.relative_to(videos)) for file in (*found.values(), *same) if not is_media(file)]
+    names = [to_cell(file.relative_to(videos).as_posix()) for file in found.values() if is_media(file)]
     tables = {"labels.csv": ("video", "labels"), "events.csv": EVENT_COLUMNS}
     if there := [out / name for name in tables if (out / name).exists()]:
         raise ValueError(f"{there[0]}: is there already, and would be lost")
-    names = [to_cell(path.name if path.suffix.lower() in VIDEO_NAMES else video) for video, path in found.items()]
+    if not names:
+        raise ValueError(f"{videos}: no file whose name ends as that of a video: {' '.join(VIDEO_NAMES)}")
     for name, columns in tables.items():
         rows = [(cell, *[""] * (len(columns) - 1)) for cell in names]
         with (working_in(out), atomic(out / name) as temporary,
               open(temporary, "w", newline="", encoding="utf-8-sig") as file):
             csv.writer(file).writerows([columns, *rows])
-    print(f"{out}: labels.csv and events.csv list {len(found)} videos, to be filled in: docs/own_videos.md")
+    for file, cause in same.items():
+        if is_media(file):
+            print(f"{file}: left out, {cause}")
+    if others:
+        print(f"{videos}: {len(others)} files are no videos by their names (left out): {some(others)}")
+    print(f"{out}: labels.csv and events.csv list {len(names)} videos, to be filled in: docs/own_videos.md")
+
+
+def listed(path: Path) -> dict[str, list[str]]:
+    """The videos of a labels.csv, by id, with their labels."""
+    return {id_of(row["video"], place): [x for x in map(str.strip, row["labels"].split(";")) if x]
+            for place, row in read_table(path, ("video", "labels"))}
 
 
 def classes_of_labels(path: Path) -> list[str]:
     """The names in the column `labels` of labels.csv, in alphabetical order; how often each occurs is printed."""
-    labels = [row["labels"].split(";") for _, row in read_table(path, ("video", "labels"))]
-    count = collections.Counter(name.strip() for names in labels for name in names if name.strip())
+    count = collections.Counter(name for names in listed(path).values() for name in names)
     if not count:
         raise ValueError(f"{path}: no label in it yet")
     names = sorted(count)
@@ -371,10 +416,12 @@ def classes_of_labels(path: Path) -> list[str]:
 
 
 def read_classes(source: str) -> list[str]:
-    """`llp`; the annotation file of UnAV-100 (.json) or your labels.csv, from which its list is read; or a text file,
-    one name a line.
+    """`llp`; the annotation file of UnAV-100 (.json) or your labels.csv, from which its list is read; a text file, one
+    name a line; or a folder with one of the latter two: classes.txt goes before labels.csv.
 
     Raises FileNotFoundError or ValueError."""
+    if Path(source).is_dir():
+        source = os.path.join(source, "classes.txt" if Path(source, "classes.txt").exists() else "labels.csv")
     if source == "llp":
         return list(LLP_CLASSES)
     if source.endswith(".json"):
@@ -393,19 +440,30 @@ def read_classes(source: str) -> list[str]:
 
 def check_own(folder: Path, classes: tuple[str, ...]) -> None:
     """Read both tables, whatever the videos; raises as `read_own` does."""
-    _own_events(folder / "events.csv", classes, _read_labels(folder / "labels.csv", classes), UNAV_LONGEST)
+    _own_events(folder / "events.csv", classes, _read_labels(folder / "labels.csv", classes), UNAV_LONGEST, {})
+
+
+class Known(NamedTuple):
+    """What is known of a clip besides its features."""
+
+    seconds: float = 0.0  # its length; 0: not known
+    segments: int = 0  # of the whole clip; 0: not known
+    lacks: str = ""  # sound | picture: its features of that are zeros
+    cause: str = ""  # why it has no features
 
 
 def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, int] | int, missing: str = "stop",
-             report: Callable[[str], None] = print) -> LLP:
+             report: Callable[[str], None] = print, window: int = 0, known: dict[str, Known] | None = None) -> LLP:
     """Read labels.csv and, if it is there, events.csv.
 
     classes: in the order of their text embeddings. lengths: the segments of every video that has features; the videos
-    of labels.csv must agree in it. One number: of all videos, none of which need be for training. missing = "skip"
-    leaves out videos without features. A video with rows in events.csv goes to val, one without to train, unless the
-    column `split` says otherwise. What is only odd is counted and told to `report` in one line each. Raises
-    FileNotFoundError or ValueError naming file and cause."""
-    path = Path(folder) / "labels.csv"
+    of labels.csv must agree in it, unless they are cut into windows of `window` segments, side by side from the
+    beginning. One number: of all videos, none of which need be for training. missing = "skip" leaves out videos without
+    features. A video with rows in events.csv goes to val, one without, or without sound or picture, to train, unless
+    the column `split` says otherwise. A window has the labels of its clip, but those that events.csv places elsewhere.
+    What is only odd is counted and told to `report` in one line each. Raises FileNotFoundError or ValueError naming
+    file and cause."""
+    path, known = Path(folder) / "labels.csv", known or {}
     rows = _read_labels(path, classes)
     trains, lengths = (False, dict.fromkeys(rows, lengths)) if isinstance(lengths, int) else (True, lengths)
     ids, absent = [v for v in rows if v in lengths], [v for v in rows if v not in lengths]
@@ -415,27 +473,47 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
         raise FileNotFoundError(f"{path}: {len(absent)} of its videos have no features in {folder}: {some(absent)} "
                                 f"(failures.csv there may say why; --missing skip leaves them out){unlike}")
     shortest, longest = min(ids, key=lengths.get), max(ids, key=lengths.get)
-    if (T := lengths[longest]) != lengths[shortest]:
+    if not window and lengths[longest] != lengths[shortest]:
         raise ValueError(f"{path}: its videos differ in length, {shortest} has {lengths[shortest]} segments and "
-                         f"{longest} {T}; give all of them the same with `features.py extract --segments N`, into "
-                         "another folder")
-    events, odd = _own_events(Path(folder) / "events.csv", classes, rows, T)
+                         f"{longest} {lengths[longest]}; give all of them the same with `features.py extract "
+                         "--segments N`, into another folder, or cut them with `features.py pack --windows N`")
+    T, nothing = window or lengths[longest], np.zeros((2, lengths[longest], len(classes)), np.uint8)
+    whole = {v: known[v].segments if v in known and known[v].segments else n for v, n in lengths.items()}
+    events, odd = _own_events(Path(folder) / "events.csv", classes, rows, lengths[longest], whole if trains else {})
 
-    videos, truth = {}, {}
+    videos, truth, windows, brief = {}, {}, {}, [v for v in ids if lengths[v] < T]
+    clips = {v: f"left out: {known.get(v, Known()).cause or 'it has no features'}" for v in absent}
     for video in ids:
         name, split, weak = rows[video]
-        split = split or ("val" if video in events else "train")
-        if split != "train":
-            if video not in events and weak.any():
-                raise ValueError(f"{path}: video {video!r} is of split {split}, but events.csv does not say when its "
-                                 "events happen")
-            truth[video] = events.get(video, np.zeros((2, T, len(classes)), np.uint8))
-        videos[video] = name, split, weak
+        lacks = known.get(video, Known()).lacks
+        split = split or ("val" if video in events and not lacks else "train")
+        dense, starts = events.get(video, nothing), range(0, lengths[video] - T + 1, T)
+        how = f"{len(starts)} windows of {T} s" if starts[1:] else "whole" if whole[video] <= T else f"the first {T} s"
+        clips[video] = (f"{split}: {how}{', ' * (whole[video] > T)}{f'of {whole[video]} s' * (whole[video] > T)}"
+                        + f", without {lacks}" * bool(lacks))
+        if video in brief:
+            clips[video] = f"left out: shorter than {T} s"
+        elif lacks and split != "train":
+            clips[video] = f"left out: no {lacks}, so it cannot be of split {split}; train can have it"
+            continue
+        for start in starts:
+            part = f"{video} {start}-{start + T} s" if starts[1:] else video
+            windows[part] = video, start
+            x = dense[:, start : start + T]  # (2, T, C)
+            if split != "train":
+                if video not in events and weak.any():
+                    raise ValueError(f"{path}: video {video!r} is of split {split}, but events.csv does not say when "
+                                     "its events happen")
+                truth[part] = x
+            elsewhere = dense.any((0, 1)) & ~x.any((0, 1))  # (C,)
+            videos[part] = name, split, weak & ~elsewhere
+    if not videos:
+        raise ValueError(f"{path}: no video of it can be used: {some([f'{v}: {x}' for v, x in clips.items()], 3)}")
     without, added = _disagreements(videos, truth)
     for video, x in truth.items():
         name, split, weak = videos[video]
         videos[video] = name, split, weak | x.any((0, 1))
-    own = _in_splits(classes, videos, truth, T)
+    own = replace(_in_splits(classes, videos, truth, T), windows=windows, clips={v: clips[v] for v in rows})
     if own.train is None and trains:
         raise ValueError(f"{path}: no video to train on: all of them are annotated, or of split val or test")
 
@@ -444,7 +522,8 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     _tell(report, "own data", {
         f"videos have no features (left out): {some(absent)}{unlike}": len(absent),
         f"videos with features are not in labels.csv (left out): {some(others)}": len(others),
-        "training videos are annotated (not used)": len(events.keys() & train.ids),
+        f"videos are shorter than {T} s (left out): {some(brief)}": len(brief),
+        "training videos are annotated (not used)": len(events.keys() & {windows[x][0] for x in train.ids}),
         "training videos have no label: none of the classes is there": int((train.weak.sum(1) == 0).sum()),
         f"rows of events.csv {BEYOND}": len(odd[BEYOND]),
         "labels of annotated videos have no row in events.csv (kept as labels)": without,
@@ -455,30 +534,34 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     return own
 
 
-def _own_events(path: Path, classes: tuple[str, ...], known: Collection[str], T: int) -> tuple[Truth, dict]:
+def _own_events(path: Path, classes: tuple[str, ...], known: Collection[str], T: int,
+                lengths: dict[str, int]) -> tuple[Truth, dict]:
     """`read_events` of your own table, which need not exist; rows of a template that are not filled in do not count."""
 
     def known_video(name: str, place: str) -> str:
-        if (video := _video_id(name, place)) not in known:
+        if (video := id_of(name, place)) not in known:
             raise ValueError(f"{place}: the video {video} is not in labels.csv{mistaken([video], known)}")
         return video
 
     rows = read_table(path, EVENT_COLUMNS) if path.exists() else []
-    return read_events([x for x in rows if any(x[1][k] for k in EVENT_COLUMNS[1:])], classes, T, known_video)
+    return read_events([x for x in rows if any(x[1][k] for k in EVENT_COLUMNS[1:])], classes, T, known_video,
+                       lengths=lengths)
 
 
 BEYOND = "reach beyond the last segment of their video (cut there)"
 
 
 def read_events(rows: list[tuple[str, dict[str, str]]], classes: tuple[str, ...], T: int,
-                video_of: Callable[[str, str], str], form: Callable[[str], str] = str) -> tuple[Truth, dict]:
+                video_of: Callable[[str, str], str], form: Callable[[str], str] = str,
+                lengths: dict[str, int] | None = None) -> tuple[Truth, dict]:
     """What the rows of a table of events say of the videos that they name; and where they are odd: how -> places.
 
     As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset). video_of: (name, place)
-    -> id. form: of the names of classes, what counts."""
+    -> id. form: of the names of classes, what counts. lengths: of videos, in segments, after which no event begins."""
     truth, odd = {}, collections.defaultdict(list)
     for place, row in rows:
-        seconds = truth.setdefault(video_of(row["video"], place), np.zeros((2, T, len(classes)), np.uint8))
+        video = video_of(row["video"], place)
+        seconds = truth.setdefault(video, np.zeros((2, T, len(classes)), np.uint8))
         empty = [key for key in EVENT_COLUMNS if not row[key]]
         if len(empty) == len(EVENT_COLUMNS) - 1:  # the video is named, and nothing else
             continue
@@ -492,6 +575,8 @@ def read_events(rows: list[tuple[str, dict[str, str]]], classes: tuple[str, ...]
             raise ValueError(f"{place}: the event ends at {row['offset']} s, not after {row['onset']} s")
         c, m = _class_number(row["label"], classes, place, form), MODALITIES[modality]
         first, end = math.floor(onset), math.ceil(offset)
+        if first >= (lengths or {}).get(video, math.inf):
+            raise ValueError(f"{place}: the event begins at {row['onset']} s, but {video} lasts {lengths[video]} s")
         if seconds[m, max(0, first - 1) : end + 1, c].any():
             odd[f"of {modality} repeat, overlap or touch what rows before say of their class (joined)"].append(place)
         if (first, end) != (onset, offset):

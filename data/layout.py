@@ -19,12 +19,13 @@ import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common.files import (file_hash, hash_of, is_plain_name, json_text, read_json, read_sealed, reading, temporary_of,
+from common.files import (file_hash, hash_of, is_id, json_text, read_json, read_sealed, reading, temporary_of,
                           write_array, write_json, write_sealed)
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, some
 
@@ -126,6 +127,13 @@ def read_note(path: Path) -> dict:
         return note | dict(classes=list(note["classes"])) if "classes" in note else note
 
 
+def ids_in(folders: Iterable[Path]) -> set[str]:
+    """Of the videos that have a feature file in each of the folders, or in folders below: day1/clip.npy."""
+    found = [{file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("[!.]*.npy")}
+             for folder in folders]
+    return set.intersection(*found)
+
+
 def encoders_of(index: dict) -> dict[str, object]:
     """By which recipe (video/) and weights the features and texts of a pack were made; empty if nobody noted it."""
     return made_alike({f"{name} of the packed folder": json.loads(text)
@@ -194,7 +202,7 @@ def read_index(folder: str | Path) -> dict:
         parts = [index["llp"], *(index[name] for name in ("unav",) if name in index)]
         wrong = index["files"].keys() - ARRAYS | {x for part in parts for x in part["features"] if x not in ENCODERS}
         wrong |= {x for part in parts for x in part["videos"] if x not in (*LLP_WEAK_FILES, *UNAV_SPLITS)}
-        wrong |= {x for part in parts for ids in part["videos"].values() for x in ids if not is_plain_name(x)}
+        wrong |= {x for part in parts for ids in part["videos"].values() for x in ids if not is_id(x)}
         wrong |= {x for part in parts for x in part["classes"] if "\n" in x}
         if wrong:
             raise ValueError(f"no pack names {some(sorted(map(repr, wrong)), 3)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import itertools
 import os
@@ -14,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from common.command import progress
-from common.files import finite, hash_of, hash_of_arrays, json_text, made_by, read_array, read_json, shaped
-from data.annotations import (LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, mistaken, read_llp, read_own, read_unav, readable,
-                              some)
-from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, is_made,
-                         keep, made_alike, make_plan, read_index, read_note, write_annotations)
+from common.files import (finite, from_cell, hash_of, hash_of_arrays, json_text, made_by, printable, read_array,
+                          read_json, shaped)
+from data.annotations import (CLIPS, LLP, LLP_WEAK_FILES, UNAV_SPLITS, Known, UnAV, mistaken, read_llp, read_own,
+                              read_table, read_unav, readable, some)
+from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, ids_in,
+                         is_made, keep, made_alike, make_plan, read_index, read_note, write_annotations)
 
 FAINT = 0.002  # of a vector's length
 MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
@@ -40,16 +42,17 @@ class _Job:
     """One packed array to fill: where its rows come from and where they go."""
 
     target: str  # the .npy to write, in the packed folder
-    videos: list[tuple[Path, int]]  # (N) the file of each and its segments, T
+    videos: list[tuple[Path, int, int | None]]  # (N) file of each, its segments T, and the first if it has others, too
     size: int  # D
     vectors: int | None  # per second in the file; None: any number, pooled
 
 
 def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop",
-         replace: bool = False) -> dict:
+         replace: bool = False, window: int = 0) -> dict:
     """Pack the layout of the authors' download, or your own folder with labels.csv, into `out`; returns the index.
 
     Packs UnAV and every LLP feature whose folder exists. missing = "skip" leaves out videos that lack a feature file.
+    window: of your own, cut the videos into pieces of so many segments.
     Stopped at any moment, it continues with the array that it was at. Another finished pack is replaced only with
     `replace`, and only when the new one is complete; a folder with files that no pack wrote is refused. Raises
     FileNotFoundError (missing files) or ValueError (files of a wrong shape, with NaN, cut short, ...) with one sentence
@@ -57,12 +60,14 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     source, out = Path(source), Path(out)
     if (source / "labels.csv").exists():
         roots, kind, found = {"llp": source}, "own data", list(TEXTED)
-        llp, unav = _read_own_folder(source, missing), None
+        llp, unav = _read_own_folder(source, missing, window), None
     elif (source / "LLP").exists():
         roots, kind = {"llp": source / "LLP", "unav": source / "UnAV"}, "pack"
         llp, unav, found = _read_published(source, missing)
     else:
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
+    if window and unav:
+        raise ValueError("--windows: is for data of your own; LLP's clips are as long as they are")
     notes = {path: read_note(path) for root in roots.values() for path in (root / name for name in MADE_WITH)}
     made_alike(notes)
     if random := [path for path, note in notes.items() if RANDOM_WEIGHTS in note.values()]:  # no pack of real ones
@@ -73,12 +78,12 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
               "so it is not compared", flush=True)
     plan = make_plan(kind, llp, unav, found)
     if unav is None:
-        plan["llp"]["segments"] = llp.segments
+        plan["llp"] |= dict(segments=llp.segments, clips=llp.clips)
     if any(notes.values()):
         plan["made_with"] = {str(path.relative_to(source)): json_text(note) for path, note in notes.items() if note}
     jobs = _jobs(roots, found, llp, unav)
     whence = dict(llp="llp" if unav else "CLASSES", unav=source / "UnAV/unav100_annotations.json")
-    plan["read"] = _fingerprint([*(path for job in jobs for path, _ in job.videos),
+    plan["read"] = _fingerprint([*(path for job in jobs for path, *_ in job.videos),
                                  *(root / e.texts for root in roots.values() for e in TEXTED.values())])
     texts = {f"{dataset}/text_{name}.npy": text for dataset, root in roots.items()  # (C, D)
              for name, text in read_texts(root, plan[dataset]["classes"], whence[dataset]).items()}
@@ -144,7 +149,7 @@ def _read_published(source: Path, missing: str) -> tuple[LLP, UnAV, list[str]]:
 
 def _with_features(root: Path, features: list[str], dataset: LLP | UnAV, splits: Iterable[str]) -> Iterator:
     """The splits without the videos that lack a feature file; says how many those are."""
-    there = _ids([root / ENCODERS[name].folder for name in features])
+    there = ids_in([root / ENCODERS[name].folder for name in features])
     for name in splits:
         split = getattr(dataset, name)
         rows = [n for n, video in enumerate(split.ids) if video in there]
@@ -157,22 +162,38 @@ def _with_features(root: Path, features: list[str], dataset: LLP | UnAV, splits:
                             for x in vars(split).values()))
 
 
-def _ids(folders: list[Path]) -> set[str]:
-    """Of the videos that have a feature file in each of the folders."""
-    return set.intersection(*({file.stem for file in folder.glob("[!.]*.npy")} for folder in folders))
-
-
-def _read_own_folder(source: Path, missing: str) -> LLP:
+def _read_own_folder(source: Path, missing: str, window: int) -> LLP:
     """Your labels, of the classes that `text` embedded and the videos that `extract` embedded."""
     path = source / "text.json"
     with made_by(f"python features.py text CLASSES {source}", path):
         classes = tuple(map(str, read_json(path)["classes"]))
         if "\n" in "".join(classes):
             raise ValueError("a line break in a class")
-    folder, size = source / ENCODERS["clap"].folder, ENCODERS["clap"].size
-    paths = {video: folder / f"{video}.npy" for video in _ids([source / e.folder for e in TEXTED.values()])}
-    lengths = {video: len(shaped(read_array(p, mmap=True), (None, size), p)) for video, p in paths.items()}
-    return read_own(source, classes, lengths, missing)
+    lengths, known = features_there(source)
+    return read_own(source, classes, lengths, missing, window=window, known=known)
+
+
+def features_there(source: Path) -> tuple[dict[str, int], dict[str, Known]]:
+    """The segments of every video that has features, by id; and what is known of it and of those that have none, from
+    these features, from `check` (clips.csv) and from `extract` (failures.csv)."""
+    lengths, lacks, whole, causes = {}, {}, {}, {}
+    for video in sorted(ids_in(source / e.folder for e in TEXTED.values())):
+        for e, stream in zip(TEXTED.values(), ("sound", "picture")):
+            path = source / e.folder / f"{video}.npy"
+            x = shaped(read_array(path, mmap=True), (lengths.get(video), e.size), path)
+            lengths[video] = len(x)
+            if not x[0].any():  # embeddings are of unit length: these zeros are what `extract --missing zeros` wrote
+                lacks[video] = stream
+    if (source / "clips.csv").exists():
+        with made_by(f"python features.py check {source}", source / "clips.csv"):
+            whole = {row["clip"]: (float(row["length"] or 0), int(row["segments"]))
+                     for _, row in read_table(source / "clips.csv", CLIPS)}
+    if (path := source / "failures.csv").exists():
+        with made_by("python features.py extract --retry", path), open(path, newline="", errors="replace") as file:
+            causes = {os.path.splitext(from_cell(row["file"]))[0]: printable(from_cell(row["cause"]))
+                      for row in csv.DictReader(file)}
+    return lengths, {v: Known(*whole.get(v, (0.0, 0)), lacks.get(v, ""), causes.get(v, ""))
+                     for v in {**lengths, **whole, **causes}}
 
 
 def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None) -> list[_Job]:
@@ -180,12 +201,14 @@ def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None)
     for name in found:
         encoder = ENCODERS[name]
         for split, data in llp.splits.items():
-            videos = [(roots["llp"] / encoder.folder / f"{i}.npy", llp.segments) for i in data.ids]
+            parts = [llp.windows.get(i, (i, None)) for i in data.ids]
+            videos = [(roots["llp"] / encoder.folder / f"{clip}.npy", llp.segments, first) for clip, first in parts]
             jobs.append(_Job(f"llp/{split}/{name}.npy", videos, encoder.size, encoder.per_second))
     for name, encoder in TEXTED.items() if unav else ():
         for split in UNAV_SPLITS:
             data = getattr(unav, split)
-            videos = [(roots["unav"] / encoder.folder / f"{i}.npy", len(x)) for i, x in zip(data.ids, data.labels)]
+            place = roots["unav"] / encoder.folder
+            videos = [(place / f"{i}.npy", len(x), None) for i, x in zip(data.ids, data.labels)]
             jobs.append(_Job(f"unav/{split}/{name}.npy", videos, encoder.size, None))
     return jobs
 
@@ -195,18 +218,20 @@ def _fingerprint(paths: list[Path]) -> str:
 
     Raises FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
     if missing := [path for path in paths if not path.exists()]:
-        unlike = mistaken([path.stem for path in missing], _ids([*{path.parent for path in missing}]))
+        unlike = mistaken([path.stem for path in missing], ids_in([*{path.parent for path in missing}]))
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(list(map(str, missing)))}{unlike}")
     stats = zip(paths, map(os.stat, paths))
     return hash_of("".join(f"{path.name} {x.st_size, x.st_mtime_ns}\n" for path, x in stats).encode())
 
 
-def _read(job: _Job, faint: list[str], video: tuple[Path, int]) -> np.ndarray | str:
+def _read(job: _Job, faint: list[str], video: tuple[Path, int, int | None]) -> np.ndarray | str:
     """A video read, checked and averaged, (T, D); or what is wrong with its file. It is added to `faint` if half
     precision, which keeps 11 bits of numbers of usual size, changes one of its vectors by more than FAINT of it."""
-    path, T = video
+    path, T, first = video
     try:
         x = read_array(path)
+        if first is not None:
+            x = shaped(x, (None, job.size), path)[first : first + T]
         with np.errstate(over="ignore", invalid="ignore"):  # `finite` refuses these
             if job.vectors is None:
                 x = pool_to(shaped(x, (None, job.size), path), T)  # (T, D)

@@ -13,8 +13,8 @@ from train.ablation import SWEEP, ablate
 from train.field import CHOICES, compare
 from train.presets import ABLATION, PRESETS
 from train.score import score
-from train.stages import (BACKBONES, GATES, THRESHOLDS, Context, evaluate, label, parse_overrides, pretrain, seen_by,
-                          train)
+from train.stages import (BACKBONES, GATES, THRESHOLDS, Context, evaluate, label, own, parse_overrides, pretrain,
+                          seen_by, train)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,6 +72,11 @@ def build_parser() -> argparse.ArgumentParser:
                      help="folder for scores_SPLIT.json and predictions_SPLIT.npz; None: that of the checkpoint")
     sub.add_argument("--gate", choices=(*GATES, "all"), help="also print what another gate, or all of them, would make "
                      "of the same predictions (docs/scoring.md); the scores that are saved are the published gate's")
+    sub = command("own", "your own data: labels, a parser, and its scores if any video is annotated",
+                  lambda c, o: own(c, o.out, o.teacher, o.dry_run), trains=True)
+    sub.add_argument("out", type=Path, metavar="OUT", help="folder for everything")
+    sub.add_argument("--teacher", type=Path, help="as of `label`; None: single seconds (VALOR)")
+    sub.add_argument("--dry-run", action="store_true", help="take a teacher that has seen invented features only")
     sub = command("ablate", "every stage, every row of the ablation, every seed; prints the tables",
                   lambda c, o: ablate(c, o.out, o.seeds, o.features, o.sweep), trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything")

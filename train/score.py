@@ -79,11 +79,10 @@ def of_class(c: int, scores_of: Callable, *arrays: Tensor) -> dict:
 def read_annotated(folder: Path, predicted: Rows) -> tuple[LLP, dict[str, str]]:
     """LLP and its names of the videos, by id; or your own, of two tables that do not tell how long the videos are: as
     long as any event lasts."""
-    own, listed = folder / "labels.csv", folder / "classes.txt"
-    if not own.exists():
+    if not (folder / "labels.csv").exists():
         rows = [row for file in LLP_WEAK_FILES.values() for _, row in read_table(folder / file, ("filename",))]
         return read_llp(folder), {TIMES.sub("", row["filename"]): row["filename"] for row in rows}
-    classes = read_classes(str(listed if listed.exists() else own))
+    classes = read_classes(str(folder))
     events = event_rows(folder / "events.csv") if (folder / "events.csv").exists() else []
     ends = [row["offset"].replace(",", ".") for _, row in events + predicted if TIME.fullmatch(row["offset"])]
     T = max([LLP_SEGMENTS, *(math.ceil(float(end)) for end in ends)])

@@ -28,6 +28,7 @@ from data.layout import (check_source, dry_run, encoders_of, feature_set_of, mad
                          read_index)
 from data.splits import load_source, load_target, load_text
 from field import coleaf, jomold, mgn, mm_pyramid, prototypes
+from train import lacking
 from train.checkpoints import PARSERS, Run, check_fields, load_file, load_model, settings_of
 from train.presets import ABLATION, PRESETS, for_features
 from uwav import TargetSplit
@@ -261,7 +262,9 @@ THRESHOLDS = {
 def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], modality: str, rule: str,
                       own: bool) -> tuple[Tensor, Tensor]:
     """Thresholds, and which come from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
-    threshold, _ = weak_thresholds(logit["train"], splits["train"].weak)
+    there = lacking.present(splits["train"])[int(modality == "visual")]  # (N,)
+    rows = there if own and there.any() else slice(None)
+    threshold, _ = weak_thresholds(logit["train"][rows], splits["train"].weak[rows])
     from_train = torch.ones_like(threshold, dtype=torch.bool)
     if rule == "all":
         return torch.full_like(threshold, -torch.inf), ~from_train
@@ -334,14 +337,27 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     if path.exists():
         return check_finished(path, settings)
     data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
-    pseudo = labels and uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config)
-    run = Run(path, out.name, settings)
+    whole = "unav" in index or lacking.present(data).all()
+    if not whole and config.pseudo_label == "none":
+        raise ValueError(f"setting {setting}: some clips lack sound or picture, which only pseudo-labels can leave out")
+    pseudo = labels and (uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config) if whole else
+                         lacking.pseudo_labels(labels.logits["train"], labels.thresholds, data, config))
+    run = (Run if whole else lacking.LackingRun)(path, out.name, settings)
     uwav.train_han(data, validation, pseudo, model_config, config, run, BACKBONES[backbone])
     if validation:
         best = max(run.history, key=lambda record: record["val"]["seg_type"])
         print(f"{path}: best epoch {best['epoch']}, with {best['val']['seg_type']:.1f} Type on validation", flush=True)
+        silence = trivial_scores(validation.weak, validation.audio_truth, validation.visual_truth)
+        if warning := no_better_than_silence(best["val"], silence):
+            print(f"WARNING: {path}: {warning}", flush=True)
     else:
         print(f"{path}: no annotated video to choose an epoch by, the last one is kept", flush=True)
+
+
+def no_better_than_silence(best: dict[str, float], trivial: dict[str, dict[str, float]]) -> str:
+    """A sentence, if the best epoch scores what predicting nothing scores, or less; empty if it scores more."""
+    silence = trivial["nothing at all"]["seg_type"]
+    return f"no epoch scored more than predicting nothing does, {silence:.1f}" * (best["seg_type"] <= silence + 1e-6)
 
 
 def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: str | None = None) -> dict[str, float]:
@@ -394,6 +410,20 @@ def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: st
         if why := settings.get("dry_run"):
             print(f"A DRY RUN ({why}): these numbers mean nothing", flush=True)
     return scores
+
+
+def own(context: Context, out: Path, teacher: Path | None, try_out: bool = False) -> None:
+    """Of data of your own: labels, by single seconds where there is no teacher; a parser; its scores, if any video is
+    annotated."""
+    who, row, setting = ("teacher", "full", "full") if teacher else ("segment", "valor", "binary")
+    if not teacher:
+        print("No --teacher: labels come from single seconds, without their context, as in VALOR. In the paper that costs "
+              "3.9\npoints of Type (62.0 for 65.9), in the demo world 5.1. Where one comes from: docs/own_videos.md")
+    label(context, out, teacher, try_out=try_out)
+    folder = out / "clip_clap" / row
+    train(context, folder, out / f"labels_{who}.npz", setting, "clip_clap")
+    for split in [s for s in read_index(context.data)["llp"]["videos"] if s != "train"][-1:]:
+        evaluate(context, folder / "han.pt", split, folder)
 
 
 # A class may occur only in a video whose probability is above uwav.GATE: that of both modalities together, each

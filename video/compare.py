@@ -20,7 +20,7 @@ import uwav
 from common.command import progress
 from common.files import finite, read_array, shaped
 from data.annotations import LLP, LLP_DENSE_FILES, LLP_SEGMENTS, read_llp
-from data.layout import TEXTED
+from data.layout import TEXTED, ids_in
 
 SHIFTS = (0, 1, -1, 2, -2)  # s that are tried
 SAME, RELATED = 0.99, 0.5  # of equal directions: more is rounding; less is another encoder
@@ -111,11 +111,9 @@ def agreement(sides: tuple[Path, Path], llp: LLP, ids: set[str], teacher: uwav.T
 def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> dict[str, str]:
     """Prints tables and verdicts, and returns them, by name. Raises FileNotFoundError or ValueError naming the file."""
     sides = mine, theirs
-    ids = {name: set.intersection(*({x.stem for x in (side / e.folder).glob("[!.]*.npy")} for side in sides))
-           for name, e in TEXTED.items()}
     found = {}
     for name, e in TEXTED.items():
-        if shared := sorted(ids[name]):
+        if shared := sorted(ids_in(side / e.folder for side in sides)):
             found[name] = likeness(name, shared, ([read(folder / e.folder / f"{v}.npy", e.size) for folder in sides]
                                                   for v in shared))
         if all((folder / e.texts).exists() for folder in sides):  # a class is a video of one second

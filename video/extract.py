@@ -33,7 +33,7 @@ from tqdm import tqdm
 from common.command import progress
 from common.files import (atomic, from_cell, hash_of_arrays, made_by, read_array, read_json, regular,
                           to_cell, write_array, write_json)
-from data.annotations import find_videos, readable, some
+from data.annotations import apart, find_videos, is_media, listed, readable, some
 from data.layout import ENCODERS, TEXTED, code_of, content, made_alike, read_note
 from video import RECIPES, Recipe, decode
 
@@ -96,8 +96,7 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
 
     Raises FileNotFoundError or ValueError."""
     find_videos(folder, llp=False)
-    if out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{out} lies inside {folder}: its files would be taken for videos")
+    apart(out, folder)
     path = out / "extract.json"
     if path.exists():
         with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
@@ -155,6 +154,12 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again."""
     folder, out = Path(folder), Path(out)
     videos, same = find_videos(folder, options.llp)
+    if (out / "labels.csv").exists():  # of your own data, what nobody labelled is of no use
+        rows, found = listed(out / "labels.csv"), list(videos)
+        videos, same = {v: videos[v] for v in found if v in rows}, {f: x for f, x in same.items() if is_media(f)}
+        if len(videos) < len(found):
+            print(f"{len(found) - len(videos)} files are not in labels.csv, and not embedded: "
+                  f"{some([v for v in found if v not in rows])}", flush=True)
     if retry:
         (out / "failures.csv").unlink(missing_ok=True)
     failures = Failures(out, folder)
