@@ -60,10 +60,8 @@ def run_pack(options: argparse.Namespace) -> None:
 def run_check(options: argparse.Namespace) -> None:
     from video import check
 
-    accept = [*filter(None, options.accept.split(","))]
-    if unknown := [x for x in accept if x not in check.ACCEPT]:
-        raise ValueError(f"--accept {unknown[0]}: one of {', '.join(check.ACCEPT)}")
-    check.check(options.own, options.videos, options.segments, options.cut, options.missing, options.longest, accept)
+    check.check(options.own, options.videos, options.segments, options.windows, options.missing, options.longest,
+                list(filter(None, options.accept.split(","))))
 
 
 def run_extract(options: argparse.Namespace) -> None:
@@ -198,9 +196,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("check", "your tables beside your clips: what will become of each, and what is doubtful", run_check)
     sub.add_argument("own", type=Path, help="folder with labels.csv; gets clips.csv, the table that is printed")
-    sub.add_argument("--videos", type=Path, metavar="CLIPS", help="their folder (default: their features are in OWN)")
+    sub.add_argument("--videos", type=Path, metavar="CLIPS", required=True, help="their folder")
     sub.add_argument("--segments", type=int, default=10, help="seconds of every clip that are used (default: 10)")
-    sub.add_argument("--windows", action="store_true", dest="cut", help="longer clips will be several examples")
+    sub.add_argument("--windows", action="store_true", help="longer clips will be several examples")
     sub.add_argument("--accept", metavar="KIND,...", default="", help="go on in spite of what is doubtful")
     lenient(sub)
 

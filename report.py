@@ -26,10 +26,10 @@ from common.command import Parser, one_sentence_errors, working_in
 from common.files import atomic, lack, made_by, read_sealed, reason
 from data.annotations import LLP_CLASSES
 from data.layout import FEATURE_SETS, check_source, dry_run, read_index, recipe_of
-from data.splits import load_target, load_truth, load_weak
+from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
-from train import field, lacking
+from train import field
 from train.ablation import COVERAGE, RESAMPLES, ROWS, Table, cell, tables
 from train.checkpoints import check_fields, load_file, settings_of
 from train.stages import (SHORT, THRESHOLDS, Labels, dead_branch, labels_beside, no_better_than_silence,
@@ -230,8 +230,9 @@ def clip_table(saved: Saved) -> str:
     """What became of each clip of your labels.csv, by name; first in how many of them what happened."""
     clips = saved.index["llp"].get("clips", {})
     counts = collections.Counter(what.split(":")[0] for what in clips.values())
-    return paragraph(f"Of {len(clips)} clips in labels.csv: {', '.join(f'{n} {what}' for what, n in counts.items())}.") + (
-        table(["clip", "what became of it"], [[escape(clip), escape(what)] for clip, what in clips.items()]))
+    counted = ", ".join(f"{n} {what}" for what, n in counts.items())
+    return paragraph(f"Of {len(clips)} clips in labels.csv: {counted}.") + table(
+        ["clip", "what became of it"], [[escape(clip), escape(what)] for clip, what in clips.items()])
 
 
 def score_tables(saved: Saved) -> str:
@@ -415,14 +416,10 @@ def threshold_figure(saved: Saved) -> str:
 
 def balance(saved: Saved) -> str:
     weak, config, said = load_weak(saved.data, "train"), saved.training, []
-    if not config.reweight:
-        return ""
-    there = [slice(None)] * 2
-    if saved.is_own:  # of a clip without sound or picture, that has no label
-        there = lacking.present(load_target(saved.data, "train", "clip_clap", "cpu"))
-    parts = zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds, there)
-    for modality, logit, threshold, rows in parts:
-        hard = uwav.hard_labels(logit[rows], threshold, weak[rows])  # (N, T, C)
+    if not config.reweight or any(", no " in what for what in saved.index["llp"].get("clips", {}).values()):
+        return ""  # of clips that lack sound or picture, not all is counted
+    for modality, logit, threshold in zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds):
+        hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
         w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
         said.append(f"{100 * hard.mean():.2f} % of what may be {modality}, w_pos {w_pos:.2f}, w_neg {w_neg:.2f}")
     return paragraph(

@@ -134,10 +134,8 @@ def _version_of_llp(folder: Path) -> str:
 
 # ---- Tables of labels, LLP's and your own --------------------------------------------------------
 
-VIDEO_NAMES = (  # how the names of videos end, and of sounds
-    ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".f4v", ".wmv", ".asf", ".mpg", ".mpeg", ".vob", ".ts",
-    ".mts", ".m2ts", ".mxf", ".3gp", ".3g2", ".ogv", ".ogg", ".opus", ".wav", ".mp3", ".m4a", ".aac", ".flac", ".wma",
-    ".mka", ".aif", ".aiff")
+VIDEO_NAMES = tuple(".mp4 .mkv .webm .avi .mov .m4v .flv .f4v .wmv .asf .mpg .mpeg .vob .ts .mts .m2ts .mxf .3gp .3g2 "
+                    ".ogv .ogg .opus .wav .mp3 .m4a .aac .flac .wma .mka .aif .aiff".split())  # sounds, too
 TIME = re.compile(r"\d+([.,]\d*)?")  # seconds; some spreadsheets write a decimal comma
 TIMES = re.compile(r"_\d+_\d+$")  # of LLP's names; ids may hold underscores themselves
 Rows = dict[str, tuple[str, str, np.ndarray]]  # id -> (name in the table, split, weak label (C,) uint8)
@@ -329,7 +327,7 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
 
 MODALITIES = {"audible": [0], "visible": [1], "both": [0, 1], "audio": [0], "visual": [1]}  # rows of a (2, T, C) truth
 EVENT_COLUMNS = ("video", "modality", "onset", "offset", "label")
-CLIPS = ("clip", "length", "segments", "streams", "labels", "events", "becomes")  # what `check` tells of each
+CLIPS = ("clip", "seconds", "streams", "labels", "events", "becomes")  # what `check` tells of each
 
 
 def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
@@ -400,21 +398,6 @@ def listed(path: Path) -> dict[str, list[str]]:
             for place, row in read_table(path, ("video", "labels"))}
 
 
-def classes_of_labels(path: Path) -> list[str]:
-    """The names in the column `labels` of labels.csv, in alphabetical order; how often each occurs is printed."""
-    count = collections.Counter(name for names in listed(path).values() for name in names)
-    if not count:
-        raise ValueError(f"{path}: no label in it yet")
-    names = sorted(count)
-    if broken := [name for name in names if len(name.splitlines()) > 1]:
-        raise ValueError(f"{path}: a line break in the label {broken[0]!r}")
-    print(f"{path}: {len(names)} classes: {some([f'{name} ({count[name]} videos)' for name in names], 40)}")
-    for name in names:
-        if similar := did_you_mean(name, [other for other in names if other != name]):
-            print(f"  {name}{similar}")
-    return names
-
-
 def read_classes(source: str) -> list[str]:
     """`llp`; the annotation file of UnAV-100 (.json) or your labels.csv, from which its list is read; a text file, one
     name a line; or a folder with one of the latter two: classes.txt goes before labels.csv.
@@ -427,29 +410,35 @@ def read_classes(source: str) -> list[str]:
     if source.endswith(".json"):
         return list(read_unav(source).classes)
     if source.endswith(".csv"):
-        lines = classes_of_labels(Path(source))
+        lines = sorted({label for labels in listed(Path(source)).values() for label in labels})
+        if broken := [line for line in lines if len(line.splitlines()) > 1]:
+            raise ValueError(f"{source}: a line break in the label {broken[0]!r}")
     else:
         with reading(source, "not a text file ({cause})", "no such file, and not `llp`"):
             lines = plain(regular(source).read_text(encoding="utf-8-sig").splitlines())
     names = [line.strip() for line in lines if line.strip()]
     twice = [n for n, count in collections.Counter(map(readable, names)).items() if count > 1 or not n]
     if not names or twice:
-        raise ValueError(f"{source}: " + (f"a class is there twice: {twice[0]!r}" if names else "no class in it"))
+        raise ValueError(f"{source}: " + (f"a class is there twice: {twice[0]!r}" if names else "no class in it yet"))
     return names
 
 
 def check_own(folder: Path, classes: tuple[str, ...]) -> None:
     """Read both tables, whatever the videos; raises as `read_own` does."""
-    _own_events(folder / "events.csv", classes, _read_labels(folder / "labels.csv", classes), UNAV_LONGEST, {})
+    rows = _read_labels(folder / "labels.csv", classes)
+    _own_events(folder / "events.csv", classes, dict.fromkeys(rows, UNAV_LONGEST), UNAV_LONGEST)
 
 
 class Known(NamedTuple):
     """What is known of a clip besides its features."""
 
-    seconds: float = 0.0  # its length; 0: not known
     segments: int = 0  # of the whole clip; 0: not known
     lacks: str = ""  # sound | picture: its features of that are zeros
     cause: str = ""  # why it has no features
+
+    @property
+    def streams(self) -> str:
+        return " ".join(x for x in ("sound", "picture") if x not in self.lacks and self.segments)
 
 
 def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, int] | int, missing: str = "stop",
@@ -463,7 +452,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     the column `split` says otherwise. A window has the labels of its clip, but those that events.csv places elsewhere.
     What is only odd is counted and told to `report` in one line each. Raises FileNotFoundError or ValueError naming
     file and cause."""
-    path, known = Path(folder) / "labels.csv", known or {}
+    path = Path(folder) / "labels.csv"
     rows = _read_labels(path, classes)
     trains, lengths = (False, dict.fromkeys(rows, lengths)) if isinstance(lengths, int) else (True, lengths)
     ids, absent = [v for v in rows if v in lengths], [v for v in rows if v not in lengths]
@@ -478,51 +467,50 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
                          f"{longest} {lengths[longest]}; give all of them the same with `features.py extract "
                          "--segments N`, into another folder, or cut them with `features.py pack --windows N`")
     T, nothing = window or lengths[longest], np.zeros((2, lengths[longest], len(classes)), np.uint8)
-    whole = {v: known[v].segments if v in known and known[v].segments else n for v, n in lengths.items()}
-    events, odd = _own_events(Path(folder) / "events.csv", classes, rows, lengths[longest], whole if trains else {})
+    known = dict.fromkeys(rows, Known()) | (known or {})
+    ends = {v: known[v].segments or lengths.get(v, UNAV_LONGEST) for v in rows}
+    events, odd = _own_events(Path(folder) / "events.csv", classes, ends, lengths[longest])
 
-    videos, truth, windows, brief = {}, {}, {}, [v for v in ids if lengths[v] < T]
-    clips = {v: f"left out: {known.get(v, Known()).cause or 'it has no features'}" for v in absent}
-    for video in ids:
-        name, split, weak = rows[video]
-        lacks = known.get(video, Known()).lacks
+    for v, x in events.items():
+        if known[v].lacks and x[("sound", "picture").index(known[v].lacks)].any():
+            raise ValueError(f"{path.with_name('events.csv')}: {v} has no {known[v].lacks}, but an event that needs it")
+    videos, truth, windows, clips = {}, {}, {}, {v: f"left out: {known[v].cause or 'no features'}" for v in absent}
+    clips |= {v: f"left out: shorter than {T} s" for v in ids if lengths[v] < T}
+    for video in [v for v in ids if v not in clips]:
+        (name, split, weak), lacks, dense = rows[video], known[video].lacks, events.get(video, nothing)  # (2, L, C)
         split = split or ("val" if video in events and not lacks else "train")
-        dense, starts = events.get(video, nothing), range(0, lengths[video] - T + 1, T)
-        how = f"{len(starts)} windows of {T} s" if starts[1:] else "whole" if whole[video] <= T else f"the first {T} s"
-        clips[video] = (f"{split}: {how}{', ' * (whole[video] > T)}{f'of {whole[video]} s' * (whole[video] > T)}"
-                        + f", without {lacks}" * bool(lacks))
-        if video in brief:
-            clips[video] = f"left out: shorter than {T} s"
-        elif lacks and split != "train":
-            clips[video] = f"left out: no {lacks}, so it cannot be of split {split}; train can have it"
-            continue
+        if split != "train" and video not in events and weak.any():
+            raise ValueError(f"{path}: video {video!r} is of split {split}, but events.csv does not say when its "
+                             "events happen")
+        starts = range(0, lengths[video] - T + 1, T) if split == "train" or not lacks else ()
+        cut = f", {len(starts)} examples" * (len(starts) > 1) + f", no {lacks}" * bool(lacks)
+        clips[video] = f"{split}: {len(starts) * T} s of {ends[video]}{cut}"
+        if not starts:
+            clips[video] = f"left out: no {lacks}, so it cannot be of split {split}"
         for start in starts:
             part = f"{video} {start}-{start + T} s" if starts[1:] else video
-            windows[part] = video, start
             x = dense[:, start : start + T]  # (2, T, C)
+            windows[part] = video, start
+            videos[part] = name, split, weak & ~(dense.any((0, 1)) & ~x.any((0, 1)))  # without what is elsewhere
             if split != "train":
-                if video not in events and weak.any():
-                    raise ValueError(f"{path}: video {video!r} is of split {split}, but events.csv does not say when "
-                                     "its events happen")
                 truth[part] = x
-            elsewhere = dense.any((0, 1)) & ~x.any((0, 1))  # (C,)
-            videos[part] = name, split, weak & ~elsewhere
-    if not videos:
-        raise ValueError(f"{path}: no video of it can be used: {some([f'{v}: {x}' for v, x in clips.items()], 3)}")
     without, added = _disagreements(videos, truth)
     for video, x in truth.items():
         name, split, weak = videos[video]
         videos[video] = name, split, weak | x.any((0, 1))
     own = replace(_in_splits(classes, videos, truth, T), windows=windows, clips={v: clips[v] for v in rows})
     if own.train is None and trains:
-        raise ValueError(f"{path}: no video to train on: all of them are annotated, or of split val or test")
+        raise ValueError(f"{path}: no video to train on: all of them are annotated, left out, or of split val or test")
+    for stream in ("sound", "picture"):
+        if trains and all(known[windows[v][0]].lacks == stream for v in own.train.ids):
+            raise ValueError(f"{path}: no video to train on has {stream}")
 
     train = own.train or LLPSplit([], np.ones((1, len(classes)), np.uint8))
     never = [name for name, n in zip(classes, train.weak.sum(0)) if n == 0]
     _tell(report, "own data", {
         f"videos have no features (left out): {some(absent)}{unlike}": len(absent),
         f"videos with features are not in labels.csv (left out): {some(others)}": len(others),
-        f"videos are shorter than {T} s (left out): {some(brief)}": len(brief),
+        f"videos are shorter than {T} s (left out)": sum(lengths[v] < T for v in ids),
         "training videos are annotated (not used)": len(events.keys() & {windows[x][0] for x in train.ids}),
         "training videos have no label: none of the classes is there": int((train.weak.sum(1) == 0).sum()),
         f"rows of events.csv {BEYOND}": len(odd[BEYOND]),
@@ -534,18 +522,20 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     return own
 
 
-def _own_events(path: Path, classes: tuple[str, ...], known: Collection[str], T: int,
-                lengths: dict[str, int]) -> tuple[Truth, dict]:
+def _own_events(path: Path, classes: tuple[str, ...], ends: dict[str, int], T: int) -> tuple[Truth, dict]:
     """`read_events` of your own table, which need not exist; rows of a template that are not filled in do not count."""
 
     def known_video(name: str, place: str) -> str:
-        if (video := id_of(name, place)) not in known:
-            raise ValueError(f"{place}: the video {video} is not in labels.csv{mistaken([video], known)}")
+        if (video := id_of(name, place)) not in ends:
+            raise ValueError(f"{place}: the video {video} is not in labels.csv{mistaken([video], ends)}")
         return video
 
+    return read_events(filled_rows(path), classes, T, known_video, ends=ends)
+
+
+def filled_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     rows = read_table(path, EVENT_COLUMNS) if path.exists() else []
-    return read_events([x for x in rows if any(x[1][k] for k in EVENT_COLUMNS[1:])], classes, T, known_video,
-                       lengths=lengths)
+    return [(place, row) for place, row in rows if any(row[column] for column in EVENT_COLUMNS[1:])]
 
 
 BEYOND = "reach beyond the last segment of their video (cut there)"
@@ -553,11 +543,11 @@ BEYOND = "reach beyond the last segment of their video (cut there)"
 
 def read_events(rows: list[tuple[str, dict[str, str]]], classes: tuple[str, ...], T: int,
                 video_of: Callable[[str, str], str], form: Callable[[str], str] = str,
-                lengths: dict[str, int] | None = None) -> tuple[Truth, dict]:
+                ends: dict[str, int] | None = None) -> tuple[Truth, dict]:
     """What the rows of a table of events say of the videos that they name; and where they are odd: how -> places.
 
     As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset). video_of: (name, place)
-    -> id. form: of the names of classes, what counts. lengths: of videos, in segments, after which no event begins."""
+    -> id. form: of the names of classes, what counts. ends: of videos, in segments; no event begins later."""
     truth, odd = {}, collections.defaultdict(list)
     for place, row in rows:
         video = video_of(row["video"], place)
@@ -575,8 +565,8 @@ def read_events(rows: list[tuple[str, dict[str, str]]], classes: tuple[str, ...]
             raise ValueError(f"{place}: the event ends at {row['offset']} s, not after {row['onset']} s")
         c, m = _class_number(row["label"], classes, place, form), MODALITIES[modality]
         first, end = math.floor(onset), math.ceil(offset)
-        if first >= (lengths or {}).get(video, math.inf):
-            raise ValueError(f"{place}: the event begins at {row['onset']} s, but {video} lasts {lengths[video]} s")
+        if ends and first >= ends[video]:
+            raise ValueError(f"{place}: the event begins at {row['onset']} s, but {video} ends at {ends[video]} s")
         if seconds[m, max(0, first - 1) : end + 1, c].any():
             odd[f"of {modality} repeat, overlap or touch what rows before say of their class (joined)"].append(place)
         if (first, end) != (onset, offset):

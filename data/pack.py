@@ -169,13 +169,6 @@ def _read_own_folder(source: Path, missing: str, window: int) -> LLP:
         classes = tuple(map(str, read_json(path)["classes"]))
         if "\n" in "".join(classes):
             raise ValueError("a line break in a class")
-    lengths, known = features_there(source)
-    return read_own(source, classes, lengths, missing, window=window, known=known)
-
-
-def features_there(source: Path) -> tuple[dict[str, int], dict[str, Known]]:
-    """The segments of every video that has features, by id; and what is known of it and of those that have none, from
-    these features, from `check` (clips.csv) and from `extract` (failures.csv)."""
     lengths, lacks, whole, causes = {}, {}, {}, {}
     for video in sorted(ids_in(source / e.folder for e in TEXTED.values())):
         for e, stream in zip(TEXTED.values(), ("sound", "picture")):
@@ -184,16 +177,16 @@ def features_there(source: Path) -> tuple[dict[str, int], dict[str, Known]]:
             lengths[video] = len(x)
             if not x[0].any():  # embeddings are of unit length: these zeros are what `extract --missing zeros` wrote
                 lacks[video] = stream
-    if (source / "clips.csv").exists():
-        with made_by(f"python features.py check {source}", source / "clips.csv"):
-            whole = {row["clip"]: (float(row["length"] or 0), int(row["segments"]))
-                     for _, row in read_table(source / "clips.csv", CLIPS)}
+    if (path := source / "clips.csv").exists():
+        with made_by(f"python features.py check {source}", path):
+            whole = {row["clip"]: int(row["seconds"]) for _, row in read_table(path, CLIPS)}
     if (path := source / "failures.csv").exists():
         with made_by("python features.py extract --retry", path), open(path, newline="", errors="replace") as file:
             causes = {os.path.splitext(from_cell(row["file"]))[0]: printable(from_cell(row["cause"]))
                       for row in csv.DictReader(file)}
-    return lengths, {v: Known(*whole.get(v, (0.0, 0)), lacks.get(v, ""), causes.get(v, ""))
-                     for v in {**lengths, **whole, **causes}}
+    known = {v: Known(whole.get(v, 0), lacks.get(v, ""), causes.get(v, ""))
+             for v in (*lengths, *whole, *causes)}
+    return read_own(source, classes, lengths, missing, window=window, known=known)
 
 
 def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None) -> list[_Job]:

@@ -342,7 +342,9 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
         raise ValueError(f"setting {setting}: some clips lack sound or picture, which only pseudo-labels can leave out")
     pseudo = labels and (uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config) if whole else
                          lacking.pseudo_labels(labels.logits["train"], labels.thresholds, data, config))
-    run = (Run if whole else lacking.LackingRun)(path, out.name, settings)
+    run = Run(path, out.name, settings)
+    if not whole:  # the shapes of these losses follow the batch, so --fast leaves them as they are
+        fast, run.fast = run.fast, lambda f, one_shape: lacking.losses if f is uwav.han_losses else fast(f, one_shape)
     uwav.train_han(data, validation, pseudo, model_config, config, run, BACKBONES[backbone])
     if validation:
         best = max(run.history, key=lambda record: record["val"]["seg_type"])
@@ -417,8 +419,8 @@ def own(context: Context, out: Path, teacher: Path | None, try_out: bool = False
     annotated."""
     who, row, setting = ("teacher", "full", "full") if teacher else ("segment", "valor", "binary")
     if not teacher:
-        print("No --teacher: labels come from single seconds, without their context, as in VALOR. In the paper that costs "
-              "3.9\npoints of Type (62.0 for 65.9), in the demo world 5.1. Where one comes from: docs/own_videos.md")
+        print("No --teacher: labels come from single seconds, without their context, as in VALOR. In the paper that "
+              "costs\n3.9 points of Type (62.0 for 65.9), in the demo world 5.1; docs/own_videos.md")
     label(context, out, teacher, try_out=try_out)
     folder = out / "clip_clap" / row
     train(context, folder, out / f"labels_{who}.npz", setting, "clip_clap")

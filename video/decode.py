@@ -94,22 +94,6 @@ def read_clip(path: str | Path, segments: int | None = None, longest: float = LO
         raise ValueError(f"cannot be read: {error.strerror or error}") from None
 
 
-def header(path: str | Path) -> tuple[float, str]:
-    """What the header of a video file says, in milliseconds: its length in s, 0 if it does not say; and which stream it
-    lacks, "sound", "picture" or neither, "". Raises ValueError("cause: detail")."""
-    if not Path(path).is_file():
-        raise ValueError("cannot be read: not a file")
-    try:
-        with open(path, "rb") as file, av.open(file, options=NO_OTHER_FILE, **TAGS) as container:
-            there = {s.type for s in container.streams if is_read(s)}
-            seconds = (container.duration or 0) / av.time_base
-    except (OSError, av.FFmpegError) as error:
-        raise ValueError(f"cannot be read: {error.strerror or error}") from None
-    if not there & {"audio", "video"}:
-        raise ValueError("no stream: neither pictures nor sound in it")
-    return seconds, "picture" if "video" not in there else "" if "audio" in there else "sound"
-
-
 def is_read(stream: av.stream.Stream) -> bool:
     """Not those that no decoder is for, as a flipped bit can bring about, and the cover of a song."""
     return bool(stream.codec_context) and not stream.disposition & av.stream.Disposition.attached_pic

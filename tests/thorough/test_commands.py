@@ -87,7 +87,7 @@ def test_run_all_names_a_mistake_in_an_option_before_any_work(ran):
     (["--seeds", "three"], "--seeds three: a number from 1 on"), (["--preset", "papper"], "--preset papper: demo or paper"),
     (["--features", "clip"], "--features clip: base or clip_clap"), (["--seed", "3"], "unknown option --seed; did you mean --seeds?"),
     (["--own", "nowhere"], "nowhere/labels.csv: no such file; `python features.py template CLIPS nowhere` writes one to fill in"),
-    (["--videos", "."], "--videos, --segments, --teacher, --clip-weights, --clap-weights and --dry-run go with --own DIR"),
+    (["--videos", "."], "these go with --own DIR: --videos, --segments, --windows, --accept, --missing, --longest, --retry, --teacher, --clip-weights, --clap-weights, --dry-run"),
     (["quickly"], "unknown option quickly; bash run_all.sh --help lists them"), (["--out"], "--out needs a value"),
 ])
 def test_a_wrong_option_of_run_all_is_one_line(options, said):

@@ -144,9 +144,10 @@ def test_two_files_of_one_id_are_told_apart_from_a_video_and_its_notes(tmp_path)
     (tmp_path / "in/a.json").write_text("{}")
     (tmp_path / "in/.hidden").write_text("")
     result = run(tmp_path / "in", tmp_path / "out")
-    assert (result["videos"], result["finished"], result["failed"]) == (3, 1, 2)
-    assert vectors(tmp_path / "out", "CLIP")["a"].shape == (1, 768)
-    assert failures(tmp_path / "out") == {n: "same id: a.mp4 was used" for n in ("a.json", "sub/a.mkv")}
+    assert (result["videos"], result["finished"], result["failed"]) == (3, 2, 1)
+    for id, seconds in (("a", 1), ("sub/a", 2)):  # which keeps its folder
+        assert np.load(tmp_path / f"out/feats_CLIP/segment_feats/{id}.npy").shape == (seconds, 768)
+    assert failures(tmp_path / "out") == {"a.json": "same id: a.mp4 was used"}
 
 
 def test_links_between_folders_are_followed_once(tmp_path):

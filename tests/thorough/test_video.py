@@ -55,7 +55,7 @@ def test_segments_are_the_seconds_rounded_up(tmp_path, seconds, T):
 def test_a_wanted_number_of_segments_crops_and_fills_but_does_not_invent(tmp_path):
     path = clips.make(tmp_path / "a.mp4", 9.3, 25, sound=clips.tone(9.3)[None])
     assert decode.read_clip(path, segments=10).segments == 10 and decode.read_clip(path, segments=4).segments == 4
-    with pytest.raises(ValueError, match="cut short: 9.3 s are less than 12 segments"):
+    with pytest.raises(ValueError, match="too short: 9.3 s are less than 12 segments"):
         decode.read_clip(path, segments=12)
 
 
