@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command import Parser, one_sentence_errors, working_in
-from data.annotations import LLP_SEGMENTS, check_own, read_classes, read_llp, read_unav, write_template
+from data.annotations import LLP_SEGMENTS, read_classes, read_llp, read_unav, write_template
 from data.layout import packed_feature_sets
 from data.pack import pack
 from video import RECIPES
@@ -52,7 +52,8 @@ def run_demo(options: argparse.Namespace) -> None:
 
 def run_pack(options: argparse.Namespace) -> None:
     with working_in(options.out):
-        index = pack(options.source, options.out, options.workers, options.missing, options.replace, options.windows)
+        index = pack(options.source, options.out, options.workers, options.missing, options.replace,
+                     options.windows or 0)
     counts = [f"{sum(map(len, index[x]['videos'].values())):,} videos of {x}" for x in ("llp", "unav") if x in index]
     print(f"{options.out}: whole, {' and '.join(counts)}; feature sets: {', '.join(packed_feature_sets(index))}")
 
@@ -100,8 +101,6 @@ def run_text(options: argparse.Namespace) -> None:
     from video import encoders, extract
 
     gelu, classes = made_with["clip_weights"].get("activation", "quickgelu"), read_classes(options.classes)
-    if (options.out / "labels.csv").exists():
-        check_own(options.out, tuple(classes))  # before hours of extraction
     with working_in(options.out):
         extract.write_texts(classes, options.out,
                             lambda texts: encoders.ClipEncoder(files["clip"], device, activation=gelu).texts(texts),
@@ -158,8 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("demo", "an invented LLP and UnAV-100, or the real annotations with invented features", run_demo)
     replaceable(sub)
-    sub.add_argument("--llp", type=Path, metavar="DIR", help="folder with the real AVVP_*.csv files")
-    sub.add_argument("--unav", type=Path, metavar="FILE", help="the real unav100_annotations.json")
+    sub.add_argument("--llp", type=Path, metavar="DIR", help="take LLP's real annotations, AVVP_*.csv, from here")
+    sub.add_argument("--unav", type=Path, metavar="FILE", help="and UnAV's, unav100_annotations.json")
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command("pack", "thousands of small .npy files -> a few arrays", run_pack)
@@ -167,14 +166,14 @@ def build_parser() -> argparse.ArgumentParser:
     replaceable(sub)
     sub.add_argument("--workers", type=int, help="threads that read (default: a few more than cores)")
     sub.add_argument("--missing", choices=("stop", "skip"), default="stop", help="at a video without features")
-    sub.add_argument("--windows", type=int, metavar="N", default=0, help="cut your own clips into pieces of N seconds")
+    sub.add_argument("--windows", type=int, metavar="N", help="cut your own clips into pieces of N seconds")
 
     sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video", run_extract)
-    sub.add_argument("videos", type=Path, help="folder of videos; a file's name without its ending is the video's id")
+    sub.add_argument("videos", type=Path, help="folder of videos; a file's place in it, without its ending, is its id")
     encoded(sub)
     lenient(sub)
     length = sub.add_mutually_exclusive_group()
-    length.add_argument("--llp", action="store_true", help="10 segments; files may be called <id>_<start>_<end>.*")
+    length.add_argument("--llp", action="store_true", help="they are LLP's: 10 segments; <id> or <id>_<start>_<end>")
     length.add_argument("--segments", type=int, help="of every video (default: its length in s, rounded up)")
     sub.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 1 on a CPU)")
@@ -204,8 +203,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("fetch", "download the published annotations and CLIP/CLAP features", run_fetch)
     sub.add_argument("folder", type=Path, help="gets LLP/ and UnAV/, as `pack` reads them")
-    sub.add_argument("--llp", action="store_true", help="only LLP (default: both)")
-    sub.add_argument("--unav", action="store_true", help="only UnAV-100 (default: both)")
+    sub.add_argument("--llp", action="store_true", help="fetch LLP alone (default: both)")
+    sub.add_argument("--unav", action="store_true", help="fetch UnAV-100 alone (default: both)")
     sub.add_argument("--mirror", metavar="URL", default=os.environ.get("UWAV_MIRROR"),
                      help="a server that has all these files in one place (default: $UWAV_MIRROR, if set)")
     return parser
@@ -215,7 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors(less=""):
         for name, value in vars(options).items():
-            if name in ("segments", "longest", "workers", "group") and value is not None and not value > 0:
+            numbers = name in ("segments", "windows", "longest", "workers", "group") and type(value) in (int, float)
+            if numbers and not value > 0:
                 raise ValueError(f"--{name} {value}: must be above 0")
         options.run(options)
 

@@ -36,8 +36,6 @@ from train.stages import (SHORT, THRESHOLDS, Labels, dead_branch, labels_beside,
                           read_predictions, read_quality, trivial_scores)
 from uwav import video_scores
 
-MODALITIES = tuple(figures.MODALITIES)  # audible, visible: the order of all pairs below
-
 
 # ---- What a run has saved; what is missing, or made from something else, is a FileNotFoundError ----
 
@@ -295,7 +293,8 @@ def teacher_figure(saved: Saved) -> str:
         warning = dead_branch(scores[best])
     panels = [figures.lines("training loss (Eq. 3)", "loss", {"loss": loss}),
               figures.lines("validation, segments both audible and visible", "F-score, %", {"AV": curves[0]}),
-              figures.lines("how far each branch moves within a video", "spread", dict(zip(MODALITIES, curves[1:])))]
+              figures.lines("how far each branch moves within a video", "spread",
+                            dict(zip(figures.COLOURS, curves[1:])))]
     return figure(saved.run, "curves_teacher", panels, "Pre-training of the teacher.", (
         f"The F-score on the validation split decides the epoch that is kept: {best + 1} of {len(loss)}, with "
         f"{curves[0][best]:.1f} %." + (f" Warning: {escape(warning)}." if warning else "")))
@@ -330,7 +329,7 @@ def reliability_figure(saved: Saved) -> str:
     """Soft labels of both modalities against the dense truth; the error over all seeds."""
     panels, left_out = [], []
     truth, weak = load_truth(saved.data, "test"), load_weak(saved.data, "test")
-    for m, modality in enumerate(MODALITIES):
+    for m, modality in enumerate(figures.COLOURS):
         curves = {}
         for temperature, whose in ((1, "the paper's"), (2, "the released code's")):
             judged = []
@@ -370,7 +369,7 @@ def timeline_figure(saved: Saved) -> str:
     for n, kinds in chosen.items():
         kind = ", ".join(kinds)
         shown = np.flatnonzero(sum(x[n].any(0).int() for x in (*predicted, *truth)))  # classes true or predicted
-        for m, modality in enumerate(MODALITIES):
+        for m, modality in enumerate(figures.COLOURS):
             panels.append(figures.timeline(
                 f"{kind}: {modality}", modality, [saved.classes[c] for c in shown], truth[m][n][:, shown].numpy(),
                 soft[m][n][:, shown], predicted[m][n][:, shown].numpy()))
@@ -384,11 +383,11 @@ def timeline_figure(saved: Saved) -> str:
 
 def class_figure(saved: Saved) -> str:
     pred, truth = saved.predictions, load_truth(saved.data, saved.split)
-    f = {modality: evidence.class_f_scores(pred[m], truth[m]) for m, modality in enumerate(MODALITIES)}
+    f = {modality: evidence.class_f_scores(pred[m], truth[m]) for m, modality in enumerate(figures.COLOURS)}
     order = np.argsort(-sum(np.nan_to_num(x) for x in f.values()), kind="stable")
     panels = [figures.dots("F-score of the parser", "F-score of the class, %", [saved.classes[c] for c in order],
                            {m: x[order] for m, x in f.items()})]
-    never = [f"{modality} {saved.classes[c]}" for m, modality in enumerate(MODALITIES)
+    never = [f"{modality} {saved.classes[c]}" for m, modality in enumerate(figures.COLOURS)
              for c in np.flatnonzero(~pred[m].any(1).any(0) & truth[m].any(1).any(0))]
     return figure(saved.run, "classes", panels, "The parser, class by class.", (
         f"Segment-level F-score on the {saved.split} split, counted over all seconds of all videos. A class without a "
@@ -398,7 +397,7 @@ def class_figure(saved: Saved) -> str:
 def threshold_figure(saved: Saved) -> str:
     truth, weak = load_truth(saved.data, "val"), load_weak(saved.data, "val")
     panels, C = [], len(saved.classes)
-    for m, modality in enumerate(MODALITIES):
+    for m, modality in enumerate(figures.COLOURS):
         threshold, logit = saved.labels.thresholds[m], saved.labels.logits["val"][m]
         order, spans = threshold.argsort(stable=True), {}
         for name, value in (("true seconds", 1), ("other seconds", 0)):
@@ -418,7 +417,7 @@ def balance(saved: Saved) -> str:
     weak, config, said = load_weak(saved.data, "train"), saved.training, []
     if not config.reweight or any(", no " in what for what in saved.index["llp"].get("clips", {}).values()):
         return ""  # of clips that lack sound or picture, not all is counted
-    for modality, logit, threshold in zip(MODALITIES, saved.labels.logits["train"], saved.labels.thresholds):
+    for modality, logit, threshold in zip(figures.COLOURS, saved.labels.logits["train"], saved.labels.thresholds):
         hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
         w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
         said.append(f"{100 * hard.mean():.2f} % of what may be {modality}, w_pos {w_pos:.2f}, w_neg {w_neg:.2f}")
@@ -453,7 +452,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = Parser(description="RUN/report.html: scores, pictures and what they mean, in one page.")
     parser.add_argument("run", type=Path, metavar="RUN", help="output folder of run_all.sh")
     parser.add_argument("--seed", type=int, default=0, help="which seed's run the pictures show (default: 0)")
-    parser.add_argument("--data", type=Path, help="packed folder that the run was made from (default: RUN/data)")
+    parser.add_argument("--data", type=Path, help="DATA of uwav.py, the packed folder (default: RUN/data)")
     options = parser.parse_args(arguments)
     with one_sentence_errors("begins again", ""):
         saved = Saved(options.run, options.seed, options.data or options.run / "data")

@@ -5,8 +5,9 @@ set -euo pipefail
 usage() {
     cat <<'TEXT'
 bash run_all.sh [options]          every stage on the demo world (invented features, minutes on 2 CPU cores)
-bash run_all.sh --data DIR         the full reproduction, on the authors' features (layout: docs/real_data.md); with --fetch
-                                   they are downloaded first, as far as they can be: add --features clip_clap
+bash run_all.sh --data DIR         the full reproduction, on the authors' features, SOURCE of `features.py pack`
+                                   (docs/real_data.md); with --fetch they are downloaded first, as far as they can be:
+                                   add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
 bash run_all.sh --own DIR          your own videos: DIR has labels.csv (and events.csv, classes.txt): docs/own_videos.md
 bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 2 minutes, or all of them, 20 minutes
@@ -20,7 +21,7 @@ bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 
   --fetch          download the published annotations and CLIP/CLAP features into the folder of --data
   --sweep          also train UWAV with alpha and W varied, one at a time
   --field          also train every system of the paper's tables, each as published: docs/field.md
-  --videos CLIPS   with --own: the folder of clips; without it, DIR has their features
+  --videos CLIPS   with --own: the folder of clips, which are checked first; without it, DIR has their features
   --segments N     with --own: seconds of every clip that are used (default: 10); with --windows all are, N at a time
   --accept KINDS   with --own: go on in spite of what the first step lists as doubtful; it says which KINDS
   --missing zeros, --longest S, --retry    with --own: use clips without sound or picture, or of up to S s (default:

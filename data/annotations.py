@@ -343,7 +343,7 @@ def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, st
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(place) / name for name in names if not name.startswith(".")]
     if not files:
         raise ValueError(f"{folder}: no files in it")
@@ -423,22 +423,12 @@ def read_classes(source: str) -> list[str]:
     return names
 
 
-def check_own(folder: Path, classes: tuple[str, ...]) -> None:
-    """Read both tables, whatever the videos; raises as `read_own` does."""
-    rows = _read_labels(folder / "labels.csv", classes)
-    _own_events(folder / "events.csv", classes, dict.fromkeys(rows, UNAV_LONGEST), UNAV_LONGEST)
-
-
 class Known(NamedTuple):
     """What is known of a clip besides its features."""
 
     segments: int = 0  # of the whole clip; 0: not known
     lacks: str = ""  # sound | picture: its features of that are zeros
     cause: str = ""  # why it has no features
-
-    @property
-    def streams(self) -> str:
-        return " ".join(x for x in ("sound", "picture") if x not in self.lacks and self.segments)
 
 
 def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, int] | int, missing: str = "stop",
@@ -471,9 +461,6 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     ends = {v: known[v].segments or lengths.get(v, UNAV_LONGEST) for v in rows}
     events, odd = _own_events(Path(folder) / "events.csv", classes, ends, lengths[longest])
 
-    for v, x in events.items():
-        if known[v].lacks and x[("sound", "picture").index(known[v].lacks)].any():
-            raise ValueError(f"{path.with_name('events.csv')}: {v} has no {known[v].lacks}, but an event that needs it")
     videos, truth, windows, clips = {}, {}, {}, {v: f"left out: {known[v].cause or 'no features'}" for v in absent}
     clips |= {v: f"left out: shorter than {T} s" for v in ids if lengths[v] < T}
     for video in [v for v in ids if v not in clips]:
@@ -501,9 +488,6 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     own = replace(_in_splits(classes, videos, truth, T), windows=windows, clips={v: clips[v] for v in rows})
     if own.train is None and trains:
         raise ValueError(f"{path}: no video to train on: all of them are annotated, left out, or of split val or test")
-    for stream in ("sound", "picture"):
-        if trains and all(known[windows[v][0]].lacks == stream for v in own.train.ids):
-            raise ValueError(f"{path}: no video to train on has {stream}")
 
     train = own.train or LLPSplit([], np.ones((1, len(classes)), np.uint8))
     never = [name for name, n in zip(classes, train.weak.sum(0)) if n == 0]

@@ -196,7 +196,6 @@ def invented_unav(config: WorldConfig) -> UnAV:
 
 # ---- Geometry: where classes, texts and scenes lie. Lengths are in class signals -----------------
 
-SIZES = {name: encoder.size for name, encoder in TEXTED.items()}
 MODALITY = {"clap": "audio", "clip": "visual"}
 # Plain choices, none fitted:
 LATENT = 48  # real embeddings fill far fewer directions than they have numbers
@@ -252,7 +251,7 @@ def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str,
     rng = np.random.default_rng((config.seed, 0))
     concepts = dict(zip(("llp", "unav"), class_concepts(llp.classes, unav.classes, rng)))
     geometry = {}
-    for feature, D in SIZES.items():
+    for feature, D in ((name, encoder.size) for name, encoder in TEXTED.items()):
         basis = np.linalg.qr(rng.standard_normal((D, LATENT)))[0].T  # (K, D)
         axes = np.linalg.qr(rng.standard_normal((LATENT, LATENT)))[0]  # (K, K)
         turn = axes.T @ np.kron(np.eye(LATENT // 2), [[0, 1], [-1, 0]]) @ axes  # (K, K): u . u turn = 0 for every u
@@ -324,7 +323,7 @@ class World:
         truths, present = self.perceived(dataset, name)
         truths, g = truths[MODALITY[feature]], self.geometry[dataset, feature]
         noise = getattr(self.config, f"{MODALITY[feature]}_noise")
-        seed = (self.config.seed, 4, SPLITS.index((dataset, name)), SIZES[feature])
+        seed = (self.config.seed, 4, SPLITS.index((dataset, name)), TEXTED[feature].size)
         lengths = np.array([len(t) for t in truths])
         for start in range(0, len(truths), VIDEOS_AT_A_TIME):
             videos = slice(start, start + VIDEOS_AT_A_TIME)
@@ -340,16 +339,16 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     """Write a packed folder (layout.py) and return its index; finished arrays of an interrupted run are kept."""
     out, world = Path(out), World(config, llp, unav)
     real = [name for name, data in (("llp", llp), ("unav", unav)) if data]
-    plan = make_plan({"demo_world": asdict(config), "real_annotations": real}, world.llp, world.unav, list(SIZES))
+    plan = make_plan({"demo_world": asdict(config), "real_annotations": real}, world.llp, world.unav, list(TEXTED))
     part = begin_pack(out, plan, replace)
     if part is None:
         return read_index(out)
     write_annotations(part, world.llp, world.unav)
-    todo = [(dataset, split, feature) for dataset, split in SPLITS for feature in SIZES]
+    todo = [(dataset, split, feature) for dataset, split in SPLITS for feature in TEXTED]
     for dataset, split, feature in progress(todo, desc="demo world", unit="array"):
         keep(part, f"{dataset}/text_{feature}.npy", world.geometry[dataset, feature].text)
         name = f"{dataset}/{split}/{feature}.npy"
         if not is_made(part, name):
             x = np.concatenate(list(world.embeddings(dataset, split, feature)))  # (segments, D)
-            keep(part, name, x.reshape(-1, LLP_SEGMENTS, SIZES[feature]) if dataset == "llp" else x)
+            keep(part, name, x.reshape(-1, LLP_SEGMENTS, TEXTED[feature].size) if dataset == "llp" else x)
     return finish_pack(out, plan)

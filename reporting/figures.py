@@ -30,7 +30,7 @@ INK, PAPER, LINE, FAINT = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"
 BLUE, VERMILION, ORANGE, SKY, GREEN, PURPLE = "#0072b2", "#d55e00", "#e69f00", "#56b4e9", "#009e73", "#cc79a7"
 DARK = {INK: "#ececee", PAPER: "#1f1f22", LINE: "#3c3c42", FAINT: "#a0a0a8", BLUE: "#4a9fe0", VERMILION: "#f4743b",
         ORANGE: "#e69f00", SKY: "#a6d8f5", GREEN: "#2fc295", PURPLE: "#e29bc4"}
-MODALITIES = {"audible": BLUE, "visible": VERMILION}
+COLOURS = {"audible": BLUE, "visible": VERMILION}
 
 STYLE = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "legend.fontsize": 8, "legend.frameon": False,
@@ -164,7 +164,7 @@ def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, s
 
     truth, soft, predicted (T, C) of the classes to show."""
     T, C = truth.shape
-    colour = MODALITIES[modality]
+    colour = COLOURS[modality]
 
     def draw(axis: Axes) -> None:
         for c in range(C):

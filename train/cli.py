@@ -10,7 +10,7 @@ from common.command import LESS, Parser, one_sentence_errors
 from common.devices import choose_device
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
-from train.field import CHOICES, compare
+from train.field import CHOICES, run_systems
 from train.presets import ABLATION, PRESETS
 from train.score import score
 from train.stages import (BACKBONES, GATES, THRESHOLDS, Context, evaluate, label, own, parse_overrides, pretrain,
@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--sweep", action="store_true", help="also train UWAV with alpha and W varied, one at a time: "
                      + ", ".join(row.short for row in SWEEP.values()))
     sub = command("field", "the systems of the paper's tables on the same data, each as published; prints three tables",
-                  lambda c, o: compare(c, o.out, o.seeds, o.features, o.systems), trains=True)
+                  lambda c, o: run_systems(c, o.out, o.seeds, o.features, o.systems), trains=True)
     sub.add_argument("out", type=Path, metavar="RUN", help="folder for everything; what `ablate` made there is kept")
     sub.add_argument("--seeds", type=int, default=1, help="how many, beginning with --seed")
     sub.add_argument("--features", choices=FEATURE_SETS, help="None: base if it was packed")

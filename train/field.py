@@ -56,7 +56,7 @@ CHOICES = (*TRAINED_HERE, *list(BACKBONES)[1:])
 
 
 @alone
-def compare(context: Context, run: Path, seeds: int, features: str | None, systems: list[str] | None) -> None:
+def run_systems(context: Context, run: Path, seeds: int, features: str | None, systems: list[str] | None) -> None:
     """Train what is missing -> run/seedK/FEATURES/field/SYSTEM/..., run/field.json, run/field.txt."""
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least one seed is needed")

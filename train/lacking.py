@@ -22,10 +22,11 @@ def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tenso
     """uwav.pseudo_labels of what is there; NaN for the rest."""
     labels, weights = [], []
     for m, rows in enumerate(present(data)):  # (N,)
-        made = uwav.pseudo_labels(tuple(z[rows] for z in logits), thresholds, data.weak[rows], config)
         labels.append(torch.full_like(logits[m], torch.nan))  # (N, T, C)
-        labels[m][rows] = made[m]
-        weights.append(made[2 + m])
+        weights.append((1.0, 1.0))
+        if rows.any():
+            made = uwav.pseudo_labels(tuple(z[rows] for z in logits), thresholds, data.weak[rows], config)
+            labels[m][rows], weights[m] = made[m], made[2 + m]
     return uwav.PseudoLabels(*labels, *weights)
 
 

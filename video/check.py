@@ -27,6 +27,7 @@ ACCEPT = {  # what may be doubtful, and what a run does if it is accepted
     "long": "of longer clips only the beginning is used; --windows would cut all of them into examples",
 }
 NO_CLASS = "none nothing no null nil n/a na nan empty unknown - ? 0".split()
+STREAMS = {"": "sound, picture", "sound": "picture", "picture": "sound"}  # by what is lacking
 ALIKE = 0.75  # of two names, as difflib has it: spech and speech have 0.91, cat and car 0.67
 
 
@@ -64,8 +65,8 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     doubts["clips"] = [f"{v}: {became[v]}" for v in rows if v in files and became[v].startswith("left out")]
     doubts["long"] = [f"{v}: {became[v]}" for v in lengths if known[v].segments >= 2 * segments and not windows]
     events = collections.Counter(id_of(row["video"], place) for place, row in filled_rows(own / "events.csv"))
-    table = [(v, str(known[v].segments), known[v].streams, "; ".join(labels), str(events[v]), printable(became[v]))
-             for v, labels in rows.items()]
+    table = [(v, str(x.segments), STREAMS[x.lacks] * (x.segments > 0), "; ".join(labels), str(events[v]),
+              printable(became[v])) for v, labels in rows.items() for x in [known[v]]]
     with (working_in(own), atomic(own / "clips.csv") as temporary,
           open(temporary, "w", newline="", encoding="utf-8-sig") as file):
         csv.writer(file).writerows([CLIPS, *(map(to_cell, row) for row in table)])

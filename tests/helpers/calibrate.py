@@ -25,7 +25,8 @@ from common.command import one_sentence_errors
 from common.files import read_json, write_json
 from data import demo_world
 from data.annotations import LLP_SEGMENTS
-from data.demo_world import SIZES, WorldConfig, invented_llp, invented_unav
+from data.demo_world import WorldConfig, invented_llp, invented_unav
+from data.layout import TEXTED
 from train.presets import PRESETS
 from uwav import PretrainConfig, SourceSplit, TargetSplit, TeacherConfig
 
@@ -42,7 +43,7 @@ class World(demo_world.World):
 
     def whole(self, dataset: str, name: str) -> tuple[torch.Tensor, ...]:
         """All embeddings of a split, (segments, D) half, of audio and of visual."""
-        return tuple(torch.from_numpy(np.concatenate(list(self.embeddings(dataset, name, f)))) for f in SIZES)
+        return tuple(torch.from_numpy(np.concatenate(list(self.embeddings(dataset, name, f)))) for f in TEXTED)
 
     def target(self, name: str) -> TargetSplit:
         split, (audio, visual) = getattr(self.llp, name), self.whole("llp", name)
@@ -56,7 +57,7 @@ class World(demo_world.World):
         return SourceSplit(*self.whole("unav", name), label, length)
 
     def texts(self, dataset: str) -> tuple[torch.Tensor, ...]:
-        return tuple(torch.from_numpy(self.geometry[dataset, feature].text) for feature in SIZES)
+        return tuple(torch.from_numpy(self.geometry[dataset, feature].text) for feature in TEXTED)
 
 
 def label_scores(world: World, logits_of: Callable) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Own clips without a trap: everything is said before any encoder runs, and what became of each clip is told by name."""
 
 import csv
+import json
 import os
 import re
 import subprocess
@@ -101,9 +102,9 @@ def test_twelve_clips_with_every_mistake_are_led_to_a_report_by_what_is_printed(
     for line in ("kitchen1: in labels.csv, but no file of .*; did you mean kitchen01\\?", "garden: in labels.csv, .*; did you mean Garden\\?",
                  "clip: in labels.csv, .*; did you mean day1/clip or day2/clip\\?", "extra: a file of .*, but not in labels.csv\n", " +1  spech   <- did you mean speech\\?",
                  " +1  none   <- leave the cell empty", "beep, moving ball   <- one class, as ',' separates nothing; several labels are separated by semicolons", " +5  kettle\n",
-                 r"long +6 +sound picture +kettle +0 +train: 2 s of 6\n", "long: of longer clips only the beginning is used; --windows would cut",
+                 r"long +6 +sound, picture +kettle +0 +train: 2 s of 6\n", "long: of longer clips only the beginning is used; --windows would cut",
                  r"silent +2 +picture .* left out: no sound: .* \(--missing zeros would accept it\)", r"blip +1 .* left out: too short: 0.4 s are less than 2 segments",
-                 r"broken +0 .* left out: cannot be read", r"day1/clip +2 +sound picture +kettle +1 +val: 2 s of 2\n", r"2 files are no videos by their names \(ignored\): Thumbs.db; notes.txt"):
+                 r"broken +0 .* left out: cannot be read", r"day1/clip +2 +sound, picture +kettle +1 +val: 2 s of 2\n", r"2 files are no videos by their names \(ignored\): Thumbs.db; notes.txt"):
         assert re.search(line, said), (line, said)
     assert "under names and classes and clips and long, or go on as it is with --accept names,classes,clips,long" in stopped
 
@@ -295,18 +296,23 @@ def test_training_on_clips_that_lack_a_stream_runs_and_differs_from_zeros_that_p
         cli.main(["train", str(gaps), str(tmp_path / "x"), "--setting", "video_only", *SMALL])
 
 
-@pytest.mark.parametrize("labels, events, said", [
-    ("a,dog,\nb,dog,val\ng,dog,\n", "b,both,0,1,dog\ng,both,0,1,dog\n", "g has no sound, but an event that needs it"),
-    ("g,dog,\nh,dog,\n", "", None), ("g,dog,\n", "", "no video to train on has sound")])
-def test_an_event_needs_its_stream_and_a_parser_both(tmp_path, labels, events, said):
-    table(tmp_path / "labels.csv", "video,labels,split\n" + labels)
-    table(tmp_path / "events.csv", EVENTS + events)
+def test_of_annotated_clips_those_that_lack_a_stream_are_trained_on_or_left_out_and_said(tmp_path):
+    table(tmp_path / "labels.csv", "video,labels,split\ng,dog,\nh,dog,val\nd,dog,test\ne,dog,\n")
+    table(tmp_path / "events.csv", EVENTS + "g,visible,0,1,dog\nh,audible,0,1,dog\nd,both,0,2,dog\n")
     known = dict(g=annotations.Known(4, "sound"), h=annotations.Known(4, "picture"))
-    if said:
-        with pytest.raises(ValueError, match=said):
-            annotations.read_own(tmp_path, ("dog",), dict.fromkeys("abgh", 4), known=known)
-    else:
-        assert annotations.read_own(tmp_path, ("dog",), dict.fromkeys("abgh", 4), known=known).clips == {"g": "train: 4 s of 4, no sound", "h": "train: 4 s of 4, no picture"}
+    own = annotations.read_own(tmp_path, ("dog",), dict.fromkeys("dghe", 4), known=known)
+    assert (own.train.ids, own.val, own.test.ids) == (["g", "e"], None, ["d"])
+    assert own.clips == {"g": "train: 4 s of 4, no sound", "h": "left out: no picture, so it cannot be of split val", "d": "test: 4 s of 4", "e": "train: 4 s of 4"}
+
+
+def test_clips_none_of_which_has_sound_train_a_parser_of_pictures(tmp_path):
+    own = write_own(tmp_path / "own", "video,labels\na,dog\nb,bell\nc,dog\n", videos="abc")
+    for v in "abc":
+        np.save(own / f"feats_CLAP/segment_feats/{v}.npy", np.zeros((4, 512), np.float32))
+    pack.pack(own, tmp_path / "data", workers=1)
+    cli.main(["own", str(tmp_path / "data"), str(tmp_path), *SMALL, "--set", "epochs=2"])
+    history = [json.loads(line) for line in (tmp_path / "clip_clap/valor/han.jsonl").read_text().splitlines()]
+    assert all(x["loss_audio"] == x["loss_video"] == 0 < x["loss_visual"] for x in history)
 
 
 # ---- the report, and run_all.sh ----

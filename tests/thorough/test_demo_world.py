@@ -213,7 +213,7 @@ def test_every_class_has_the_alignment_of_its_modality():
 
 def test_related_classes_are_closer_than_others():
     geometry = World(TINY).geometry
-    for feature in demo_world.SIZES:
+    for feature in layout.TEXTED:
         target, source = geometry["llp", feature].direction, geometry["unav", feature].direction
         cosine = target @ source.T  # (25, 100)
         tied = [t for t, name in enumerate(annotations.LLP_CLASSES) if name not in demo_world.WITHOUT_RELATIVE]

@@ -141,13 +141,6 @@ def test_template_lists_the_videos_and_filled_in_is_what_is_read(tmp_path, capsy
         features.main(["template", str(tmp_path / "clips"), str(tmp_path)])
 
 
-def test_mistakes_in_the_tables_are_found_before_any_clip_is_encoded(tmp_path):
-    (tmp_path / "labels.csv").write_text("video,labels\na,dog\n")
-    (tmp_path / "events.csv").write_text(EVENTS + "a,audible,3,1,dog\n")
-    with pytest.raises(ValueError, match="events.csv, line 2: the event ends at 1 s"):
-        annotations.check_own(tmp_path, ("dog",))
-
-
 def test_videos_without_features_are_left_out_on_demand_with_their_events(tmp_path):
     events = EVENTS + "a,audible,0,1,dog\nx,audible,8,9,dog\n"
     own, reported = read(tmp_path, LABELS + "x,dog\n", events, missing="skip")
