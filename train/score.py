@@ -112,10 +112,13 @@ def read_predictions(path: Path, rows: Rows, annotated: LLP, names: dict[str, st
     def video_of(text: str, place: str) -> str:
         stem, ending = os.path.splitext(text)
         name = stem if ending.lower() in (*VIDEO_NAMES, ".npz") else text
-        video = name if name in split_of else TIMES.sub("", name)
-        if split_of.get(video) == split and name in (video, names.get(video)):
+        below = [x for x in split_of if x.endswith(f"/{name}")]  # parse.py does not tell the folder of a clip
+        video = name if name in split_of else below[0] if len(below) == 1 else TIMES.sub("", name)
+        if split_of.get(video) == split and (name in (video, names.get(video)) or below):
             return video
-        meant = f"; did you mean {names.get(video, video)}?" if video in split_of else did_you_mean(name, ids)
+        meant = f"; did you mean {names.get(video, ' or '.join(below) or video)}?"
+        if video not in split_of and not below:
+            meant = did_you_mean(name, ids)
         if split_of.get(video, split) != split:
             meant = f", but of {split_of[video]}"
         raise ValueError(f"{place}: {text!r} is no video of split {split}{meant}")

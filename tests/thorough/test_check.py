@@ -214,6 +214,19 @@ def test_no_id_leads_out_of_its_folder(tmp_path, name):
         annotations.listed(tmp_path / "labels.csv")
 
 
+def test_predictions_of_a_clip_in_a_folder_are_scored_and_of_two_of_one_name_the_folder_is_asked_for(tmp_path, capsys):
+    """parse.py writes the name of a file without its folder."""
+    table(tmp_path / "labels.csv", "video,labels\nday1/clip.mp4,dog\nday2/clip.mp4,dog\nday1/other.mp4,dog\nx/y/third.mkv,\n")
+    table(tmp_path / "events.csv", EVENTS + "".join(f"{v},both,0,3,dog\n" for v in ("day1/clip", "day2/clip.mp4", "day1/other")))
+    score = ["score", str(tmp_path / "p.csv"), str(tmp_path), "--split", "val"]
+    table(tmp_path / "p.csv", EVENTS + "other.mp4,both,0,3,dog\nday1/clip.mp4,both,0,3,dog\nday2/clip,both,0,3,dog\n")
+    cli.main(score)
+    assert capsys.readouterr().out.count(" 100.0") == 10
+    table(tmp_path / "p.csv", EVENTS + "clip.mp4,both,0,3,dog\n")
+    with pytest.raises(SystemExit, match="'clip.mp4' is no video of split val; did you mean day1/clip or day2/clip"):
+        cli.main(score)
+
+
 # ---- windows ----
 
 
