@@ -315,8 +315,7 @@ def parser_figure(saved: Saved) -> str:
         panels.append(figures.lines("validation, segment-level Type", "F-score, %", scores, row.short))
         said = (f"Of {row.short}, epoch {own.index(max(own)) + 1} of {len(own)} was kept ({max(own):.1f} %). A score "
                 "that still rises at the end means that training was short.")
-        silence = trivial_scores(load_weak(saved.data, "val"), *load_truth(saved.data, "val"))
-        if warning := no_better_than_silence(dict(seg_type=max(own)), silence):
+        if warning := no_better_than_silence(max(own), load_weak(saved.data, "val"), *load_truth(saved.data, "val")):
             said = f"Warning: {warning}, so the epoch that was kept ({own.index(max(own)) + 1}) is not a good one."
     else:
         said = "No video is annotated, so there is no validation score, and the last epoch was kept."

@@ -24,8 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from common.command import did_you_mean, working_in
-from common.files import (atomic, from_cell, hash_of, is_id, is_plain_name, plain, read_json, reading, regular,
-                          to_cell)
+from common.files import (atomic, from_cell, hash_of, is_id, is_plain_name, plain, printable, read_json, reading,
+                          regular, to_cell)
 
 # ---- LLP annotations -----------------------------------------------------------------------------
 
@@ -372,7 +372,7 @@ def write_template(videos: Path, out: Path) -> None:
     """labels.csv and events.csv with the videos of a folder filled in; ValueError if either is there already."""
     apart(out, videos)
     found, same = find_videos(videos, llp=False)
-    others = [str(file.relative_to(videos)) for file in (*found.values(), *same) if not is_media(file)]
+    others = [printable(file.relative_to(videos)) for file in (*found.values(), *same) if not is_media(file)]
     names = [to_cell(file.relative_to(videos).as_posix()) for file in found.values() if is_media(file)]
     tables = {"labels.csv": ("video", "labels"), "events.csv": EVENT_COLUMNS}
     if there := [out / name for name in tables if (out / name).exists()]:
@@ -386,7 +386,7 @@ def write_template(videos: Path, out: Path) -> None:
             csv.writer(file).writerows([columns, *rows])
     for file, cause in same.items():
         if is_media(file):
-            print(f"{file}: left out, {cause}")
+            print(f"{printable(file)}: left out, {cause}")
     if others:
         print(f"{videos}: {len(others)} files are no videos by their names (left out): {some(others)}")
     print(f"{out}: labels.csv and events.csv list {len(names)} videos, to be filled in: docs/own_videos.md")

@@ -255,7 +255,7 @@ def begin_pack(out: Path, plan: dict, replace: bool) -> Path | None:
         print(f"{out}: made again; damaged or gone: {some(broken, 3) or 'nothing'}", flush=True)
     elif index and not replace:
         raise ValueError(f"{out}: holds another finished pack, or one of data that changed since; --replace replaces "
-                         "it when the new one is complete")
+                         "it when the new one is complete (of run_all.sh: --fresh)")
     if _noted(part / "plan.json") != json.loads(json_text(plan)):
         shutil.rmtree(part, ignore_errors=True)
         write_json(part / "plan.json", plan)

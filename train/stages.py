@@ -349,17 +349,17 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     if validation:
         best = max(run.history, key=lambda record: record["val"]["seg_type"])
         print(f"{path}: best epoch {best['epoch']}, with {best['val']['seg_type']:.1f} Type on validation", flush=True)
-        silence = trivial_scores(validation.weak, validation.audio_truth, validation.visual_truth)
-        if warning := no_better_than_silence(best["val"], silence):
+        truth = validation.audio_truth, validation.visual_truth
+        if warning := no_better_than_silence(best["val"]["seg_type"], validation.weak, *truth):
             print(f"WARNING: {path}: {warning}", flush=True)
     else:
         print(f"{path}: no annotated video to choose an epoch by, the last one is kept", flush=True)
 
 
-def no_better_than_silence(best: dict[str, float], trivial: dict[str, dict[str, float]]) -> str:
-    """A sentence, if the best epoch scores what predicting nothing scores, or less; empty if it scores more."""
-    silence = trivial["nothing at all"]["seg_type"]
-    return f"no epoch scored more than predicting nothing does, {silence:.1f}" * (best["seg_type"] <= silence + 1e-6)
+def no_better_than_silence(best: float, weak: Tensor, audio_truth: Tensor, visual_truth: Tensor) -> str:
+    """A sentence, if the best Type of any epoch is no more than predicting nothing has; empty if it is."""
+    silence = trivial_scores(weak, audio_truth, visual_truth)["nothing at all"]["seg_type"]
+    return f"no epoch scored more than predicting nothing does, {silence:.1f}" * (best <= silence + 1e-6)
 
 
 def evaluate(context: Context, checkpoint: Path, split: str, out: Path, gate: str | None = None) -> dict[str, float]:

@@ -45,7 +45,7 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     absent, without = [v for v in rows if v not in files], [v for v in files if v not in rows]
     below = [v for v in files if "/" in v]
     doubts = {"names": [
-        *(f"{file.relative_to(videos)}: {cause}" for file, cause in same.items() if is_media(file)),
+        *(f"{printable(file.relative_to(videos))}: {cause}" for file, cause in same.items() if is_media(file)),
         *(f"{v}: in labels.csv, but no file of {videos}{meant(v, without) or meant(v, below)}" for v in absent),
         *(f"{v}: a file of {videos}, but not in labels.csv{meant(v, absent)}" for v in without)]}
 
@@ -55,7 +55,7 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     known |= {v: Known(cause="no such file") for v in absent}
     count = collections.Counter(label for labels in rows.values() for label in set(labels))
     fixed = (own / "classes.txt").exists()
-    classes = read_classes(str(own)) if fixed else sorted(count)
+    classes = read_classes(str(own)) if fixed or not count else sorted(count)
     strange = {name: why for name in classes if not fixed and (why := misspelt(name, count))}
     doubts["classes"] = [f"{name}: {why}" for name, why in strange.items()]
 
@@ -77,7 +77,7 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     print(f"\n{len(classes)} classes, and how many clips have each:")
     for name in classes:
         print(f"{count[name]:7d}  {name}" + f"   <- {strange.get(name)}" * (name in strange))
-    others = sorted(str(file.relative_to(videos)) for file in (*found.values(), *same)
+    others = sorted(printable(file.relative_to(videos)) for file in (*found.values(), *same)
                     if not is_media(file) and file not in files.values())
     print("", *[f"{len(others)} files are no videos by their names (ignored): {some(others)}"] * bool(others),
           *(line for line in said if "features" not in line), sep="\n")
@@ -99,12 +99,12 @@ def read_header(path: Path, segments: int, missing: str, longest: float) -> Know
     lacks = [stream for kind, stream in (("audio", "sound"), ("video", "picture")) if kind not in kinds]
     whole, cause = max(1, math.ceil(seconds - decode.TAIL)) if seconds else 0, ""
     if len(lacks) == 2:
-        cause = "no stream: neither pictures nor sound in it"
-    elif lacks and missing == "skip":
+        return Known(cause="no stream: neither pictures nor sound in it")
+    if lacks and missing == "skip":
         cause = f"no {lacks[0]}: the file has no such stream (--missing zeros would accept it)"
     elif seconds > longest:
         cause = f"too long: {seconds:.0f} s, the limit is {longest:.0f} s (--longest)"
-    elif 0 < whole < segments:
+    elif 0 < seconds <= segments - 1:
         cause = f"too short: {seconds:.1f} s are less than {segments} segments"
     return Known(whole, " ".join(lacks), cause)
 

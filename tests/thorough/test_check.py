@@ -25,7 +25,7 @@ import uwav
 from data import annotations, pack
 from sources import write_own
 from train import cli, lacking, stages
-from video import check, extract
+from video import check, decode, extract
 
 ROOT = Path(__file__).resolve().parents[2]
 EVENTS = "video,modality,onset,offset,label\n"
@@ -192,7 +192,7 @@ def test_an_event_wholly_beyond_its_clip_is_refused_by_name_and_one_that_reaches
 
 
 def test_the_template_lists_what_is_a_clip_by_its_name_with_its_folder_and_never_lies_among_them(tmp_path, capsys):
-    for name in ("x/one.MP4", "x/y/one.mkv", "one.wav", "sound.flac", "b.ts", "b.ts.txt", "cover.jpg", "list.m3u8", "labels.csv", ".hidden/z.mp4", "x/.z.mp4", "desktop.ini"):
+    for name in ("x/one.MP4", "x/y/one.mkv", "one.wav", "sound.flac", "b.ts", "b.ts.txt", "cover.jpg", "list.m3u8", "labels.csv", ".hidden/z.mp4", "x/.z.mp4", "desktop.ini", "e\x1b[2J.mp4"):
         (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clips" / name).touch()
     for inside in ("clips", "clips/x/own"):
@@ -200,7 +200,8 @@ def test_the_template_lists_what_is_a_clip_by_its_name_with_its_folder_and_never
             features.main(["template", str(tmp_path / "clips"), str(tmp_path / inside)])
     features.main(["template", str(tmp_path / "clips"), str(tmp_path / "own")])
     assert sorted(annotations.listed(tmp_path / "own/labels.csv")) == ["b", "one", "sound", "x/one", "x/y/one"]
-    assert "5 files are no videos by their names (left out): " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "5 files are no videos by their names (left out): " in said and "e\\x1b[2J.mp4: left out, its name cannot be a video's id" in said and "\x1b" not in said
     with pytest.raises(SystemExit, match="none: no file whose name ends as that of a video"):
         (tmp_path / "none").mkdir()
         (tmp_path / "none/a.docx").touch()
@@ -225,6 +226,33 @@ def test_predictions_of_a_clip_in_a_folder_are_scored_and_of_two_of_one_name_the
     table(tmp_path / "p.csv", EVENTS + "clip.mp4,both,0,3,dog\n")
     with pytest.raises(SystemExit, match="'clip.mp4' is no video of split val; did you mean day1/clip or day2/clip"):
         cli.main(score)
+
+
+@pytest.mark.parametrize("seconds, segments, missing, longest, known", [
+    (3.2, 3, "skip", 600, annotations.Known(4)), (2.05, 3, "skip", 600, annotations.Known(2)), (1.9, 3, "skip", 600, annotations.Known(2, "", "too short: 1.9 s are less than 3 segments")),
+    (3.0, 3, "skip", 2, annotations.Known(3, "", "too long: 3 s, the limit is 2 s (--longest)")), (0.4, 1, "skip", 600, annotations.Known(1))])
+def test_a_header_tells_what_extract_will_make_of_a_clip(tmp_path, seconds, segments, missing, longest, known):
+    path = clips.make(tmp_path / "x.mkv", seconds, 20, sound=clips.tone(seconds)[None])
+    assert check.read_header(path, segments, missing, longest) == known
+    try:
+        clip = decode.read_clip(path, segments, longest)
+        assert not known.cause and clip.segments == segments
+    except ValueError as error:
+        assert str(error) == known.cause
+
+
+def test_a_file_with_neither_sound_nor_picture_and_tables_without_a_label_are_said_by_the_check(tmp_path, capsys):
+    (tmp_path / "CLIPS").mkdir()
+    (tmp_path / "CLIPS/words.mkv").write_bytes(b"1\n00:00:00,000 --> 00:00:02,000\nhello\n\n")  # subtitles
+    clips.make(tmp_path / "CLIPS/a.mkv", 2, 5, sound=clips.tone(2)[None])
+    table(tmp_path / "labels.csv", "video,labels\nwords.mkv,\na.mkv,\n")
+    with pytest.raises(ValueError, match="lies inside|labels.csv: no class in it yet"):
+        check.check(tmp_path, tmp_path / "CLIPS", 2)
+    table(tmp_path / "labels.csv", "video,labels\nwords.mkv,dog\na.mkv,dog\n")
+    check.check(tmp_path, tmp_path / "CLIPS", 2, accept=["clips"])
+    assert "words: left out: no stream: neither pictures nor sound in it" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--accept clipz: one of names, classes, clips, long"):
+        check.check(tmp_path, tmp_path / "CLIPS", 2, accept=["clipz"])
 
 
 # ---- windows ----
@@ -331,10 +359,23 @@ def test_clips_none_of_which_has_sound_train_a_parser_of_pictures(tmp_path):
 # ---- the report, and run_all.sh ----
 
 
-@pytest.mark.parametrize("best, silence, warned", [(50.0, 50.0, True), (0.0, 0.0, True), (49.9, 66.7, True), (50.1, 50.0, False)])
-def test_an_epoch_that_scores_what_silence_scores_is_not_praised(best, silence, warned):
-    said = stages.no_better_than_silence(dict(seg_type=best), {"nothing at all": dict(seg_type=silence)})
-    assert said == (f"no epoch scored more than predicting nothing does, {silence:.1f}" if warned else "")
+@pytest.mark.parametrize("empty, best, warned", [(1, 50.0, "50.0"), (0, 0.0, "0.0"), (1, 49.9, "50.0"), (1, 50.1, ""), (2, 100.0, "100.0")])
+def test_an_epoch_that_scores_what_silence_scores_is_not_praised(empty, best, warned):
+    """Of two annotated clips, `empty` have no event."""
+    truth = torch.zeros(2, 4, 2)
+    truth[empty:, 1, 0] = 1
+    said = stages.no_better_than_silence(best, truth.amax(1), truth, truth)
+    assert said == (f"no epoch scored more than predicting nothing does, {warned}" if warned else "")
+
+
+def test_the_report_praises_no_epoch_of_a_silent_parser(tmp_path, capsys):
+    own = write_own(tmp_path / "own", "video,labels,split\na,dog,\nb,bell,\nc,dog,val\nd,,val\n", EVENTS + "c,both,0,2,dog\n")
+    pack.pack(own, tmp_path / "run/data", workers=1)
+    cli.main(["own", str(tmp_path / "run/data"), str(tmp_path / "run/seed0"), *SMALL, "--set", "epochs=1", "--set", "peak_lr=0"])
+    assert "no epoch scored more than predicting nothing does, 50.0" in capsys.readouterr().out
+    report.main([str(tmp_path / "run")])
+    page = (tmp_path / "run/report.html").read_text()
+    assert "Warning: no epoch scored more than predicting nothing does, 50.0, so the epoch that was kept (1) is not a good one." in page and "was kept (50.0 %)" not in page
 
 
 @pytest.mark.skipif(os.name != "posix", reason="run_all.sh needs a POSIX shell")
