@@ -162,7 +162,7 @@ def _with_features(root: Path, features: list[str], dataset: LLP | UnAV, splits:
                             for x in vars(split).values()))
 
 
-def _read_own_folder(source: Path, missing: str, window: int) -> LLP:
+def _read_own_folder(source: Path, missing: str, window: int = 0) -> LLP:
     """Your labels, of the classes that `text` embedded and the videos that `extract` embedded."""
     path = source / "text.json"
     with made_by(f"python features.py text CLASSES {source}", path):
@@ -175,7 +175,7 @@ def _read_own_folder(source: Path, missing: str, window: int) -> LLP:
             path = source / e.folder / f"{video}.npy"
             x = shaped(read_array(path, mmap=True), (lengths.get(video), e.size), path)
             lengths[video] = len(x)
-            if not x[0].any():  # embeddings are of unit length: these zeros are what `extract --missing zeros` wrote
+            if not x.any():  # embeddings are of unit length: these zeros are what `extract --missing zeros` wrote
                 lacks[video] = stream
     if (path := source / "clips.csv").exists():
         with made_by(f"python features.py check {source}", path):

@@ -103,7 +103,8 @@ def slow_own(folder: Path, classes: tuple[str, ...], lengths: dict[str, int]) ->
                             truth[m, n, t, classes.index(row["label"])] |= t + 1 > start and t < end
         weak |= truth.any((0, 2)).astype(np.uint8)
         splits[split] = annotations.LLPSplit(ids, weak, *(truth if split != "train" else ())) if ids else None
-    return annotations.LLP(classes, *splits.values(), segments=T)
+    became = {v: f"{split}: {T} s of {T}" for split, found in splits.items() for v in (found.ids if found else ())}
+    return annotations.LLP(classes, *splits.values(), segments=T, windows={v: (v, 0) for v in rows}, clips={v: became[v] for v in rows})
 
 
 def slow_classes(path: Path) -> list[str]:
