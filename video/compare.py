@@ -111,9 +111,9 @@ def agreement(sides: tuple[Path, Path], llp: LLP, ids: set[str], teacher: uwav.T
 def compare(mine: Path, theirs: Path, teacher: uwav.Teacher | None = None) -> dict[str, str]:
     """Prints tables and verdicts, and returns them, by name. Raises FileNotFoundError or ValueError naming the file."""
     sides = mine, theirs
-    found = {}
+    ids, found = {name: ids_in(side / e.folder for side in sides) for name, e in TEXTED.items()}, {}
     for name, e in TEXTED.items():
-        if shared := sorted(ids_in(side / e.folder for side in sides)):
+        if shared := sorted(ids[name]):
             found[name] = likeness(name, shared, ([read(folder / e.folder / f"{v}.npy", e.size) for folder in sides]
                                                   for v in shared))
         if all((folder / e.texts).exists() for folder in sides):  # a class is a video of one second
