@@ -213,9 +213,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors(less=""):
-        for name, value in vars(options).items():
-            numbers = name in ("segments", "windows", "longest", "workers", "group") and type(value) in (int, float)
-            if numbers and not value > 0:
+        for name in ("segments", "windows", "longest", "workers", "group"):
+            value = getattr(options, name, None)
+            if type(value) in (int, float) and not value > 0:
                 raise ValueError(f"--{name} {value}: must be above 0")
         options.run(options)
 

@@ -184,8 +184,7 @@ def _read_own_folder(source: Path, missing: str, window: int = 0) -> LLP:
         with made_by("python features.py extract --retry", path), open(path, newline="", errors="replace") as file:
             causes = {os.path.splitext(from_cell(row["file"]))[0]: printable(from_cell(row["cause"]))
                       for row in csv.DictReader(file)}
-    known = {v: Known(whole.get(v, 0), lacks.get(v, ""), causes.get(v, ""))
-             for v in (*lengths, *whole, *causes)}
+    known = {v: Known(whole.get(v, 0), lacks.get(v, ""), causes.get(v, "")) for v in (*lengths, *whole, *causes)}
     return read_own(source, classes, lengths, missing, window=window, known=known)
 
 
