@@ -43,11 +43,14 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     rows, (found, same) = listed(own / "labels.csv"), find_videos(videos, llp=False)
     files = {v: file for v, file in found.items() if v in rows or is_media(file)}
     absent, without = [v for v in rows if v not in files], [v for v in files if v not in rows]
-    below = [v for v in files if "/" in v]
+    few, below = len(absent) + len(without) <= 500, collections.defaultdict(list)  # more are not misspelt, but others
+    for v in files:
+        below[plainest(Path(v).name)].append(v)
     doubts = {"names": [
         *(f"{printable(file.relative_to(videos))}: {cause}" for file, cause in same.items() if is_media(file)),
-        *(f"{v}: in labels.csv, but no file of {videos}{meant(v, without) or meant(v, below)}" for v in absent),
-        *(f"{v}: a file of {videos}, but not in labels.csv{meant(v, absent)}" for v in without)]}
+        *(f"{v}: in labels.csv, but no file of {videos}"
+          + (meant(v, without) or meant(v, below[plainest(Path(v).name)]) if few else "") for v in absent),
+        *(f"{v}: a file of {videos}, but not in labels.csv{meant(v, absent) if few else ''}" for v in without)]}
 
     clips = progress([v for v in rows if v in files], desc="check", unit="clip")
     known = {v: read_header(files[v], segments, missing, longest) for v in clips}
@@ -77,8 +80,8 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     print(f"\n{len(classes)} classes, and how many clips have each:")
     for name in classes:
         print(f"{count[name]:7d}  {name}" + f"   <- {strange.get(name)}" * (name in strange))
-    others = sorted(printable(file.relative_to(videos)) for file in (*found.values(), *same)
-                    if not is_media(file) and file not in files.values())
+    others = sorted(printable(file.relative_to(videos)) for file in {*found.values(), *same} - {*files.values()}
+                    if not is_media(file))
     print("", *[f"{len(others)} files are no videos by their names (ignored): {some(others)}"] * bool(others),
           *(line for line in said if "features" not in line), sep="\n")
     stop(own, doubts, accept)

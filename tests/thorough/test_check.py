@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -253,6 +254,18 @@ def test_a_file_with_neither_sound_nor_picture_and_tables_without_a_label_are_sa
     assert "words: left out: no stream: neither pictures nor sound in it" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--accept clipz: one of names, classes, clips, long"):
         check.check(tmp_path, tmp_path / "CLIPS", 2, accept=["clipz"])
+
+
+def test_thousands_of_rows_for_another_folder_are_told_in_seconds(tmp_path, capsys):
+    (tmp_path / "CLIPS/x").mkdir(parents=True)
+    for n in range(2000):
+        (tmp_path / f"CLIPS/x/garden {n:05d} evening.mp4").touch()
+    (tmp_path / "own").mkdir()
+    table(tmp_path / "own/labels.csv", "video,labels\n" + "".join(f"kitchen {n:05d} morning.mp4,dog\n" for n in range(2000)))
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="mend what is listed above under names"):
+        check.check(tmp_path / "own", tmp_path / "CLIPS")
+    assert time.monotonic() - started < 20 and capsys.readouterr().out.count("in labels.csv, but no file of") == 2000
 
 
 # ---- windows ----
