@@ -243,7 +243,7 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
         try:
             model = onnx.version_converter.convert_version(model, opset)
             model.ir_version = 8  # of that opset's time
-        except RuntimeError as error:  # MGN's Gelu and MM-Pyramid's Split have no form that old
+        except RuntimeError as error:  # MGN's Gelu has no form that old
             print(f"{export.name}: stays at opset {TRACED}, not {opset}: {str(error).rpartition(': ')[2]}")
     graph = model.graph
     inside = (x for g in (graph, *model.functions) for x in (g, *g.node, *g.value_info))

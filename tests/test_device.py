@@ -1,5 +1,6 @@
 """What the method asks of a device, without one: no tensor of another device, no value, and how many operations."""
 
+import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -7,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import uwav
+from bench import Launches, on_cards
 from train import presets
 from uwav import SourceSplit, TargetSplit
 
@@ -65,30 +66,39 @@ def test_labels_thresholds_and_the_gate_mix_no_devices_and_never_wait(meta):
         assert x.device.type == "meta"
 
 
-class Launches(TorchDispatchMode):
-    """Counts operations that compute or copy something: what a GPU launches, fused kernels apart."""
-
-    VIEWS = set("_record_function_enter_new _record_function_exit _reshape_alias _unsafe_view alias as_strided detach empty empty_like "
-                "expand permute select slice split split_with_sizes squeeze t transpose unbind unsqueeze view".split())
+class Kinds(Launches):
+    """Also how many of each kind."""
 
     def __init__(self):
         super().__init__()
         self.found = Counter()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if (name := function._schema.name.removeprefix("aten::").removeprefix("profiler::")) not in self.VIEWS:
-            self.found[name] += 1
-        return function(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, function, *given):
+        self.found[function._schema.name] += 1
+        return super().__torch_dispatch__(function, *given)
 
 
 def test_a_step_of_the_han_is_less_than_1100_launches():
     """At the published depth; width does not matter."""
     torch.manual_seed(0)
-    config, data = uwav.TrainConfig(batch=8), random_target(16)
+    config, data = uwav.TrainConfig(batch=2), random_target(4)
     model, labels = uwav.HAN(replace(HAN, layers=uwav.HANConfig().layers)), labels_of(data, config)
     steps = uwav.han_epoch(model, model, uwav.han_losses, uwav.adamw(model, config), data, labels, config, 1)
     next(steps)  # which also makes the optimiser's state
-    with Launches() as launches:
+    with Kinds() as launches:
         next(steps)
-    assert 500 < launches.found.total() < 1100, launches.found
-    assert launches.found["bmm"] == 6 * 2 * uwav.HANConfig().layers  # one attention a layer and modality, there and back
+    assert 500 < launches.count < 1100, launches.found
+    assert launches.found["aten::bmm"] == 6 * 2 * uwav.HANConfig().layers  # one attention a layer and modality, there and back
+
+
+def test_what_an_epoch_asks_of_a_card_is_computed_from_its_launches_and_operations():
+    h, T, B = 32, 10, 64
+    said = on_cards(uwav.HANConfig(hidden=h, feedforward=4 * h))
+    steps, launches, flops = (float(x.replace(",", "")) for x in re.search(r"(\d+) steps of ([\d,]+) launches and ([\d.]+) GFLOP", said).groups())
+    # by hand: what reads the features; 5 layers, each for 2 modalities: 8 h^2 of projections, 8 h^2 of linear layers, two attentions over T seconds
+    first, inner = 128 * 2 * h + 2560 * h, 2 * h * h + 5 * 2 * (16 * h * h + 2 * 2 * T * h)
+    assert flops == pytest.approx(2 * B * T * (2 * first + 3 * inner) / 1e9, rel=0.05), "there once, back twice, to features once; the heads are less"
+    assert steps == 157 and 500 < launches < 1100 and said.startswith("computed, not measured") and "published: 24 s on an RTX 3090" in said
+    for card, speed in (("RTX 3090", 35e12), ("H100 in bf16", 400e12)):
+        found = re.search(rf"{card}: ([\d.]+) s at 5 us a launch, ([\d.]+) s at", said).groups()
+        assert [float(x) for x in found] == pytest.approx([steps * launches * 5e-6, steps * flops * 1e9 / speed], abs=0.006)
