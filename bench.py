@@ -33,6 +33,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,6 +49,7 @@ TRAIN, TEST, T, C = 10_000, 1_200, LLP_SEGMENTS, len(LLP_CLASSES)  # LLP
 SOURCE, SOURCE_CLASSES = 6_489, 100  # UnAV-100, training split
 SOURCE_SECONDS = 10, 60, 42, 10  # of its videos: shortest, longest, mean, standard deviation
 FILES = 400  # videos that exist as files; the plain ways read them again and again, from the page cache
+LAUNCH, CARDS = 5e-6, {"RTX 3090": 35e12, "H100 in bf16": 400e12}  # seconds; operations a second, in practice
 ROUNDS, ROUND_SECONDS = 3, 1.2  # how often ours and the plain way take turns, and for how long at a time
 
 
@@ -88,6 +90,19 @@ def operations(function: Callable) -> float:
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that compute or copy something. A fused kernel of a GPU does several at once."""
+
+    views = set("_record_function_enter_new _record_function_exit _reshape_alias _unsafe_view alias as_strided detach "
+                "empty empty_like expand permute select slice split split_with_sizes squeeze t transpose unbind "
+                "unsqueeze view".split())
+    count = 0
+
+    def __torch_dispatch__(self, function: Callable, types: object, args: tuple = (), kwargs: object = None) -> object:
+        self.count += function._schema.name.split("::")[1] not in self.views
+        return function(*args, **(kwargs or {}))
 
 
 # ---- Random data of real sizes -------------------------------------------------------------------
@@ -265,6 +280,21 @@ class Bench:
         return rows
 
 
+def on_cards(model_config: uwav.HANConfig = uwav.HANConfig()) -> str:
+    """What a training step of the published HAN asks of any device, and what follows for cards that are not here."""
+    config, steps, device = uwav.TrainConfig(), math.ceil(TRAIN / uwav.TrainConfig().batch), torch.device("cpu")
+    model, data = uwav.HAN(model_config), random_target(2 * config.batch, device)
+    labels = uwav.pseudo_labels(torch.randn(2, len(data.weak), T, C), torch.zeros(2, C), data.weak, config)
+    epoch = uwav.han_epoch(model, model, uwav.han_losses, uwav.adamw(model, config), data, labels, config, 1)
+    next(epoch)  # which also makes the optimiser's state
+    with Launches() as launches:
+        work = operations(lambda: next(epoch))
+    lines = (f"{card}: {steps * launches.count * LAUNCH:.2f} s at {LAUNCH * 1e6:.0f} us a launch, "
+             f"{steps * work / speed:.2f} s at {speed / 1e12:.0f} TFLOP/s" for card, speed in CARDS.items())
+    return "\n".join((f"computed, not measured: an epoch of the published HAN is {steps} steps of {launches.count:,} "
+                      f"launches and {work / 1e9:.3g} GFLOP", *lines, "published: 24 s on an RTX 3090"))
+
+
 ROWS = ("epoch", "teacher", "evaluate", "onnx")  # the last one leaves a single thread
 
 
@@ -313,6 +343,8 @@ def run(options: argparse.Namespace) -> None:
             for row in getattr(bench, name)():
                 print(line(row.what, in_units(row.seconds), in_units(row.plain), f"{row.plain / row.seconds:.2f}x",
                            in_units(row.operations / operations_per_s), row.note), flush=True)
+    if "epoch" in (options.rows or ROWS):
+        print(f"\n{on_cards()}")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,16 @@ def test_the_public_hans_of_2020_and_of_valor_load_and_equal_their_code(golden, 
     assert model.config.audio_first == (name == "valor") and not model.config.audio_mlp
 
 
+@pytest.mark.parametrize("inputs, split", [(2560, (2048, 512)), (2559, (2559, 0)), (2048, (2048, 0)), (2816, (2816, 0))])
+def test_what_weights_do_not_tell_of_the_visual_inputs_is_as_published(golden, inputs, split):
+    case = golden("han")
+    state = weights(case, "sd.")
+    state["fc_fusion.layers.0.weight"] = torch.zeros(len(state["fc_fusion.layers.0.weight"]), inputs)
+    for told in (None, 7):
+        config = uwav.load_released_han(state, heads(case), told).config
+        assert (config.visual_2d_dim, config.visual_3d_dim) == ((inputs - told, told) if told else split)
+
+
 @pytest.mark.parametrize("setting", presets.ABLATION)
 def test_han_losses_of_every_ablation_row_equal_the_released_code(golden, setting):
     case = golden("han")

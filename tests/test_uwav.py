@@ -1,6 +1,8 @@
 """The method's parts: hand-computed cases and independent slow versions."""
 
 import math
+from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,49 @@ def test_paper_models_have_the_published_sizes():
     assert base == pytest.approx(23.02, abs=0.005) and teacher == pytest.approx(92.99, abs=0.005)
     said = (ROOT / "docs/method.md").read_text(encoding="utf-8")
     assert f"HAN {base:.2f} M parameters with features `base`, {clip_clap:.2f} M with `clip_clap`; teacher {teacher:.2f} M" in said
+
+
+# The constants of the published run, by the sections of the specification that the recorded cases come with (SPEC.md).
+PUBLISHED = {
+    "teacher": (uwav.TeacherConfig(), dict(  # 1.1
+        audio_dim=512, visual_dim=768, hidden=1024, heads=16, feedforward=2048, layers=5, dropout=0.3, audio_scale=3.2912, visual_scale=4.6052)),
+    "pretraining": (uwav.PretrainConfig(), dict(  # 1.1; the paper has clip 1.0, and no weight 5 in Eq. 3
+        seed=1000, epochs=80, batch=64, peak_lr=1e-4, min_lr=1e-5, warmup=10, weight_decay=1e-3, beta1=0.5, beta2=0.999, clip=2.0, pos_weight=5.0,
+        length_pool=8, fast=False)),  # ours: to save padding
+    "han base": (uwav.HANConfig(), dict(  # 1.3
+        classes=25, audio_dim=128, visual_2d_dim=2048, visual_3d_dim=512, hidden=512, heads=16, feedforward=2048, layers=5, dropout=0.1,
+        project_visual=True, audio_first=True, audio_mlp=True)),
+    "han clip_clap": (uwav.CLIP_CLAP, dict(  # 1.3; of the supplement
+        classes=25, audio_dim=512, visual_2d_dim=768, visual_3d_dim=0, hidden=768, heads=16, feedforward=2048, layers=5, dropout=0.1,
+        project_visual=False, audio_first=True, audio_mlp=True)),
+    "training": (uwav.TrainConfig(), dict(  # 1.4, temperature 1.2; the paper has temperature 1, and no factor C in Eq. 7-8
+        seed=20000, epochs=80, batch=64, peak_lr=1e-4, min_lr=5e-6, warmup=10, weight_decay=1e-4, beta1=0.9, beta2=0.999, clip=1.0,
+        pseudo_label="soft", temperature=2.0, reweight=True, W=0.5, balance_sum=True, mixup=True, alpha=1.7, fast=False)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_default_is_the_published_constant(name):
+    config, published = PUBLISHED[name]
+    assert asdict(config) == published
+
+
+def test_constants_outside_of_the_configurations_are_the_published_ones():
+    assert (uwav.GATE, uwav.MIN_IOU, uwav.PROBABILITY_MARGIN) == (0.5, 0.5, 1e-7)  # 1.5, 1.5, 1.4
+    for config in (uwav.PretrainConfig(), uwav.TrainConfig()):
+        (group,) = uwav.adamw(uwav.HAN(SMALL_HAN), config).param_groups
+        assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (config.peak_lr, (config.beta1, config.beta2), 1e-8, config.weight_decay)
+    defaults = {f.__name__: {k: p.default for k, p in signature(f).parameters.items() if p.default is not p.empty}
+                for f in (uwav.teacher_loss, uwav.soft_labels, uwav.class_balance, uwav.segment_loss, uwav.learning_rate, uwav.load_released_teacher)}
+    assert defaults == dict(teacher_loss=dict(pos_weight=5.0), soft_labels=dict(temperature=2.0), class_balance=dict(W=0.5, balance_sum=True),
+                            segment_loss=dict(w_pos=1.0, w_neg=1.0), learning_rate=dict(warmup=10), load_released_teacher=dict(heads=16))
+
+
+def test_dropout_has_the_rate_of_its_config_at_every_place():
+    """In weights of attention and behind every product, in the teacher's layers and in the HAN's."""
+    for model in (uwav.Teacher(replace(SMALL_TEACHER, dropout=0.23)), uwav.HAN(replace(SMALL_HAN, dropout=0.23))):
+        rates = [m.p if isinstance(m, nn.Dropout) else m.dropout for m in model.modules() if isinstance(m, (nn.Dropout, uwav.Attention))]
+        assert rates == [0.23] * (len(rates) or 1) and len(rates) == (12 if isinstance(model, uwav.Teacher) else 8)
 
 
 @pytest.mark.parametrize("cross", [False, True])
