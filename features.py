@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from common.command import Parser, one_sentence_errors, working_in
+from common.devices import ranks
 from data.annotations import LLP_SEGMENTS, read_classes, read_llp, read_unav, write_template
 from data.layout import packed_feature_sets
 from data.pack import pack
@@ -70,6 +71,7 @@ def run_extract(options: argparse.Namespace) -> None:
     files, made_with, device = _encoders(options)
     from video import encoders, extract
 
+    part = extract.part_of(options.out, options.shard)
     segments, on_gpu = LLP_SEGMENTS if options.llp else options.segments, device.startswith("cuda")
     choices = extract.Options(options.llp, segments, options.missing, options.longest, options.recipe)
     made_with |= dict(segments=segments, precision="half" if on_gpu else "single")
@@ -84,11 +86,11 @@ def run_extract(options: argparse.Namespace) -> None:
             encoder = built()[kind]
         return encoder(x)
 
-    with working_in(options.out):
+    with working_in(options.out), working_in(part):
         extract.check(options.videos, options.out, made_with)  # again, now that nobody else writes there
         extract.extract(options.videos, options.out, functools.partial(encode, 0), functools.partial(encode, 1),
                         made_with, choices, options.workers, group=options.group or (16 if on_gpu else 1),
-                        threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry)
+                        threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry, shard=options.shard)
 
 
 def run_text(options: argparse.Namespace) -> None:
@@ -178,6 +180,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 1 on a CPU)")
     sub.add_argument("--retry", action="store_true", help="try the videos of failures.csv again")
+    sub.add_argument("--shard", metavar="K/N", help="only every N-th group of videos, from the K-th on, beside others;"
+                     " a run without this ends it (docs/scale.md)")
 
     sub = command("text", "class names -> CLIP and CLAP text embeddings", run_text)
     sub.add_argument("classes", help="llp, UnAV-100's annotation file, your labels.csv, or a text file, one a line")
@@ -212,7 +216,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
-    with one_sentence_errors(less=""):
+    with one_sentence_errors(less=""), ranks(options):
         for name in ("segments", "windows", "longest", "workers", "group"):
             value = getattr(options, name, None)
             if type(value) in (int, float) and not value > 0:

@@ -587,9 +587,9 @@ class Run:
                 group["lr"] = lr
             yield epoch, lr
 
-    def mean(self, losses: Iterator[Tensor]) -> list[float]:
-        """Go through an epoch; the mean of its losses, a number or (K,) each."""
-        return (sum(losses) / self.steps).reshape(-1).tolist()
+    def mean(self, steps: Callable[..., Iterator[Tensor]], *inputs) -> list[float]:
+        """Go through an epoch, `steps(*inputs)`; the mean of its losses, a number or (K,) each."""
+        return (sum(steps(*inputs)) / self.steps).reshape(-1).tolist()
 
     def end_epoch(self, record: dict, score: float, last_of_equals: bool = False) -> None:
         """Note an epoch; keep its weights if its score is the best so far, of equal ones the first (or the last)."""
@@ -618,7 +618,7 @@ def train_teacher(data: SourceSplit, validation: SourceSplit, text: tuple[Tensor
     optimizer = run.begin(model, config, videos=len(data.length))
     forward = run.fast(model, one_shape=False)
     for epoch, lr in run.epochs():
-        (loss,) = run.mean(teacher_epoch(model, forward, optimizer, data, text, config, epoch))
+        (loss,) = run.mean(teacher_epoch, model, forward, optimizer, data, text, config, epoch)
         scores = teacher_scores(model, validation, text)
         run.end_epoch(dict(epoch=epoch, lr=lr, loss=loss, val=scores), scores["av"])
     return run.finish()
@@ -710,7 +710,7 @@ def train_han(data: TargetSplit, validation: TargetSplit | None, labels: PseudoL
     optimizer = run.begin(model, config, videos=len(data.weak))
     forward, losses_of = run.fast(model, one_shape=True), run.fast(han_losses, one_shape=True)
     for epoch, lr in run.epochs():
-        terms = run.mean(han_epoch(model, forward, losses_of, optimizer, data, labels, config, epoch))  # (5,)
+        terms = run.mean(han_epoch, model, forward, losses_of, optimizer, data, labels, config, epoch)  # (5,)
         scores = validation and han_scores(model, validation)
         run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(LOSSES, terms)), val=scores),
                       scores["seg_type"] if scores else epoch)

@@ -26,7 +26,7 @@ try:
 except ModuleNotFoundError:  # Windows: runs are not kept apart there
     fcntl = None
 
-LESS = "; smaller batches need less: --set batch=N, and so do smaller models: --preset demo"
+LESS = "; smaller batches need less: --set batch=N, smaller models: --preset demo, features left on disk: --stream"
 PATIENCE = 2.0  # s, for a run that was just stopped, and its workers
 HELD = "UWAV_HELD"  # the folder that run_all.sh holds for its stages
 

@@ -40,8 +40,11 @@ def atomic(path: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+writer = ""  # what tells processes that may write the same file from each other
+
+
 def temporary_of(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.part{path.suffix}")
+    return path.with_name(f".{path.stem}.part{writer}{path.suffix}")
 
 
 # ---- What a name or a text may be that comes out of a file ----------------------------------------

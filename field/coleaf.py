@@ -259,7 +259,7 @@ def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: t
     optimizer = run.begin(model, config, videos=len(data.weak))
     forwards = [run.fast(x, one_shape=False) for x in model.children()]  # no CUDA graphs: outputs outlive the next call
     for epoch, lr in run.epochs():
-        terms = run.mean(train_epoch(model, forwards, optimizer, data, ratios, config, epoch))  # (11,)
+        terms = run.mean(train_epoch, model, forwards, optimizer, data, ratios, config, epoch)  # (11,)
         scores = validation and only_scores(*predictions(model, validation), validation.audio_truth,
                                             validation.visual_truth)
         run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(LOSSES, terms)), val=scores),

@@ -206,7 +206,7 @@ def train(data: uwav.TargetSplit, validation: uwav.TargetSplit | None, ratios: t
     optimizer = run.begin(model, config, videos=len(data.weak))
     forward, cross = run.fast(model, one_shape=True), ratios is not None
     for epoch, lr in run.epochs():
-        terms = run.mean(train_epoch(model, forward, optimizer, data, ratios, config, epoch))  # (4,)
+        terms = run.mean(train_epoch, model, forward, optimizer, data, ratios, config, epoch)  # (4,)
         scores = validation and uwav.parsing_scores(*predictions(model, validation, cross), validation.audio_truth,
                                                     validation.visual_truth)
         run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(LOSSES, terms)), val=scores),

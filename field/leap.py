@@ -169,7 +169,7 @@ def train(data: TargetSplit, validation: TargetSplit | None, labels: PseudoLabel
     optimizer = run.begin(model, config, videos=len(data.weak))
     forward, losses_of = run.fast(model, one_shape=True), run.fast(leap_losses, one_shape=True)
     for epoch, lr in run.epochs():
-        terms = run.mean(leap_epoch(model, forward, losses_of, optimizer, data, labels, config, epoch))  # (5,)
+        terms = run.mean(leap_epoch, model, forward, losses_of, optimizer, data, labels, config, epoch)  # (5,)
         scores = validation and han_scores(model, validation)
         run.end_epoch(dict(epoch=epoch, lr=lr, loss=sum(terms), **dict(zip(LOSSES, terms)), val=scores),
                       scores["seg_type"] if scores else epoch, last_of_equals=True)

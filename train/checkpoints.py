@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import uwav
+from common import devices
 from common.command import progress
-from common.devices import accelerate
 from common.files import atomic, plain, reading, reason, temporary_of
 from common.released import read_checkpoint, weights_of, with_weights
+from data.splits import by_windows
 from field import coleaf, jomold, leap, mgn, mm_pyramid
 
 SAVING_SHARE = 0.05  # of the time may go into saving the state: every epoch if that is quick, rarer if it is not
@@ -48,23 +49,28 @@ class Run(uwav.Run):
                 optimizer.load_state_dict(state["optimizer"])
                 self.history, self.best_score = state["history"], state["best_score"]
                 self.best_weights = state["best_weights"]
+        if len({*devices.gathered(len(self.history))}) > 1:  # on a shared folder that is slow to tell of changes
+            raise ValueError(f"{self.state_path}: not the same on all machines yet; start again")
         return optimizer
 
     def fast(self, function: Callable, one_shape: bool) -> Callable:
-        return accelerate(function, self.config.fast, next(self.model.parameters()).device, one_shape)
+        device = next(self.model.parameters()).device
+        return devices.accelerate(devices.together(function), self.config.fast, device, one_shape)
 
     def epochs(self) -> Iterator[tuple[int, float]]:
         total = self.config.epochs * self.steps
         with progress(total=total, initial=len(self.history) * self.steps, desc=self.name, unit="step") as self.bar:
-            yield from super().epochs()
+            for epoch in super().epochs():
+                torch.manual_seed(torch.initial_seed() + (devices.RANK << 40))  # no two ranks share their dropout
+                yield epoch
 
-    def mean(self, losses: Iterator[Tensor]) -> list[float]:
-        def watched() -> Iterator[Tensor]:
-            for loss in losses:
+    def mean(self, steps: Callable[..., Iterator[Tensor]], *inputs) -> list[float]:
+        def watched(*inputs) -> Iterator[Tensor]:
+            for loss in by_windows(steps, *inputs):
                 yield loss
                 self.bar.update()
 
-        return super().mean(watched())
+        return super().mean(watched, *inputs)
 
     def end_epoch(self, record: dict, score: float, last_of_equals: bool = False) -> None:
         """Note the epoch and keep the best; save the state now and then."""
@@ -75,6 +81,8 @@ class Run(uwav.Run):
         validation = f", validation {score:.1f}" if record["val"] else ""
         self.bar.set_postfix_str(f"epoch {record['epoch']}/{self.config.epochs}, loss {record['loss']:.4f}{validation}",
                                  refresh=sys.stderr.isatty())
+        if devices.RANK:
+            return
         with atomic(self.path.with_suffix(".jsonl")) as temporary:
             temporary.write_text("".join(json.dumps(r) + "\n" for r in self.history))
         started = time.monotonic()
@@ -88,6 +96,8 @@ class Run(uwav.Run):
     def finish(self) -> nn.Module:
         """Write the checkpoint of the best epoch and return that model, ready for inference."""
         model = super().finish()
+        if devices.RANK:
+            return model
         # As new objects, which pickle tells from those it knows: so that the bytes are those of a resumed run, too.
         history = json.loads(json.dumps(self.history))
         save_file(self.path, dict(kind=type(model).__name__, config=asdict(model.config), settings=self.settings,

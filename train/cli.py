@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.command import LESS, Parser, one_sentence_errors
-from common.devices import choose_device
+from common.devices import choose_device, ranks
 from data.layout import FEATURE_SETS
 from train.ablation import SWEEP, ablate
 from train.field import CHOICES, run_systems
@@ -40,6 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
                                   "e.g. --set temperature=1 (repeatable)")
             sub.add_argument("--fast", action="append_const", const="fast=true", dest="overrides",
                              help="train in bf16 and, on a GPU, with compiled kernels; the same as --set fast=true")
+        if name in ("pretrain", "label", "train"):
+            sub.add_argument("--stream", type=float, nargs="?", const=16.0, default=0.0, metavar="MB",
+                             help="training features stay on disk, so many MB (16) are read at a time: docs/scale.md")
         return sub
 
     sub = command("pretrain", "pre-train the teacher on UnAV", lambda c, o: pretrain(c, o.out), trains=True)
@@ -116,8 +119,8 @@ def check(arguments: list[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
-    with one_sentence_errors(less=LESS * hasattr(options, "overrides")):
-        given = {k: getattr(options, k) for k in ("preset", "seed", "overrides") if hasattr(options, k)}
+    with one_sentence_errors(less=LESS * hasattr(options, "overrides")), ranks(options):
+        given = {k: getattr(options, k) for k in ("preset", "seed", "overrides", "stream") if hasattr(options, k)}
         parse_overrides(given.get("overrides", ()))
         options.run(Context(options.data, device=choose_device(options.device), **given), options)
 

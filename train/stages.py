@@ -46,6 +46,7 @@ class Context:
     seed: int = 0  # added to the published seeds
     device: str = "cpu"
     overrides: tuple[str, ...] = ()  # FIELD=VALUE
+    stream: float = 0.0  # MB of training features that are read at a time; 0: all are kept in memory
 
     def config(self, config):
         """A config of the preset with the overrides that concern it, and this seed added to its own, if it has one."""
@@ -53,8 +54,9 @@ class Context:
         return replace(config, seed=config.seed + self.seed) if hasattr(config, "seed") else config
 
     def target(self, split: str, features: str) -> TargetSplit:
-        """A split of LLP, read once and kept on the device."""
-        return _target(self.data, self.identity, split, features, self.device)
+        """A split of LLP, read once and kept on the device, unless it is to stay on disk."""
+        stream = self.stream * (split == "train")
+        return _target(self.data, self.identity, split, features, self.device, stream)
 
     @property
     def identity(self) -> str:
@@ -63,8 +65,8 @@ class Context:
 
 
 @functools.lru_cache(maxsize=6)  # three splits of both feature sets; shared by all rows and seeds
-def _target(data: Path, identity: str, split: str, features: str, device: str) -> TargetSplit:
-    return load_target(data, split, features, device)
+def _target(data: Path, identity: str, split: str, features: str, device: str, stream: float) -> TargetSplit:
+    return load_target(data, split, features, device, stream)
 
 
 FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # no fields for --set
@@ -125,10 +127,12 @@ def pretrain(context: Context, out: Path) -> None:
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
     settings = dict(data=context.identity, dry_run=dry_run(index), encoders=encoders_of(index),
                     model=asdict(model_config), training=asdict(config))
+    settings |= dict(stream=context.stream) if context.stream else {}
     path = out / "teacher.pt"
     if path.exists():
         return check_finished(path, settings)
-    data, validation, test = (load_source(context.data, s, context.device) for s in UNAV_SPLITS)
+    data, validation, test = (load_source(context.data, s, context.device, context.stream * (s == "train"))
+                              for s in UNAV_SPLITS)
     text = load_text(context.data, "unav", context.device)
     model = uwav.train_teacher(data, validation, text, model_config, config, Run(path, "teacher", settings))
     scores = [uwav.teacher_scores(model, split, text) for split in (validation, test)]
@@ -333,6 +337,7 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
     settings = dict(data=context.identity, features=features, labels=labels and file_hash(labels_path),
                     dry_run=labels.settings["dry_run"] if labels else dry_run(index), encoders=encoders_of(index),
                     classes=index["llp"]["classes"], model=asdict(model_config), training=asdict(config))
+    settings |= dict(stream=context.stream) if context.stream else {}
     path = out / "han.pt"
     if path.exists():
         return check_finished(path, settings)

@@ -2,14 +2,15 @@
 
     OUT/feats_CLIP/segment_feats/<id>.npy    (T, 768) float32, unit length
     OUT/feats_CLAP/segment_feats/<id>.npy    (T, 512) float32, unit length
-    OUT/failures.csv                         videos without features, with the cause
     OUT/extract.json                         what made all this: recipe, weights, segments, precision, software
+    OUT/failures.csv                         videos without features, with the cause
     OUT/clips.json                           size and time of the clips that features are of
+    OUT/.shares/K-of-N/                      the last two of one of several processes, until they are put together
 
 Processes decode (decode.py), this one encodes (encoders.py). Videos are encoded in groups, always the same ones
 together whatever was finished before, because the last bits of an embedding depend on its batch: an interrupted run
 ends with the very bytes of one that was not. On a CPU several groups are encoded at a time, each by one thread, for
-the same reason.
+the same reason. Several processes (`torchrun`, `--shard`) share these very groups, each takes every n-th.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import functools
 import importlib.metadata
 import math
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +32,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common import devices
 from common.command import progress
 from common.files import (atomic, from_cell, hash_of_arrays, made_by, read_array, read_json, regular,
                           to_cell, write_array, write_json)
@@ -55,17 +58,31 @@ class Options:
 
 # ---- Which videos, and what became of them -------------------------------------------------------
 
-class Failures:
-    """failures.csv: file, its size, cause."""
+SHARES = ".shares"
 
-    def __init__(self, out: Path, folder: Path):
-        self.path, self.folder = out / "failures.csv", folder
+
+def part_of(out: Path, shard: str | None) -> Path:
+    """Where this process notes what it does: OUT, unless it has a share of the work."""
+    share, shares = devices.share(shard)
+    return out if shares == 1 else out / SHARES / f"{share + 1}-of-{shares}"
+
+
+def noted(out: Path, name: str) -> list[Path]:
+    """What was noted in OUT and by the processes that shared its work, the latest last."""
+    return sorted((*out.glob(name), *out.glob(f"{SHARES}/*/{name}")), key=os.path.getmtime)
+
+
+class Failures:
+    """failures.csv: file, its size, cause. part: of OUT, if it is one. retry: begin with none."""
+
+    def __init__(self, out: Path, folder: Path, part: Path | None = None, retry: bool = False):
+        self.path, self.folder = (part or out) / "failures.csv", folder
         self.causes: dict[tuple[str, int], str] = {}
-        if self.path.exists():
-            with (made_by("python features.py extract --retry", self.path),
-                  open(regular(self.path), newline="", encoding="utf-8", errors="surrogateescape") as file):
+        for path in noted(out, "failures.csv") if not retry else ():
+            with (made_by("python features.py extract --retry", path),
+                  open(regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file):
                 _, *rows = csv.reader(file)
-                self.causes = {(from_cell(name), int(size)): from_cell(cause) for name, size, cause in rows}
+                self.causes |= {(from_cell(name), int(size)): from_cell(cause) for name, size, cause in rows}
 
     def key(self, path: Path) -> tuple[str, int]:
         return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0
@@ -124,13 +141,13 @@ def software_since(path: Path) -> tuple[str, list[str]]:
     return now, known
 
 
-def forget_replaced(videos: dict[str, Path], out: Path) -> list[str]:
+def forget_replaced(videos: dict[str, Path], out: Path, part: Path) -> list[str]:
     """The videos that another file has replaced, by size or time of its last change: their features are deleted. Then
     clips.json notes both, so that features are always those of the clips noted, or made again."""
-    path, before = out / "clips.json", {}
-    if path.exists():
+    before = {}
+    for path in noted(out, "clips.json"):
         with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
-            before = dict(read_json(path))
+            before |= dict(read_json(path))
     stats = ((v, file.stat()) for v, file in videos.items() if file.exists())
     now = {v: [x.st_size, x.st_mtime_ns] for v, x in stats}
     replaced = [v for v in now if before.get(v, now[v]) != now[v]]
@@ -140,33 +157,36 @@ def forget_replaced(videos: dict[str, Path], out: Path) -> list[str]:
     if replaced:
         print(f"{out}: made again, as the clip is another one than before (by size and time): {some(replaced)}",
               flush=True)
-    write_json(path, before | now)
+    write_json(part / "clips.json", before | now if part == out else now)
     return replaced
 
 
 def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_sounds: Encode, made_with: dict,
             options: Options = Options(), workers: int | None = None, group: int = 4, threads: int = 1,
-            retry: bool = False) -> dict[str, int]:
+            retry: bool = False, shard: str | None = None) -> dict[str, int]:
     """Features of all videos in `folder`; returns how many are finished, failed, ....
 
     encode_images: (N, 224, 224, 3) uint8 -> (N, 768); encode_sounds: (N, 48000) float32 -> (N, 512).
     made_with: what OUT remembers and later runs must share. workers: decoding processes. group: videos that are
-    encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again."""
-    folder, out = Path(folder), Path(out)
-    videos, same = find_videos(folder, options.llp)
+    encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again. shard:
+    K/N, only the K-th of N shares of the groups."""
+    folder, out, (share, shares) = Path(folder), Path(out), devices.share(shard)
+    part, (videos, same) = part_of(out, shard), find_videos(folder, options.llp)
     if (out / "labels.csv").exists():  # of your own data, what nobody labelled is of no use
         rows, found = listed(out / "labels.csv"), list(videos)
         videos, same = {v: videos[v] for v in found if v in rows}, {f: x for f, x in same.items() if is_media(f)}
         if len(videos) < len(found):
             print(f"{len(found) - len(videos)} files are not in labels.csv, and not embedded: "
                   f"{some([v for v in found if v not in rows])}", flush=True)
+    ids = list(videos)
+    groups = [ids[i : i + group] for i in range(0, len(ids), group)][share::shares]
+    videos, same = {v: videos[v] for g in groups for v in g}, {} if share else same
+    failures = Failures(out, folder, part, retry)
     if retry:
-        (out / "failures.csv").unlink(missing_ok=True)
-    failures = Failures(out, folder)
-    for v in forget_replaced(videos, out):
+        failures.write()
+    for v in forget_replaced(videos, out, part):
         failures.causes.pop(failures.key(videos[v]), None)
-    ids, before = list(videos), {v for v in videos if is_finished(out, v)}
-    groups = [ids[i : i + group] for i in range(0, len(ids), group)]
+    before = {v for v in videos if is_finished(out, v)}
     usable = [[v for v in g if v in before or failures.key(videos[v]) not in failures.causes] for g in groups]
     # A group is encoded as a whole or not at all: what is encoded together decides about the last bits.
     unfinished = [{v: videos[v] for v in g} for g in usable if not before.issuperset(g)]
@@ -175,22 +195,35 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     if not known or (unfinished and now not in known):  # what is as it was stays, to the byte
         write_json(path, (read_note(path) or made_with) | dict(software=[*known, now]))
     workers, todo = workers or os.cpu_count() or 1, sum(map(len, unfinished))
-    with progress(total=len(ids), initial=len(ids) - todo, unit="video", desc="extract", smoothing=0.05) as bar:
+    title, total = "extract" if shares == 1 else f"extract, share {share + 1} of {shares}", len(videos)
+    with progress(total=total, initial=total - todo, unit="video", desc=title, smoothing=0.05) as bar:
         notes = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
-    after = {v for v in videos if is_finished(out, v)}
-    result = dict(videos=len(videos) + len(same), finished=len(after), new=len(after - before),
-                  failed=len(videos) + len(same) - len(after), **notes)
+    if shares > 1:
+        check(folder, out, made_with)  # again, as two may have begun at the same moment
+    after, total = {v for v in videos if is_finished(out, v)}, len(videos) + len(same)
     failures.causes |= {failures.key(file): cause for file, cause in same.items()}
     without = {failures.key(path) for path in (*same, *(videos[v] for v in videos if v not in after))}
     failures.causes = {key: cause for key, cause in failures.causes.items() if key in without}
     failures.write()
+    own = dict(videos=total, finished=len(after), new=len(after - before), failed=total - len(after), **notes)
+    result: collections.Counter = collections.Counter()  # of all ranks
+    for counts, causes in devices.gathered((own, failures.causes)):
+        result.update(counts)
+        failures.causes |= causes
+    if result and not shard and (out / SHARES).exists():  # what shares have noted becomes one
+        failures.path, clips = out / "failures.csv", {}
+        failures.write()
+        for path in noted(out, "clips.json"):
+            clips |= dict(read_json(path))
+        write_json(out / "clips.json", dict(sorted(clips.items())))
+        shutil.rmtree(out / SHARES)
     causes = collections.Counter(cause.split(":")[0] for cause in failures.causes.values())
-    hint = "; failures.csv says why, --retry tries them again" if causes else ""
-    print(f"{result['videos']} videos: {len(after)} have features in {out} ({result['new']} new), "
+    hint = f"; {failures.path.relative_to(out)} says why, --retry tries them again" if causes else ""
+    print(f"{result['videos']} videos: {result['finished']} have features in {out} ({result['new']} new), "
           f"{result['failed']} have none{hint}")
-    for what, n in (*causes.most_common(), *notes.items()):
+    for what, n in (*causes.most_common(), *list(result.items())[4:]):
         print(f"  {n:6d}  {what}", flush=True)
-    return result
+    return dict(result)
 
 
 def _work(groups: list[dict[str, Path]], out: Path, encode_images: Encode, encode_sounds: Encode, failures: Failures,
