@@ -7,10 +7,10 @@ reduction or axis for another. Exits with status 1 if any survives: it is a hole
 
 import argparse
 import ast
-import contextlib
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -40,15 +40,9 @@ def faults(source: str) -> list[tuple[int, int, int, str]]:
 
 
 def survives(copy: Path, changed: str) -> bool:
-    """In a process of its own, in which PyTorch and pytest are loaded already."""
     (copy / "uwav.py").write_text(changed, encoding="utf-8")
-    if child := os.fork():
-        return os.waitpid(child, 0)[1] == 0
-    os.chdir(copy)
-    sys.path[:0] = [str(copy)]
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *TESTS])
-    os._exit(int(status))
+    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
+    return subprocess.run(command, cwd=copy, capture_output=True).returncode == 0
 
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -56,8 +50,6 @@ parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--faults", type=int, default=100)
 parser.add_argument("--first", type=int, default=0, help="of them, so that a long run can be cut into pieces")
 options = parser.parse_args()
-sys.path = [x for x in sys.path if x not in ("", str(ROOT))]
-import numpy, pytest, torch  # noqa: E401, E402, F401
 source = (ROOT / "uwav.py").read_text(encoding="utf-8")
 os.environ.setdefault("UWAV_SHARED", str(ROOT.parent / "shared"))
 chosen = random.Random(options.seed).sample(faults(source), options.faults)[options.first :]
