@@ -146,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     def encoded(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("out", type=Path, help="gets feats_CLIP/ and feats_CLAP/ (continued if interrupted)")
         sub.add_argument("--recipe", choices=RECIPES, default="uwav", help="how videos and names are prepared, and the "
-                         "weights unless they are named: video/__init__.py (default: %(default)s)")
+                         "weights: video/__init__.py; valor never ran with real weights (default: %(default)s)")
         sub.add_argument("--clip-weights", metavar="openai|random|FILE", help="of CLIP ViT-L/14; a file as "
                          "quickgelu:FILE or gelu:FILE, as it was trained, unless open_clip_config.json is beside it")
         sub.add_argument("--clap-weights", metavar="NAME|random|FILE", help="a checkpoint of laion_clap")
@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("classes", help="llp, UnAV-100's annotation file, your labels.csv, or a text file, one a line")
     encoded(sub)
 
-    sub = command("compare", "features of the same videos in two folders: the same, or what differs", run_compare)
+    sub = command("compare", "features of the same videos in two folders: alike? (never run on real ones)", run_compare)
     for name in ("mine", "theirs"):
         sub.add_argument(name, type=Path, help="folder with feats_CLAP/, feats_CLIP/, feats/, as LLP/ of the authors")
     sub.add_argument("--teacher", type=Path, metavar="FILE", help="also compare the labels of this teacher")
@@ -205,7 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--accept", metavar="KIND,...", default="", help="go on in spite of what is doubtful")
     lenient(sub)
 
-    sub = command("fetch", "download the published annotations and CLIP/CLAP features", run_fetch)
+    sub = command("fetch", "download the published annotations and features (tried on a local server only)", run_fetch)
     sub.add_argument("folder", type=Path, help="gets LLP/ and UnAV/, as `pack` reads them")
     sub.add_argument("--llp", action="store_true", help="fetch LLP alone (default: both)")
     sub.add_argument("--unav", action="store_true", help="fetch UnAV-100 alone (default: both)")

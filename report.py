@@ -193,8 +193,8 @@ def result(saved: Saved) -> str:
     return paragraph(
         f"On the test split UWAV scores {of_row['full']} % of Type, with features {features}; the same parser scores "
         f"{of_row['valor']} % with labels of single seconds (VALOR) and {of_row['video_only']} % with weak labels "
-        f"alone. What helps are the labels of the teacher: {of_labels['teacher']} % of Type, in place of "
-        f"{of_labels['segment']} % by single seconds. "
+        f"alone. The labels themselves score {of_labels['teacher']} % if the teacher makes them, and "
+        f"{of_labels['segment']} % if single seconds do. "
         f"Against the paper's order: {'; '.join(against) or 'no step whose interval excludes zero'}.")
 
 

@@ -18,7 +18,8 @@ bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 
   --features SET   base or clip_clap (default: all that are there)
   --device NAME    cpu or cuda (default: cuda where there is a GPU)
   --fast           train in bf16 and, on a GPU, with compiled kernels
-  --fetch          download the published annotations and CLIP/CLAP features into the folder of --data
+  --fetch          download the published annotations and CLIP/CLAP features into the folder of --data (tried on a local
+                   server only)
   --sweep          also train UWAV with alpha and W varied, one at a time
   --field          also train every system of the paper's tables, each as published: docs/field.md
   --videos CLIPS   with --own: the folder of clips, which are checked first; without it, DIR has their features
@@ -87,7 +88,7 @@ needs="torch numpy tqdm matplotlib onnx onnxscript onnxruntime" # modules, of an
 if [ "${1:-}" = test ]; then
     shift
     if [[ " $* " == *" --thorough "* ]]; then
-        setup "onnx,test,thorough,features${UWAV_EXTRAS:+,$UWAV_EXTRAS}" "$needs pytest xdist hypothesis av pebble open_clip laion_clap"
+        setup "onnx,test,thorough,features${UWAV_EXTRAS:+,$UWAV_EXTRAS}" "$needs pytest xdist hypothesis markdown_it av pebble open_clip laion_clap"
         # A file of tests a process, one process more than cores: many tests wait for another program.
         exec "$python" -m pytest -n "$("$python" -c 'import os; print((os.cpu_count() or 1) + 1)')" --dist loadfile \
             --no-loadscope-reorder "$@"

@@ -1,7 +1,7 @@
 """MM-Pyramid: a multimodal pyramid of attention and convolution (ACM MM 2022), a backbone in the place of the HAN's.
 
 The idea. Events last one second or ten, so look at several reaches: four units, one upon the other, in which a second
-sees those up to 1, 2, 4 and 8 seconds away. A unit attends to the own modality and to the other one, weighs the two by
+sees those up to 1, 2, 4 and 8 seconds away. A unit attends to its own modality and to the other one, weighs the two by
 learnt gates, and convolves over time, at a dilation as large as its reach. What the units give, four vectors a second,
 attend to each other and are summed by gates once more. Classifier and pooling are the HAN's, to the letter.
 

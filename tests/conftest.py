@@ -49,9 +49,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
+GOLDEN = ROOT / "tests/golden"  # the small recorded cases, which every clone has
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with `golden/` and `data/`; tests that need it are skipped where it is absent (never in CI)."""
+    return shared_folder()
+
+
+def shared_folder() -> Path:
     if not (SHARED / "golden").is_dir():
         if os.environ.get("CI"):
             pytest.fail(f"CI must have the reference cases, but {SHARED} is not there")
@@ -60,11 +67,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
-def golden(shared):
-    """golden("han") -> dict of tensors and other values of golden/han.npz."""
+def golden() -> Callable[[str], dict]:
+    """golden("han") -> dict of tensors and other values of golden/han.npz: of this clone, or of the shared folder."""
 
     def load(name: str) -> dict:
-        with np.load(shared / "golden" / f"{name}.npz", allow_pickle=False) as file:
+        path = GOLDEN / f"{name}.npz"
+        with np.load(path if path.exists() else shared_folder() / "golden" / path.name, allow_pickle=False) as file:
             return {k: torch.from_numpy(v) if v.dtype.kind in "fiu" else v for k, v in file.items()}
 
     return load

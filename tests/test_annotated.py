@@ -1,6 +1,7 @@
 """The annotated page is the code: made again it is the same, every definition has a note, and every link leads somewhere."""
 
 import ast
+import importlib.util
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -13,9 +14,12 @@ DOCS = ROOT / "docs"
 sys.path.insert(0, str(ROOT))
 
 import annotate
+import book
 import picture
+from conftest import unavailable
 
 PAGE = (DOCS / "annotated.html").read_text(encoding="utf-8")
+BOOK = {name: (DOCS / f"{name}.html").read_text(encoding="utf-8") for name in book.PAGES}
 SOURCE = (ROOT / "uwav.py").read_text(encoding="utf-8")
 LINES = SOURCE.splitlines()
 
@@ -29,6 +33,13 @@ def test_page_and_picture_are_those_of_the_code():
     say = "the code and docs/annotated.html have parted: run `python tests/helpers/annotate.py` and commit what it writes"
     assert annotate.build() == PAGE, say
     assert picture.picture() == (DOCS / "pictures/method.svg").read_text(encoding="utf-8"), say
+
+
+def test_the_pages_of_the_book_are_those_of_their_sources():
+    if not importlib.util.find_spec("markdown_it"):
+        unavailable("markdown-it-py, with which the pages are made: pip install -e '.[thorough]'")
+    for name in book.PAGES.keys() - {"annotated"}:
+        assert book.page(name, PAGE) == BOOK[name], f"docs/{name}.md and its page have parted: run `python tests/helpers/annotate.py` and commit what it writes"
 
 
 def test_the_page_shows_every_line_of_the_code_once():
@@ -63,7 +74,7 @@ def test_every_equation_leads_to_its_code_and_back():
 
 
 def test_every_departure_leads_to_its_lines_and_every_tag_to_its_departure():
-    for n in range(1, 11):
+    for n in range(1, 14):
         departure = re.search(rf'<p class="departure" id="departure{n}">(.*?)</p>', PAGE)[1]
         assert re.search(r'href="#L\d+"', departure) and f"Departure {n}</b>" in departure
     for n, line in enumerate(LINES, 1):
@@ -71,34 +82,50 @@ def test_every_departure_leads_to_its_lines_and_every_tag_to_its_departure():
             assert re.search(rf'id="L{n}">.*href="#departure\d+">released code</a>', PAGE), f"line {n} departs, no note says why"
 
 
-def test_the_page_is_well_formed_all_its_links_resolve_and_it_loads_nothing():
-    tree = ElementTree.fromstring(PAGE)
+@pytest.mark.parametrize("name", book.PAGES)
+def test_a_page_is_well_formed_all_its_links_resolve_and_it_loads_nothing_but_pictures(name):
+    tree = ElementTree.fromstring(BOOK[name])
     ids = [x.get("id") for x in tree.iter() if x.get("id")]
     assert len(ids) == len(set(ids))
-    for link in (x.get("href") for x in tree.iter("a")):
-        path, _, anchor = link.partition("#")
-        if not path:
-            assert anchor in ids, link
-        elif not link.startswith("https://"):
-            assert (DOCS / path).is_file(), link
-            assert not anchor or anchor in anchors(DOCS / path), link
-    assert not re.search(r"<script|<iframe|<img|@import|url\(|\bsrc=", PAGE)
+    for link in [x.get("href") for x in tree.iter("a")] + [x.get("src") for x in tree.iter("img")]:
+        if not link.startswith("https://"):
+            assert leads_somewhere(DOCS / f"{name}.html", link), link
+    assert not re.search(r"<script|<iframe|@import|url\(|srcset=", BOOK[name]) and (name != "annotated" or "<img" not in BOOK[name])
     assert [x.get("href") for x in tree.iter("link")] == ["data:,"]
 
 
-def anchors(path: Path) -> set[str]:
+@pytest.mark.parametrize("path", [*sorted(DOCS.glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests/golden/README.md"], ids=lambda x: x.name)
+def test_every_link_of_a_source_leads_somewhere(path):
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not link.startswith("https://"):
+            assert leads_somewhere(path, link), link
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    """Whether a relative link of a page names a file that is there, and in it an anchor that is."""
+    name, _, anchor = link.partition("#")
+    target = page.parent / name if name else page
+    if not anchor or not target.exists():
+        return target.exists()
+    text = target.read_text(encoding="utf-8")
+    return f'id="{anchor}"' in text if target.suffix == ".html" else anchor in anchors(text)
+
+
+def anchors(text: str) -> set[str]:
     """The headings of a Markdown file, as links name them."""
-    titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
-    return {re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in titles}
+    seen = set()
+    for title in re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M):
+        book.anchor(title, seen)
+    return seen
 
 
-def test_questions_name_only_places_that_exist():
-    for path in (DOCS / "questions.md",):
-        for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
-            name, _, anchor = target.partition("#")
-            assert not name or (DOCS / name).exists(), target
-            there = DOCS / (name or path.name)
-            assert not anchor or (f'id="{anchor}"' in PAGE if name == "annotated.html" else anchor in anchors(there)), target
+def test_every_page_of_the_book_leads_to_all_others_and_to_the_next_and_equations_are_set():
+    for (name, text), following in zip(BOOK.items(), [*list(BOOK)[1:], None]):
+        assert {f'href="{other}.html"' for other in BOOK if other != name} <= set(re.findall(r'href="\w+\.html"', text))
+        assert f'rel="next" href="{following}.html"' in text if following else 'rel="next"' not in text
+        assert not re.search(rf'href="({"|".join(BOOK)})\.md[#]', text), "to the page, not to its source"
+    assert all(f">({n}) " in BOOK["method"] for n in (1, 2, 3, 4, 6, 7, 8, 9)) and BOOK["questions"].count("<math") == 2
 
 
 def page_of(source: str, notes: str | None = None) -> str:

@@ -403,3 +403,18 @@ def test_features_of_random_encoders_never_pass_for_real_ones(tmp_path, capsys):
     assert index["source"] == layout.RANDOM_SOURCE and layout.recipe_of(index) == "valor"
     assert "RANDOM WEIGHTS" in capsys.readouterr().err
     assert "RANDOM WEIGHTS: a dry run. Do not compare" in ablation.note(layout.RANDOM_SOURCE)
+
+
+@pytest.mark.parametrize("command, said, page", [
+    ("compare", "never run on real ones", "On real weights nobody has tried it"),
+    ("fetch", "tried on a local server only", "were never reached from here"),
+    ("extract", "valor never ran with real weights", "`valor` was never run with real weights"),
+    ("text", "valor never ran with real weights", "`valor` was never run with real weights"),
+])
+def test_what_never_met_the_real_world_says_so_where_it_is_offered(command, said, page, capsys):
+    for arguments in ((command, "--help"), *([("--help",)] if command in ("compare", "fetch") else [])):
+        with pytest.raises(SystemExit):
+            features.main(list(arguments))
+        assert said in " ".join(capsys.readouterr().out.split())
+    assert page in " ".join((ROOT / "docs/real_data.md").read_text(encoding="utf-8").split())
+    assert command != "fetch" or said in " ".join((ROOT / "run_all.sh").read_text(encoding="utf-8").split())

@@ -1,4 +1,6 @@
-"""Agreement with inputs and outputs recorded from the authors' released code: the definition of correct."""
+"""Agreement with inputs and outputs recorded from the authors' released code: the definition of correct.
+
+The small cases are in tests/golden, so whoever clones can check them; the others need the shared folder."""
 
 import json
 
@@ -7,6 +9,7 @@ import pytest
 import torch
 
 import uwav
+from conftest import GOLDEN
 from data import annotations, pack
 from train import presets, stages
 
@@ -183,14 +186,28 @@ def test_thresholds_on_llp_validation_equal_the_released_code(golden, llp):
         torch.testing.assert_close(f1, case[f"{m}_f1"], rtol=0, atol=1e-7)
 
 
+def truth_of(split: str) -> list[torch.Tensor]:
+    """What is audible and visible in LLP's videos, in csv order: (N, 10, 25) of 0 / 1 each; stored as bits, in whole bytes."""
+    with np.load(GOLDEN / "llp_truth.npz", allow_pickle=False) as file:
+        bits = [np.unpackbits(file[f"{split}_{m}"]) for m in ("audio", "visual")]
+    return [torch.from_numpy(x[: len(x) // 250 * 250]).reshape(-1, 10, 25) for x in bits]
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_ten_scores_on_llp_equal_the_released_code(golden, llp, split):
-    case, truth = golden(f"metrics_llp_{split}"), getattr(llp, split)
+def test_ten_scores_on_llp_equal_the_released_code(golden, split):
+    case = golden(f"metrics_llp_{split}")
     pred = [case[f"{m}_pred"].transpose(1, 2) for m in ("audio", "visual")]  # (N, T, C)
-    scores = uwav.parsing_scores(*pred, torch.from_numpy(truth.audio), torch.from_numpy(truth.visual))
-    assert [f[:11] for f in case["filenames"]] == truth.ids
+    scores = uwav.parsing_scores(*pred, *truth_of(split))
     for name, expected in json.loads(str(case["summary"])).items():
         assert scores[name.lower().replace("-", "_")] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_truth_of_llp_is_read_from_its_files_in_their_order(golden, llp, split):
+    read = getattr(llp, split)
+    assert [f[:11] for f in golden(f"metrics_llp_{split}")["filenames"]] == read.ids
+    for stored, ours in zip(truth_of(split), (read.audio, read.visual)):
+        assert np.array_equal(stored.numpy(), ours)
 
 
 def test_per_video_scores_of_long_videos_equal_the_released_code(golden):
@@ -202,9 +219,9 @@ def test_per_video_scores_of_long_videos_equal_the_released_code(golden):
         assert [scores[k] / 100 for k in names] == pytest.approx(expected.tolist(), abs=1e-7)
 
 
-def test_unav_labels_and_pooling_equal_the_released_code(golden, shared):
+def test_unav_labels_and_pooling_equal_the_released_code(golden):
     case = golden("unav_labels")
-    unav = annotations.read_unav(shared / "data/unav/unav100_annotations.json")
+    unav = annotations.read_unav(GOLDEN / "unav_annotations.json", report=lambda line: None)
     by_id = dict(zip(unav.validation.ids, unav.validation.labels))
     ours = [by_id[i] for i in case["ids"]]
     assert [len(x) for x in ours] == case["durations"].tolist()
@@ -215,7 +232,18 @@ def test_unav_labels_and_pooling_equal_the_released_code(golden, shared):
 
 
 @pytest.mark.parametrize("stage, config", [("teacher", uwav.PretrainConfig()), ("han", uwav.TrainConfig())])
-def test_learning_rate_of_all_80_epochs_equals_the_released_code(shared, stage, config):
-    recorded = json.loads((shared / "golden" / f"lr_{stage}.json").read_text())
+def test_learning_rate_of_all_80_epochs_equals_the_released_code(stage, config):
+    recorded = json.loads((GOLDEN / f"lr_{stage}.json").read_text())
     ours = [uwav.learning_rate(e, config.epochs, config.peak_lr, config.min_lr, config.warmup) for e in range(1, 81)]
     assert ours == pytest.approx(recorded, rel=1e-9)
+
+
+def test_what_every_clone_has_is_a_part_of_what_was_recorded_and_small(shared):
+    stored = list(GOLDEN.iterdir())
+    assert sum(path.stat().st_size for path in stored) < 1_000_000
+    for path in stored:
+        if path.name == "unav_annotations.json":
+            whole, part = (json.loads(x.read_text())["database"] for x in (shared / "data/unav/unav100_annotations.json", path))
+            assert part.items() <= whole.items() and len(part) == 120 + 14
+        elif path.name not in ("README.md", "llp_truth.npz"):
+            assert path.read_bytes() == (shared / "golden" / path.name).read_bytes()

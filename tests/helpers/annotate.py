@@ -1,6 +1,6 @@
-"""docs/annotated.html: uwav.py with notes beside it, in one file that loads nothing.
+"""docs/annotated.html: uwav.py with notes beside it, in one file that loads nothing; and the pages read with it: book.py.
 
-    python tests/helpers/annotate.py                        # after a change of uwav.py, of the notes or of method.md
+    python tests/helpers/annotate.py                        # after a change of uwav.py, of the notes or of a page of the book
     python tests/helpers/annotate.py --numbers runs/demo    # first takes the live numbers from a run of the demo world
 
 The prose is annotated/notes.html: `== NAME`, then the note of that piece of code. In it, [[line: CODE]] is a link to
@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from common.command import one_sentence_errors
 from common.files import atomic, read_json, write_json
+from book import PAGES, around, here, page
 from picture import picture
 
 NUMBERS = DOCS / "annotated/numbers.json"
@@ -118,8 +119,8 @@ class Page:
             else:
                 rows.append(f'<div class="row" id="{name}"><div class="note"><h3>{name}</h3>{note}</div>'
                             f"{self.code(first, end - 1)}</div>")
-        return string.Template(template).substitute(contents=contents, top=self.notes.get("top", ""), picture=picture(),
-                                                    rows="\n".join(rows))
+        return here(string.Template(template).substitute(
+            around("annotated"), contents=contents, top=self.notes.get("top", ""), picture=picture(), rows="\n".join(rows)))
 
 
 def notes_of(text: str) -> dict[str, str]:
@@ -140,7 +141,10 @@ if __name__ == "__main__":
             from live import numbers_of  # needs PyTorch, the page does not
 
             write_json(NUMBERS, numbers_of(run))
-        for path, text in ((DOCS / "pictures/method.svg", picture()), (DOCS / "annotated.html", build())):
+        annotated = build()
+        pages = {name: page(name, annotated) for name in PAGES if name != "annotated"} | {"annotated": annotated}
+        texts = {DOCS / "pictures/method.svg": picture()} | {DOCS / f"{name}.html": text for name, text in pages.items()}
+        for path, text in texts.items():
             with atomic(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
             print(f"{path}: written")

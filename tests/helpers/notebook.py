@@ -4,7 +4,8 @@
     python tests/helpers/notebook.py --store    # run it, once more as on another kind of processor, and store both
 
 A training magnifies how a processor rounds. What a cell prints on processors without AVX-512, where that is something
-else, is kept in its metadata as `without_avx512`, and tells how much of a number depends on the processor.
+else, is kept in its metadata as `without_avx512`, and tells how much of a number depends on the processor. The lines that
+differ are shown below the others.
 
 An answer is a markdown cell with a ```python block and below it what that prints, in a ```text block. It runs after the
 cells above it, in a copy of their names, so that it changes nothing for the cells below.
@@ -114,6 +115,26 @@ def elsewhere(cell: dict) -> str | None:
     return None if text is None else "".join(text)
 
 
+SHOWN = "Another kind of processor, without AVX-512, prints:"
+ANSWERED = re.compile(rf"\n\n{re.escape(SHOWN)}\n\n```text\n.*?```", re.DOTALL)
+
+
+def show_elsewhere(cell: dict) -> None:
+    """Let a cell or its answer show, below what it prints, the lines that the other kind of processor prints otherwise."""
+    other = elsewhere(cell)
+    lines = [] if other is None else [b for a, b in zip(stored(cell).splitlines(keepends=True), other.splitlines(keepends=True)) if a != b]
+    if cell["cell_type"] == "code":
+        cell["outputs"] = [x for x in cell["outputs"] if x.get("name") != "stderr"]
+        if lines:
+            place = next((n for n, x in enumerate(cell["outputs"]) if x["output_type"] != "stream"), len(cell["outputs"]))
+            cell["outputs"].insert(place, dict(output_type="stream", name="stderr", text=[SHOWN + "\n", *lines]))
+        return
+    source = ANSWERED.sub("", "".join(cell["source"]))
+    if lines and (answer := ANSWER.search(source)):
+        source = f"{source[:answer.end()]}\n\n{SHOWN}\n\n```text\n{''.join(lines)}```{source[answer.end():]}"
+    cell["source"] = source.splitlines(keepends=True)
+
+
 def compare() -> None:
     """Run everything here, and print what differs from what is stored."""
     for cell, printed, _, took in run(read()):
@@ -142,6 +163,7 @@ def store() -> None:
             pictures = [dict(output_type="display_data", metadata={}, data={
                 "image/png": base64.b64encode(x).decode(), "text/plain": ["<Figure>"]}) for x in figures]
             cell |= dict(execution_count=count, outputs=text + pictures)
+        show_elsewhere(cell)
         print(f"--- {took:.1f} s\n{printed}", end="", flush=True)
     TUTORIAL.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -1,6 +1,7 @@
 """docs/tutorial.ipynb runs from top to bottom, answers included, and prints what is stored in it."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -102,3 +103,18 @@ def test_first_cell_clones_the_project_where_it_is_not_or_says_what_it_needs(tmp
     monkeypatch.setattr("sys.path", [])
     exec(CODE[0], {})
     assert Path.cwd() == tmp_path / "uwav" and Path("uwav.py").exists()
+
+
+def test_what_another_processor_prints_stands_where_the_reader_sees_it():
+    for cell in CELLS:
+        other, shown = notebook.elsewhere(cell), "".join(cell["source"]) if cell["cell_type"] == "markdown" else "".join(
+            "".join(x["text"]) for x in cell["outputs"] if x.get("name") == "stderr")
+        assert (notebook.SHOWN in shown) == (other is not None)
+        if other:
+            lines = [b for a, b in zip(notebook.stored(cell).splitlines(), other.splitlines()) if a != b]
+            assert all(line in shown for line in lines)
+            again = json.loads(json.dumps(cell))
+            notebook.show_elsewhere(again)
+            assert again == cell, "shown twice, or made otherwise"
+    (before,) = ("".join(cell["source"]) for cell in CELLS if "".join(cell["source"]).startswith("## 10."))
+    assert "Do not read the order of the first four rows" in before, "the caveat stands above the numbers"

@@ -89,7 +89,7 @@ def test_scores_and_differences_on_the_page_are_those_of_the_ablation(finished, 
 def test_the_first_screen_has_three_sentences_and_the_table_of_scores(finished, page):
     first = page[page.index('id="section1"'):page.index('id="section2"')]
     scores = json.loads((finished / "ablation.json").read_text())["scores"]["clip_clap"]
-    assert first.index("On the test split UWAV scores") < first.index("What helps are the labels") < first.index("paper's order") < first.index("<table>")
+    assert first.index("On the test split UWAV scores") < first.index("The labels themselves score") < first.index("paper's order") < first.index("<table>")
     assert f"UWAV scores {report.cell([v['seg_type'] for v in scores['full']])} % of Type" in first
     assert "nothing at all" in first and "<figure" not in first
 
