@@ -280,7 +280,7 @@ class Bench:
         return rows
 
 
-def on_cards(model_config: uwav.HANConfig = uwav.HANConfig()) -> str:
+def on_cards(model_config: uwav.HANConfig) -> str:
     """What a training step of the published HAN asks of any device, and what follows for cards that are not here."""
     config, steps, device = uwav.TrainConfig(), math.ceil(TRAIN / uwav.TrainConfig().batch), torch.device("cpu")
     model, data = uwav.HAN(model_config), random_target(2 * config.batch, device)
@@ -344,7 +344,7 @@ def run(options: argparse.Namespace) -> None:
                 print(line(row.what, in_units(row.seconds), in_units(row.plain), f"{row.plain / row.seconds:.2f}x",
                            in_units(row.operations / operations_per_s), row.note), flush=True)
     if "epoch" in (options.rows or ROWS):
-        print(f"\n{on_cards()}")
+        print(f"\n{on_cards(uwav.HANConfig())}")
 
 
 if __name__ == "__main__":
