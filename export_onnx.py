@@ -51,8 +51,6 @@ try:
     import onnx.version_converter
     import onnxscript.optimizer
     from onnx_ir.passes.common import DeduplicateInitializersPass
-    from onnxscript import ir
-    from onnxscript import opset20 as op
 except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
@@ -201,47 +199,24 @@ def _feature_sizes(han: uwav.HAN | None) -> dict[str, int]:
 
 # ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
-def attention(q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None = None, dropout_p: float = 0.0) -> ir.Value:
-    """Of (B, H, T, D/H), as few nodes. The weights times the values are an Einsum: where that product is a MatMul,
-    OpenVINO 2026.4 gives other results for every length, once the first one was 1."""
-    score = op.MatMul(op.Mul(q, 1 / math.sqrt(q.shape[3])), op.Transpose(k, perm=(0, 1, 3, 2)))  # (B, H, T, S)
-    if mask is not None:
-        score = op.Where(mask, score, float(np.finfo(np.float32).min))
-    return op.Einsum(op.Softmax(score, axis=-1), v, equation="bhts,bhsd->bhtd")
-
-
-def split(x: ir.Value, sizes: int | list[int], dim: int = 0) -> list[ir.Value]:
-    """As slices: a Split of opset 20 has no form in 17, and that of a weight is not computed before."""
-    sizes = [sizes] * (x.shape[dim] // sizes) if isinstance(sizes, int) else sizes
-    ends = np.cumsum(sizes).tolist()
-    return [op.Slice(x, [end - size], [end], [dim]) for size, end in zip(sizes, ends)]
-
-
-def unbind(x: ir.Value, dim: int = 0) -> list[ir.Value]:
-    return [op.Gather(x, op.Constant(value_int=n), axis=dim) for n in range(x.shape[dim])]
-
-
-aten = torch.ops.aten
-TRANSLATIONS = {aten.scaled_dot_product_attention.default: attention, aten.split_with_sizes.default: split,
-                aten.split.Tensor: split, aten.unbind.int: unbind}  # of models over time, into older opsets
-
-
 def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
     inputs = export.inputs(**EXAMPLE)
-    dims, timed = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}, any("T" in x for x in export.axes.values())
+    dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
     with quiet(), torch.no_grad():  # the exporter speaks of itself
         program = torch.onnx.export(
             export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False,
             verbose=False, optimize=False, input_names=list(inputs), output_names=list(export.outputs),
-            dynamic_shapes=(shapes,), custom_translation_table=TRANSLATIONS if timed and opset < 23 else {})
+            dynamic_shapes=(shapes,))
         # What only weights go into is computed now, slices and transposes of weight matrices above all: onnxruntime
         # quantises the matrices that a product reads directly. By default two iterations; the second finds little.
         onnxscript.optimizer.optimize(
             program.model, num_iterations=1, input_size_limit=FOLDED, output_size_limit=FOLDED)
         DeduplicateInitializersPass(FOLDED)(program.model)  # layers that serve both modalities
     model = program.model_proto
+    if any("T" in axes for axes in export.axes.values()):
+        weigh_by_einsum(model.graph)
     if opset < TRACED:
         try:
             model = onnx.version_converter.convert_version(model, opset)
@@ -256,6 +231,17 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     for value in (*graph.input, *graph.output):
         value.doc_string = MEANINGS.get(value.name, "")
     return model
+
+
+def weigh_by_einsum(graph: onnx.GraphProto) -> None:
+    """Attention's second product (weights times values) as an Einsum: where it is a MatMul, OpenVINO 2026.4 gives other
+    results for every length, once the first one was 1. Equal to the last bit in onnxruntime."""
+    of_heads = {value.name for value in graph.value_info if len(value.type.tensor_type.shape.dim) == 4}  # (B, H, T, S)
+    weights = {node.output[0] for node in graph.node if node.op_type == "Softmax"} & of_heads
+    for node in graph.node:
+        if node.op_type == "MatMul" and node.input[0] in weights:
+            node.op_type = "Einsum"
+            node.attribute.append(onnx.helper.make_attribute("equation", "bhts,bhsd->bhtd"))
 
 
 def session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:

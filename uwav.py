@@ -141,23 +141,17 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries from x (B, T, D), keys and values from source (B, S, D); mask (B, S), True = attend -> (B, T, D)."""
-        q, kv = (self.split_heads(z) for z in self.project(x, source))
-        return self.out_proj(self.attend(q, *kv.chunk(2, 1), mask))
-
-    def project(self, x: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries of x (B, T, D), keys and values of source (B, S, 2 D)."""
-        (w_q, w_kv), (b_q, b_kv) = (p.split([self.hidden, 2 * self.hidden]) for p in self.in_proj.parameters())
-        return F.linear(x, w_q, b_q), F.linear(source, w_kv, b_kv)
-
-    def split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (-1, self.hidden // self.heads)).transpose(1, 2)  # (B, T, n D) -> (B, n H, T, D/H)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the heads find, end to end: q (B, H, T, D/H), k and v (B, H, S, D/H), mask (B, S) -> (B, T, D)."""
-        mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
+        """Queries from x (B, T, D), keys and values from source (B, S, D); mask (B, S), True = attend."""
+        B, T, D = x.shape
+        S, head_dim = source.shape[1], self.hidden // self.heads
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        q = F.linear(x, weight[:D], bias[:D]).view(B, T, self.heads, head_dim).transpose(1, 2)  # (B, H, T, D/H)
+        kv = F.linear(source, weight[D:], bias[D:]).view(B, S, 2, self.heads, head_dim)
+        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, H, S, D/H) each
+        if mask is not None:
+            mask = mask[:, None, None, :]  # (B, 1, 1, S)
         y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D/H)
-        return y.transpose(1, 2).flatten(2)
+        return self.out_proj(y.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
 
 
 class FeedForward(nn.Module):
@@ -185,11 +179,7 @@ class HANLayer(nn.Module):
         self.feedforward = FeedForward(config.hidden, config.feedforward, config.dropout)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        own, cross = self.self_attn, self.cross_attn  # computed as one attention, of twice the videos
-        qkv = torch.cat([own.in_proj(x), torch.cat(cross.project(x, other), 2)])  # (2 B, T, 3 h)
-        q, k, v = own.split_heads(qkv).chunk(3, 1)  # (2 B, H, T, h/H) each
-        y_own, y_cross = own.attend(q, k, v).unflatten(0, (2, -1))  # (B, T, h) each
-        x = self.norm(x + self.drop(own.out_proj(y_own)) + self.drop(cross.out_proj(y_cross)))
+        x = self.norm(x + self.drop(self.cross_attn(x, other)) + self.drop(self.self_attn(x, x)))
         return self.feedforward(x)  # (B, T, h)
 
 
@@ -381,7 +371,12 @@ def segment_loss(logit: Tensor, label: Tensor, weak: Tensor,
 
     logit, label (B, T, C), weak (B, C)."""
     weight = weak[:, None, :] * w_pos + (1 - weak[:, None, :]) * w_neg  # (B, 1, C)
-    return F.binary_cross_entropy_with_logits(logit.float(), label, weight)
+    return (weight * F.binary_cross_entropy_with_logits(logit.float(), label, reduction="none")).mean()
+
+
+def mix(x: Tensor, lam: float | Tensor, perm: Tensor) -> Tensor:
+    """Each of the M segments of x (M, D) mixed with another: lam of itself, 1 - lam of the one that perm names."""
+    return lam * x + (1 - lam) * x[perm]
 
 
 def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | Tensor, perm: Tensor) -> Tensor:
@@ -389,8 +384,8 @@ def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | 
 
     feat (B, T, h), released code: the HAN's, not the teacher's as the paper's notation has it; label (B, T, C); lam in
     [0, 1], perm a permutation of the B * T segments."""
-    feat, label = feat.float().flatten(0, 1), label.flatten(0, 1)  # (B T, h), (B T, C)
-    mixed_feat, mixed_label = (torch.lerp(x[perm], x, lam) for x in (feat, label))  # lam x + (1 - lam) x[perm]
+    feat, label = feat.flatten(0, 1), label.flatten(0, 1)  # (B T, h), (B T, C)
+    mixed_feat, mixed_label = mix(feat, lam, perm), mix(label, lam, perm)  # (B T, h), (B T, C)
     return F.binary_cross_entropy_with_logits(classifier(mixed_feat).float(), mixed_label)
 
 
@@ -575,11 +570,13 @@ class Run:
         return self.optimizer
 
     def fast(self, function: Callable, one_shape: bool) -> Callable:
-        """The same model, or function of a batch, faster; here as it is. one_shape: of all batches but the last."""
+        """The same model, or function of a batch, faster; here as it is. one_shape: all batches but the last have the
+        same."""
         return function
 
     def epochs(self) -> Iterator[tuple[int, float]]:
-        """The epochs to do, with their learning rates; each has random numbers of its own: resumed, they repeat."""
+        """The epochs still to do, with their learning rates; each has random numbers of its own, so that a resumed run
+        repeats them."""
         for epoch in range(len(self.history) + 1, self.config.epochs + 1):
             torch.manual_seed(self.config.seed * SEED_STRIDE + epoch)
             lr = self.config.learning_rate(epoch)

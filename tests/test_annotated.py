@@ -135,10 +135,10 @@ def page_of(source: str, notes: str | None = None) -> str:
 
 
 def test_a_function_without_a_note_is_shown_without_one():
-    assert '<div class="row" id="fresh">' in page_of(SOURCE.replace("def mixup_loss(", "def fresh():\n    pass\n\n\ndef mixup_loss("))
+    assert '<div class="row" id="fresh">' in page_of(SOURCE.replace("def mix(", "def fresh():\n    pass\n\n\ndef mix("))
 
 
 @pytest.mark.parametrize("wrong, said", [("[[line: no such code]]", "0 lines of uwav.py hold `no such code`"), ("[[nothing]]", "no 'nothing'")])
 def test_a_note_that_names_what_is_not_there_is_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
-        page_of(SOURCE, f"== mixup_loss\n{wrong}\n")
+        page_of(SOURCE, f"== mix\n{wrong}\n")

@@ -111,8 +111,6 @@ def test_every_file_carries_its_description_and_no_trace_of_the_machine(bundle):
         for trace in (b"site-packages", b"uwav.py", b"encoders.py", b"htsat.py", b"Traceback", b"pkg.torch", str(ROOT).encode()):
             assert trace not in content, (path.name, trace)
         assert not any(t.HasField("data_location") and t.data_location for t in model.graph.initializer), "one file each"
-    kinds = [node.op_type for node in onnx.load(bundle / "onnx/parser.onnx").graph.node]  # of one layer, for two modalities
-    assert len(kinds) < 50 + 40 and kinds.count("Einsum") == 2 and not {"Split", "ScatterND"} & set(kinds), kinds
 
 
 @pytest.mark.parametrize("B, T", [(1, 1), (2, 10), (5, 33)])
