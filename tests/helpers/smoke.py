@@ -83,9 +83,11 @@ def main(folder: Path, short: bool) -> None:
     own = folder / "own"
     run("features.py", "template", folder / "clips", own)
     (own / "labels.csv").write_text("video,labels\none,dog\ntwo,bell\n", encoding="utf-8")
+    run("features.py", "check", own, "--videos", folder / "clips", "--segments", "2")
     run("features.py", "text", own / "labels.csv", own, *WEIGHTS, "--device", "cpu")
     run("features.py", "extract", folder / "clips", own, "--segments", "2", "--workers", "1", *WEIGHTS, "--device", "cpu")
     run("features.py", "pack", own, folder / "packed")
+    run("uwav.py", "own", folder / "packed", folder / "own run", *TINY)
     run("features.py", "compare", own, own)
     run("features.py", "fetch", folder / "fetched", "--llp", "--mirror", "file:///nowhere", fails="cannot be downloaded")
     bundle = folder / "bundle"

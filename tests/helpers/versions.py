@@ -92,7 +92,7 @@ def page(old: dict[str, str], new: dict[str, str], resolved: dict[str, dict[str,
         "# Tested versions", "",
         "After this page you know which Pythons and packages this project was tried with, and how to have the same.", "",
         f"Tried on {time.strftime('%Y-%m-%d')} by `python tests/helpers/versions.py`, on {os.uname().sysname} {os.uname().machine}: "
-        "all tests of decoding, but", "three that take long, and every command (with the oldest, no encoders are exported). "
+        "all tests of decoding, but", "three that take long, and every command (with the oldest, no encoders are exported).", "",
         "The oldest packages that `pyproject.toml` admits ran on the oldest Python, the newest on the newest",
         "Python that was there. The bounds in `pyproject.toml` are these versions; above them the next release of the kind that",
         "may break something is shut out until it has been tried. All other tests run with what `run_all.sh` installs where",
