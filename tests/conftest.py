@@ -41,7 +41,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if any(collection_path in (path, *path.parents) for path in named) else True
 
 
-LONG = ("test_faults", "test_runtimes", "test_own", "test_notebook", "test_commands", "test_extract", "test_export")
+LONG = ("test_versions", "test_faults", "test_runtimes", "test_own", "test_notebook", "test_exercises", "test_video", "test_commands", "test_extract", "test_export")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
