@@ -45,8 +45,8 @@ CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f
 FORMULA = re.compile("'*[=+@\uff0b\uff0d\uff1d\uff20-]")  # how a cell begins that a spreadsheet would compute
 PLAIN = re.compile("[ -%'-~]*")  # ASCII that can be printed, but "&", which HTML begins entities with
 OUTPUTS = dict(json=".json", csv=".csv", vtt=".vtt", labels=".txt", plot=".png", save_features=".npz")  # of several
-TAKEN = (".npz", ".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp",
-         ".ogv")  # of the files in a folder
+TAKEN = tuple(".npz .mp4 .mkv .webm .avi .mov .m4v .flv .f4v .wmv .asf .mpg .mpeg .vob .ts .mts .m2ts .mxf .3gp .3g2 "
+              ".ogv .ogg .opus .wav .mp3 .m4a .aac .flac .wma .mka .aif .aiff".split())  # of the files in a folder
 NOTES = ".parsed"  # in a folder of outputs; no table, nor JSON, that `uwav.py score` would read
 CLOSEST = 5  # probabilities that are told of where there is no event
 LONGEST = 3600.0  # s of a video: it takes as long to encode, but no more memory than a short one

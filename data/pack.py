@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import itertools
@@ -173,10 +174,11 @@ def _read_own_folder(source: Path, missing: str, window: int = 0) -> LLP:
     for video in sorted(ids_in(source / e.folder for e in TEXTED.values())):
         for e, stream in zip(TEXTED.values(), ("sound", "picture")):
             path = source / e.folder / f"{video}.npy"
-            x = shaped(read_array(path, mmap=True), (lengths.get(video), e.size), path)
-            lengths[video] = len(x)
-            if not x.any():  # embeddings are of unit length: these zeros are what `extract --missing zeros` wrote
-                lacks[video] = stream
+            if video not in lengths:
+                lengths[video] = len(shaped(read_array(path, mmap=True), (None, e.size), path))
+            with contextlib.suppress(ValueError, TypeError):  # of all files that are damaged, `_read` tells together
+                if not read_array(path, mmap=True).any():  # no embedding, which has length 1: of `--missing zeros`
+                    lacks[video] = stream
     if (path := source / "clips.csv").exists():
         with made_by(f"python features.py check {source}", path):
             whole = {row["clip"]: int(row["seconds"]) for _, row in read_table(path, CLIPS)}

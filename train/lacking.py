@@ -14,7 +14,7 @@ import uwav
 
 def present(data: uwav.TargetSplit) -> Tensor:
     """Which videos have sound, and which have pictures, (2, N) bool: an embedding, of unit length, is never 0."""
-    return torch.stack([x.flatten(1).any(1) for x in (data.audio, data.visual_2d)])
+    return torch.stack([x[:].flatten(1).any(1) for x in (data.audio, data.visual_2d)])  # also of what stays on disk
 
 
 def pseudo_labels(logits: tuple[Tensor, Tensor], thresholds: tuple[Tensor, Tensor], data: uwav.TargetSplit,

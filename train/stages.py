@@ -266,8 +266,9 @@ THRESHOLDS = {
 def choose_thresholds(logit: dict[str, Tensor], splits: dict[str, TargetSplit], modality: str, rule: str,
                       own: bool) -> tuple[Tensor, Tensor]:
     """Thresholds, and which come from the weak labels of train, (C,) each; logit: split -> (N, T, C)."""
-    there = lacking.present(splits["train"])[int(modality == "visual")]  # (N,)
-    rows = there if own and there.any() else slice(None)
+    rows = slice(None)
+    if own and (there := lacking.present(splits["train"])[int(modality == "visual")]).any():  # (N,)
+        rows = there
     threshold, _ = weak_thresholds(logit["train"][rows], splits["train"].weak[rows])
     from_train = torch.ones_like(threshold, dtype=torch.bool)
     if rule == "all":
