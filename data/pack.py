@@ -177,7 +177,8 @@ def _read_own_folder(source: Path, missing: str, window: int = 0) -> LLP:
             if video not in lengths:
                 lengths[video] = len(shaped(read_array(path, mmap=True), (None, e.size), path))
             with contextlib.suppress(ValueError, TypeError):  # of all files that are damaged, `_read` tells together
-                if not read_array(path, mmap=True).any():  # no embedding, which has length 1: of `--missing zeros`
+                x = shaped(read_array(path, mmap=True), (lengths[video], e.size), path)
+                if not x.any():  # no embeddings, which have length 1: `extract --missing zeros` wrote them
                     lacks[video] = stream
     if (path := source / "clips.csv").exists():
         with made_by(f"python features.py check {source}", path):
