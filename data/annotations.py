@@ -477,7 +477,8 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
         for start in starts:
             part = f"{video} {start}-{start + T} s" if starts[1:] else video
             x = dense[:, start : start + T]  # (2, T, C)
-            windows[part] = video, start
+            if lengths[video] > T:
+                windows[part] = video, start
             videos[part] = name, split, weak & ~(dense.any((0, 1)) & ~x.any((0, 1)))  # without what is elsewhere
             if split != "train":
                 truth[part] = x
@@ -495,7 +496,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
         f"videos have no features (left out): {some(absent)}{unlike}": len(absent),
         f"videos with features are not in labels.csv (left out): {some(others)}": len(others),
         f"videos are shorter than {T} s (left out)": sum(lengths[v] < T for v in ids),
-        "training videos are annotated (not used)": len(events.keys() & {windows[x][0] for x in train.ids}),
+        "training videos are annotated (not used)": len(events.keys() & {windows.get(x, (x, 0))[0] for x in train.ids}),
         "training videos have no label: none of the classes is there": int((train.weak.sum(1) == 0).sum()),
         f"rows of events.csv {BEYOND}": len(odd[BEYOND]),
         "labels of annotated videos have no row in events.csv (kept as labels)": without,
