@@ -104,7 +104,7 @@ def slow_own(folder: Path, classes: tuple[str, ...], lengths: dict[str, int]) ->
         weak |= truth.any((0, 2)).astype(np.uint8)
         splits[split] = annotations.LLPSplit(ids, weak, *(truth if split != "train" else ())) if ids else None
     became = {v: f"{split}: {T} s of {T}" for split, found in splits.items() for v in (found.ids if found else ())}
-    return annotations.LLP(classes, *splits.values(), segments=T, windows={v: (v, 0) for v in rows}, clips={v: became[v] for v in rows})
+    return annotations.LLP(classes, *splits.values(), segments=T, clips={v: became[v] for v in rows})
 
 
 def slow_classes(path: Path) -> list[str]:
