@@ -1,4 +1,5 @@
-"""The pages of docs/ that are read in turn, as HTML that loads nothing but pictures; the .md files are their source.
+"""The pages of docs/ that are read in turn, as HTML that loads nothing but pictures and one style sheet; the .md
+files are their source.
 
 Made by annotate.py. A paragraph that is nothing but a link to an equation of the annotated page becomes that equation."""
 
