@@ -83,7 +83,7 @@ def test_every_departure_leads_to_its_lines_and_every_tag_to_its_departure():
 
 
 @pytest.mark.parametrize("name", book.PAGES)
-def test_a_page_is_well_formed_all_its_links_resolve_and_it_loads_nothing_but_pictures(name):
+def test_a_page_is_well_formed_all_its_links_resolve_and_it_loads_nothing_but_pictures_and_its_style(name):
     tree = ElementTree.fromstring(BOOK[name])
     ids = [x.get("id") for x in tree.iter() if x.get("id")]
     assert len(ids) == len(set(ids))
@@ -91,7 +91,8 @@ def test_a_page_is_well_formed_all_its_links_resolve_and_it_loads_nothing_but_pi
         if not link.startswith("https://"):
             assert leads_somewhere(DOCS / f"{name}.html", link), link
     assert not re.search(r"<script|<iframe|@import|url\(|srcset=", BOOK[name]) and (name != "annotated" or "<img" not in BOOK[name])
-    assert [x.get("href") for x in tree.iter("link")] == ["data:,"]
+    assert [x.get("href") for x in tree.iter("link")] == ["data:,", *["annotated/style.css"] * (name != "annotated")]
+    assert (DOCS / "annotated/style.css").is_file()
 
 
 @pytest.mark.parametrize("path", [*sorted(DOCS.glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "tests/golden/README.md"], ids=lambda x: x.name)
