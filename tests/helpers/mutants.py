@@ -56,7 +56,7 @@ chosen = random.Random(options.seed).sample(faults(source), options.faults)[opti
 survivors = 0
 with tempfile.TemporaryDirectory(prefix="uwav-mutants-") as folder:
     copy = Path(folder) / "copy"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "node_modules", "web", "*.whl", "robustness", "thorough", "*.png"), symlinks=True)
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "runs", "node_modules", "web", "robustness", "thorough", "*.png"), symlinks=True)
     print(f"seed {options.seed}; unchanged: {'passes' if survives(copy, source) else 'FAILS'}", flush=True)
     for number, (line, start, end, other) in enumerate(chosen, options.first):
         lines = source.splitlines(keepends=True)
