@@ -98,17 +98,13 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(finished, tmp_path_factory) -> Path:
-    """The exported bundle of that run, with a small CLIP and a real CLAP of random weights, and both variants."""
+    """The exported bundle of that run, with a small CLIP and a shallow CLAP of random weights, and both variants."""
     import export_onnx
     import tiny_extract
-    from video import encoders
 
     def make(folder: Path) -> None:
-        published, encoders.CLIP_MODEL = encoders.CLIP_MODEL, tiny_extract.register()
-        try:
+        with tiny_extract.small_encoders():
             export_onnx.main([str(finished), str(folder), "--clip-weights", "random", "--clap-weights", "random", "--fp16", "--int8"])
-        finally:
-            encoders.CLIP_MODEL = published
 
     return once("bundle", make, tmp_path_factory)
 

@@ -1,12 +1,15 @@
-"""`python features.py` with a small CLIP in place of ViT-L/14, so that a test can run the real command often.
+"""`python features.py` with a small CLIP in place of ViT-L/14 and a shallow CLAP, so that a test can run the real command often.
 
     python tests/helpers/tiny_extract.py extract VIDEOS OUT [options]
 """
 
+import contextlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 TINY_CLIP = {"embed_dim": 768, "quick_gelu": True,
@@ -29,9 +32,23 @@ def register() -> str:
     return "tiny-quickgelu"
 
 
-if __name__ == "__main__":
-    import features
+@contextlib.contextmanager
+def small_encoders() -> Iterator[None]:
+    """What is built here has a small CLIP and a CLAP of 5 blocks instead of 12: every kind of block is there, those with
+    shifted windows, too."""
     from video import encoders
 
-    encoders.CLIP_MODEL = register()
-    features.main([*sys.argv[1:], "--clip-weights", "random", "--clap-weights", "random", "--device", "cpu"])
+    encoders.clap_package()
+    with encoders.quiet():
+        from clap_module.htsat import HTSAT_Swin_Transformer as HTSAT
+    build = HTSAT.__init__
+    with (mock.patch.object(encoders, "CLIP_MODEL", register()),
+          mock.patch.object(HTSAT, "__init__", lambda self, **options: build(self, **options | dict(depths=[1, 1, 2, 1])))):
+        yield
+
+
+if __name__ == "__main__":
+    import features
+
+    with small_encoders():
+        features.main([*sys.argv[1:], "--clip-weights", "random", "--clap-weights", "random", "--device", "cpu"])

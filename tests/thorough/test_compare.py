@@ -40,7 +40,8 @@ def videos(tmp_path_factory) -> Path:
 
 
 def extracted(videos: Path, out: Path, clap: encoders.ClapEncoder | None = None, recipe: str = "uwav") -> Path:
-    clip, clap = encoders.ClipEncoder(None, model=tiny_extract.register()), clap or encoders.ClapEncoder(None)
+    with tiny_extract.small_encoders():
+        clip, clap = encoders.ClipEncoder(None), clap or encoders.ClapEncoder(None)
     extract.extract(videos, out, clip.images, clap.sounds, {}, extract.Options(recipe=recipe), workers=1, group=2)
     return out
 
@@ -82,7 +83,8 @@ def test_squashed_pictures_are_another_preparation_of_pictures(videos, right, tm
 
 
 def test_another_checkpoint_of_clap_is_named(videos, right, tmp_path):
-    clap = encoders.ClapEncoder(None)
+    with tiny_extract.small_encoders():
+        clap = encoders.ClapEncoder(None)
     torch.manual_seed(1)
     for x in clap.parameters():
         if x.ndim > 1:

@@ -424,7 +424,6 @@ def own(tmp_path_factory) -> Path:
 def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, bundle, annotated, tmp_path, monkeypatch, capsys):
     import clips
     import onnx
-    from video import encoders
     import export_onnx
     import tiny_extract
 
@@ -456,12 +455,12 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, bundle, anno
     assert ("annotated: 3 (val)" in first and "nothing at all" in first) if annotated else "nothing can be scored" in first
     # The encoders take a minute to export: in one of the two cases. The other is given the features of a clip.
     weights = ["--int8"] if annotated else ["--clip-weights", "random", "--clap-weights", "random"]
-    monkeypatch.setattr(encoders, "CLIP_MODEL", tiny_extract.register())
     monkeypatch.setattr(export_onnx, "SIZES", ((1, 1), (2, 10)))  # that are compared with PyTorch; test_export.py has all
     trace = export_onnx.trace  # of encoders, the graphs that the same random weights gave before
     monkeypatch.setattr(export_onnx, "trace", lambda export, opset: onnx.load(export_onnx.file_of(bundle, export.name))
                         if export.name in export_onnx.ENCODERS else trace(export, opset))
-    export_onnx.main([str(run), str(run / "bundle"), *weights])
+    with tiny_extract.small_encoders():
+        export_onnx.main([str(run), str(run / "bundle"), *weights])
     assert annotated or "clip_image: building, tracing and checking it takes minutes" in capsys.readouterr().out
     info = json.loads((run / "bundle/bundle.json").read_text())
     assert info["classes"] == list(TONES) and info["segments"] == 3 and "teacher" not in info["files"]
