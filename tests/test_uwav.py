@@ -262,11 +262,51 @@ def test_learning_rate_warms_up_peaks_and_ends_at_the_minimum():
     assert uwav.learning_rate(45, 80, 1.0, 0.1) == pytest.approx(0.55)  # half way down
     assert uwav.learning_rate(80, 80, 1.0, 0.1) == pytest.approx(0.1)
     assert uwav.learning_rate(10, 10, 1.0, 0.1) == 1.0  # nothing but warm-up
+    assert uwav.learning_rate(11, 11, 1.0, 0.1) == pytest.approx(0.1)  # one epoch after it
 
 
 def test_gate_needs_segment_and_video_probability_above_one_half():
     audio, visual = uwav.gated_predictions(torch.tensor([[0.6, 0.4, 0.6]]), torch.tensor([[[0.9, 0.9, 0.5]]]), torch.full((1, 1, 3), 0.51))
     assert audio.tolist() == [[[True, False, False]]] and visual.tolist() == [[[True, False, True]]]
+
+
+# ---- loops ----
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.01])
+def test_a_step_of_each_loop_is_the_clipped_gradient_of_the_whole_loss(clip):
+    """Plain gradient descent at rate 1 in place of AdamW, which does not tell a gradient from five times that."""
+    torch.manual_seed(0)
+    N, T, C = 4, 5, 3
+    data = uwav.TargetSplit(torch.randn(N, T, 6), torch.randn(N, T, 8), torch.randn(N, T, 4), torch.ones(N, C), None, None)
+    config = uwav.TrainConfig(batch=N, clip=clip, mixup=False)
+    labels = uwav.pseudo_labels((torch.randn(N, T, C), torch.randn(N, T, C)), (torch.zeros(C),) * 2, data.weak, config)
+    han = uwav.HAN(replace(SMALL_HAN, dropout=0.0))
+    source = uwav.SourceSplit(torch.randn(7, 6), torch.randn(7, 8), torch.randint(0, 2, (7, C)), np.array([3, 4]))
+    text, teacher = (torch.randn(C, 6), torch.randn(C, 8)), uwav.Teacher(replace(SMALL_TEACHER, dropout=0.0))
+    audio, visual, label, mask = source.batch(np.arange(2))
+    for model, loss, epoch in (
+            (han, lambda: uwav.han_losses(han, han(*data.inputs(slice(None))), data.weak, labels, None).sum(),
+             lambda sgd: uwav.han_epoch(han, han, uwav.han_losses, sgd, data, labels, config, 1)),
+            (teacher, lambda: uwav.teacher_loss(*teacher(audio, visual, *text, mask), label, mask, 5.0),
+             lambda sgd: uwav.teacher_epoch(teacher, teacher, sgd, source, text, uwav.PretrainConfig(batch=2, clip=clip, pos_weight=5.0), 1))):
+        before = [p.detach().clone() for p in model.parameters()]
+        gradient = torch.autograd.grad(loss(), list(model.parameters()))
+        length = torch.cat([g.flatten() for g in gradient]).norm()
+        assert len(list(epoch(torch.optim.SGD(model.parameters(), lr=1.0)))) == 1
+        for was, now, g in zip(before, model.parameters(), gradient):
+            torch.testing.assert_close(was - now.detach(), g * min(1.0, clip / length), rtol=1e-4, atol=1e-6)
+
+
+def test_the_teacher_s_score_counts_seconds_in_which_both_probabilities_multiply_to_a_half():
+    z = torch.tensor([[2.0, 3.0, -3.0, -9.0], [2.0, 0.3, -3.0, 9.0]])  # sigmoids .88 .95 .05 0 and .88 .57 .05 1
+    split = uwav.SourceSplit(torch.zeros(4, 1), torch.zeros(4, 1), torch.tensor([[1], [1], [0], [1]]), np.array([4]))
+
+    class Stub:
+        eval = staticmethod(lambda: None)
+        __call__ = staticmethod(lambda *inputs: (z[0, None, :, None], z[1, None, :, None]))
+
+    assert uwav.teacher_scores(Stub(), split, ())["av"] == pytest.approx(100 * 2 * 2 / (2 + 3))  # two predicted, both true; three are
 
 
 # ---- data and batches ----

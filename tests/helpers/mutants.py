@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = "tests/test_golden.py", "tests/test_uwav.py", "tests/test_scores.py"
+TESTS = "tests/test_golden.py", "tests/test_uwav.py", "tests/test_scores.py", "-k", "not another_gate"  # which wants a finished run
 TURNED = {ast.Gt: ">=", ast.GtE: ">", ast.Lt: "<=", ast.Eq: "!=", ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.BitAnd: "|"}
 NAMES = {"amax": "amin", "amin": "amax", "sum": "mean", "mean": "sum", "min": "max", "max": "min", "minimum": "maximum", "maximum": "minimum",
          "cummax": "cummin", "argmax": "argmin", "any": "all", "sigmoid": "tanh", "exp": "log1p", "relu": "sigmoid", "ones_like": "zeros_like"}
