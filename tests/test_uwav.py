@@ -166,6 +166,10 @@ def test_teacher_loss_by_hand():
     # class 0, weight 5: -ln 1/4 - ln 3/4; class 1, weight 1: -2 ln 3/4; divided by 2 segments x 2 classes
     expected = (5 * (math.log(4) + math.log(4 / 3)) + 2 * math.log(4 / 3)) / 4
     assert float(uwav.teacher_loss(zero, zero, label, mask)) == pytest.approx(expected)
+    sure = torch.full((1, 3, 2), 99.0, requires_grad=True)  # of classes that are not there
+    loss = uwav.teacher_loss(sure, sure, torch.zeros(1, 3, 2), mask)
+    loss.backward()
+    assert loss.isfinite() and sure.grad.isfinite().all()
 
 
 def test_threshold_by_hand():
@@ -229,6 +233,12 @@ def test_segment_loss_by_hand():
     logit, label, weak = torch.zeros(1, 2, 2), torch.tensor([[[0.9, 0.0], [0.2, 0.0]]]), torch.tensor([[1.0, 0.0]])
     # sigmoid(0) = 1/2: every entry costs ln 2; two entries weigh 3, two weigh 0.5
     assert float(uwav.segment_loss(logit, label, weak, 3.0, 0.5)) == pytest.approx(math.log(2) * (3 + 0.5) / 2)
+
+
+def test_labels_weigh_alike_without_class_balance():
+    logit, weak, plain = torch.randn(2, 3, 2), torch.ones(2, 2), [(1.0, 1.0), (1.0, 1.0)]
+    labels = uwav.pseudo_labels((logit, logit), (torch.zeros(2),) * 2, weak, uwav.TrainConfig(reweight=False))
+    assert [labels.audio_weights, labels.visual_weights] == plain == [*uwav.PseudoLabels(logit, logit)[2:]]
 
 
 def test_class_balance_by_hand():
@@ -296,6 +306,12 @@ def test_a_step_of_each_loop_is_the_clipped_gradient_of_the_whole_loss(clip):
         assert len(list(epoch(torch.optim.SGD(model.parameters(), lr=1.0)))) == 1
         for was, now, g in zip(before, model.parameters(), gradient):
             torch.testing.assert_close(was - now.detach(), g * min(1.0, clip / length), rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_s_losses_are_the_mean_of_its_steps():
+    run = uwav.Run()
+    run.begin(nn.Linear(1, 1), uwav.TrainConfig(batch=4), videos=10)  # three steps
+    assert run.mean(lambda: iter(torch.tensor([[1.0, 2.0], [2.0, 4.0], [6.0, 0.0]]))) == [3.0, 2.0]
 
 
 def test_the_teacher_s_score_counts_seconds_in_which_both_probabilities_multiply_to_a_half():
