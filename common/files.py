@@ -4,6 +4,7 @@ said in one sentence that names it. What a name or a text may be that comes out 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import io
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,13 @@ def to_cell(text: str) -> str:
 def from_cell(text: str) -> str:
     """The text that `to_cell` wrote."""
     return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def write_table(path: str | Path, rows: Iterable[Iterable[object]], encoding: str = "utf-8-sig") -> None:
+    """A csv file that a spreadsheet may open; what is no text in the name of a file keeps its bytes."""
+    with (atomic(path) as temporary,
+          open(temporary, "w", newline="", encoding=encoding, errors="surrogateescape") as file):
+        csv.writer(file).writerows([to_cell(str(x)) for x in row] for row in rows)
 
 
 held: dict[Path, Path] = {}  # folders that this process works in (command.py): where they are -> how they are named

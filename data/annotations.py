@@ -16,16 +16,15 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from common.command import did_you_mean, working_in
-from common.files import (atomic, from_cell, hash_of, is_id, is_plain_name, plain, printable, read_json, reading,
-                          regular, to_cell)
+from common.files import (from_cell, hash_of, is_id, is_plain_name, made_by, plain, printable, read_json, reading,
+                          regular, write_table)
 
 # ---- LLP annotations -----------------------------------------------------------------------------
 
@@ -232,13 +231,13 @@ def _tell(report: Callable[[str], None], dataset: str, counts: dict[str, int]) -
             report(f"{dataset}: {count} {what}")
 
 
-def _in_splits(classes: tuple[str, ...], rows: Rows, truth: Truth, T: int) -> LLP:
+def _in_splits(classes: tuple[str, ...], rows: Rows, truth: Truth, T: int, **more: dict) -> LLP:
     def split(name: str) -> LLPSplit | None:
         ids = [video for video, (_, place, _) in rows.items() if place == name]
         dense = np.stack([truth[video] for video in ids], 1) if ids and name != "train" else ()  # (2, N, T, C)
         return LLPSplit(ids, np.array([rows[video][2] for video in ids]), *dense) if ids else None
 
-    return LLP(classes, *map(split, LLP_WEAK_FILES), segments=T)
+    return LLP(classes, *map(split, LLP_WEAK_FILES), segments=T, **more)
 
 
 def readable(name: str) -> str:
@@ -251,16 +250,14 @@ def mistaken(names: Iterable[str], there: Iterable[str]) -> str:
     spreadsheets change; empty if none is."""
     known = {plainest(x): x for x in there}
     pairs = [(x, known[plainest(x)]) for x in names if plainest(x) in known]
-    said = [f"{x} may be {y}" + ", in Unicode's other form" * (composed(x) == composed(y)) for x, y in pairs]
+    same = [len({unicodedata.normalize("NFC", x) for x in pair}) == 1 for pair in pairs]  # to the eye
+    said = [f"{x} may be {y}" + ", in Unicode's other form" * alike for (x, y), alike in zip(pairs, same)]
     return f": {some(said)}" * bool(said)
-
-
-composed = partial(unicodedata.normalize, "NFC")
 
 
 def plainest(name: str) -> str:
     """The same for names that differ in what file systems and spreadsheets change: case, Unicode's form, zeros."""
-    return re.sub(r"(?<!\d)0+(?=\d)", "", composed(name).casefold())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", unicodedata.normalize("NFC", name).casefold())
 
 
 def some(items: Sequence[str], most: int = 10) -> str:
@@ -373,17 +370,15 @@ def write_template(videos: Path, out: Path) -> None:
     apart(out, videos)
     found, same = find_videos(videos, llp=False)
     others = [printable(file.relative_to(videos)) for file in (*found.values(), *same) if not is_media(file)]
-    names = [to_cell(file.relative_to(videos).as_posix()) for file in found.values() if is_media(file)]
+    names = [file.relative_to(videos).as_posix() for file in found.values() if is_media(file)]
     tables = {"labels.csv": ("video", "labels"), "events.csv": EVENT_COLUMNS}
     if there := [out / name for name in tables if (out / name).exists()]:
         raise ValueError(f"{there[0]}: is there already, and would be lost")
     if not names:
         raise ValueError(f"{videos}: no file whose name ends as that of a video: {' '.join(VIDEO_NAMES)}")
-    for name, columns in tables.items():
-        rows = [(cell, *[""] * (len(columns) - 1)) for cell in names]
-        with (working_in(out), atomic(out / name) as temporary,
-              open(temporary, "w", newline="", encoding="utf-8-sig") as file):
-            csv.writer(file).writerows([columns, *rows])
+    with working_in(out):
+        for table, columns in tables.items():
+            write_table(out / table, [columns, *((name, *[""] * (len(columns) - 1)) for name in names)])
     for file, cause in same.items():
         if is_media(file):
             print(f"{printable(file)}: left out, {cause}")
@@ -396,6 +391,14 @@ def listed(path: Path) -> dict[str, list[str]]:
     """The videos of a labels.csv, by id, with their labels."""
     return {id_of(row["video"], place): [x for x in map(str.strip, row["labels"].split(";")) if x]
             for place, row in read_table(path, ("video", "labels"))}
+
+
+def read_failures(path: Path) -> dict[tuple[str, int], str]:
+    """The failures.csv of `extract`: (file, its bytes) -> why it has no features."""
+    with (made_by("python features.py extract --retry", path),
+          open(regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file):
+        _, *rows = csv.reader(file)
+        return {(from_cell(name), int(size)): from_cell(cause) for name, size, cause in rows}
 
 
 def read_classes(source: str) -> list[str]:
@@ -459,21 +462,30 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     T, nothing = window or lengths[longest], np.zeros((2, lengths[longest], len(classes)), np.uint8)
     known = dict.fromkeys(rows, Known()) | (known or {})
     ends = {v: known[v].segments or lengths.get(v, UNAV_LONGEST) for v in rows}
-    events, odd = _own_events(Path(folder) / "events.csv", classes, ends, lengths[longest])
 
-    videos, truth, windows, clips = {}, {}, {}, {v: f"left out: {known[v].cause or 'no features'}" for v in absent}
-    clips |= {v: f"left out: shorter than {T} s" for v in ids if lengths[v] < T}
-    for video in [v for v in ids if v not in clips]:
+    def known_video(name: str, place: str) -> str:
+        if (video := id_of(name, place)) not in rows:
+            raise ValueError(f"{place}: the video {video} is not in labels.csv{mistaken([video], rows)}")
+        return video
+
+    filled = filled_rows(Path(folder) / "events.csv")
+    events, odd = read_events(filled, classes, lengths[longest], known_video, ends=ends)
+    videos, truth, windows, clips = {}, {}, {}, {v: f"left out: {known[v].cause or 'no features'}" for v in rows}
+    for video in ids:
         (name, split, weak), lacks, dense = rows[video], known[video].lacks, events.get(video, nothing)  # (2, L, C)
         split = split or ("val" if video in events and not lacks else "train")
+        starts = range(0, lengths[video] - T + 1, T)
+        if not starts:
+            clips[video] = f"left out: shorter than {T} s"
+            continue
         if split != "train" and video not in events and weak.any():
             raise ValueError(f"{path}: video {video!r} is of split {split}, but events.csv does not say when its "
                              "events happen")
-        starts = range(0, lengths[video] - T + 1, T) if split == "train" or not lacks else ()
+        if split != "train" and lacks:
+            clips[video] = f"left out: no {lacks}, so it cannot be of split {split}"
+            continue
         cut = f", {len(starts)} examples" * (len(starts) > 1) + f", no {lacks}" * bool(lacks)
         clips[video] = f"{split}: {len(starts) * T} s of {ends[video]}{cut}"
-        if not starts:
-            clips[video] = f"left out: no {lacks}, so it cannot be of split {split}"
         for start in starts:
             part = f"{video} {start}-{start + T} s" if starts[1:] else video
             x = dense[:, start : start + T]  # (2, T, C)
@@ -486,7 +498,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     for video, x in truth.items():
         name, split, weak = videos[video]
         videos[video] = name, split, weak | x.any((0, 1))
-    own = replace(_in_splits(classes, videos, truth, T), windows=windows, clips={v: clips[v] for v in rows})
+    own = _in_splits(classes, videos, truth, T, windows=windows, clips=clips)
     if own.train is None and trains:
         raise ValueError(f"{path}: no video to train on: all of them are annotated, left out, or of split val or test")
 
@@ -507,18 +519,8 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     return own
 
 
-def _own_events(path: Path, classes: tuple[str, ...], ends: dict[str, int], T: int) -> tuple[Truth, dict]:
-    """`read_events` of your own table, which need not exist; rows of a template that are not filled in do not count."""
-
-    def known_video(name: str, place: str) -> str:
-        if (video := id_of(name, place)) not in ends:
-            raise ValueError(f"{place}: the video {video} is not in labels.csv{mistaken([video], ends)}")
-        return video
-
-    return read_events(filled_rows(path), classes, T, known_video, ends=ends)
-
-
 def filled_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Those of your events.csv, which need not exist, but for lines of a template that were left empty."""
     rows = read_table(path, EVENT_COLUMNS) if path.exists() else []
     return [(place, row) for place, row in rows if any(row[column] for column in EVENT_COLUMNS[1:])]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import itertools
 import os
@@ -16,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from common.command import progress
-from common.files import (finite, from_cell, hash_of, hash_of_arrays, json_text, made_by, printable, read_array,
-                          read_json, shaped)
-from data.annotations import (CLIPS, LLP, LLP_WEAK_FILES, UNAV_SPLITS, Known, UnAV, mistaken, read_llp, read_own,
-                              read_table, read_unav, readable, some)
+from common.files import (finite, hash_of, hash_of_arrays, json_text, made_by, printable, read_array, read_json,
+                          shaped)
+from data.annotations import (CLIPS, LLP, LLP_WEAK_FILES, UNAV_SPLITS, Known, UnAV, mistaken, read_failures, read_llp,
+                              read_own, read_table, read_unav, readable, some)
 from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, ids_in,
                          is_made, keep, made_alike, make_plan, read_index, read_note, write_annotations)
 
@@ -184,9 +183,7 @@ def _read_own_folder(source: Path, missing: str, window: int = 0) -> LLP:
         with made_by(f"python features.py check {source}", path):
             whole = {row["clip"]: int(row["seconds"]) for _, row in read_table(path, CLIPS)}
     if (path := source / "failures.csv").exists():
-        with made_by("python features.py extract --retry", path), open(path, newline="", errors="replace") as file:
-            causes = {os.path.splitext(from_cell(row["file"]))[0]: printable(from_cell(row["cause"]))
-                      for row in csv.DictReader(file)}
+        causes = {os.path.splitext(file)[0]: printable(cause) for (file, _), cause in read_failures(path).items()}
     known = {v: Known(whole.get(v, 0), lacks.get(v, ""), causes.get(v, "")) for v in (*lengths, *whole, *causes)}
     return read_own(source, classes, lengths, missing, window=window, known=known)
 

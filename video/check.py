@@ -5,7 +5,6 @@ header, its labels, what will become of it; then all that is doubtful, which sto
 from __future__ import annotations
 
 import collections
-import csv
 import difflib
 import math
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 import av
 
 from common.command import progress, working_in
-from common.files import atomic, printable, reason, regular, to_cell
+from common.files import printable, reason, regular, write_table
 from data.annotations import (CLIPS, Known, apart, filled_rows, find_videos, id_of, is_media, listed, plainest,
                               read_classes, read_own, readable, some)
 from video import decode
@@ -70,9 +69,8 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     events = collections.Counter(id_of(row["video"], place) for place, row in filled_rows(own / "events.csv"))
     table = [(v, str(x.segments), STREAMS[x.lacks] * (x.segments > 0), "; ".join(labels), str(events[v]),
               printable(became[v])) for v, labels in rows.items() for x in [known[v]]]
-    with (working_in(own), atomic(own / "clips.csv") as temporary,
-          open(temporary, "w", newline="", encoding="utf-8-sig") as file):
-        csv.writer(file).writerows([CLIPS, *(map(to_cell, row) for row in table)])
+    with working_in(own):
+        write_table(own / "clips.csv", [CLIPS, *table])
 
     width = [min(40, max(map(len, column))) for column in zip(CLIPS, *table)]
     for row in (CLIPS, *table):

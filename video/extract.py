@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import csv
 import functools
 import importlib.metadata
 import math
@@ -34,9 +33,8 @@ from tqdm import tqdm
 
 from common import devices
 from common.command import progress
-from common.files import (atomic, from_cell, hash_of_arrays, made_by, read_array, read_json, regular,
-                          to_cell, write_array, write_json)
-from data.annotations import apart, find_videos, is_media, listed, readable, some
+from common.files import hash_of_arrays, read_array, read_json, write_array, write_json, write_table
+from data.annotations import apart, find_videos, is_media, listed, read_failures, readable, some
 from data.layout import ENCODERS, TEXTED, code_of, content, made_alike, read_note
 from video import RECIPES, Recipe, decode
 
@@ -67,9 +65,10 @@ def part_of(out: Path, shard: str | None) -> Path:
     return out if shares == 1 else out / SHARES / f"{share + 1}-of-{shares}"
 
 
-def noted(out: Path, name: str) -> list[Path]:
-    """What was noted in OUT and by the processes that shared its work, the latest last."""
-    return sorted((*out.glob(name), *out.glob(f"{SHARES}/*/{name}")), key=os.path.getmtime)
+def noted(out: Path, name: str, read: Callable[[Path], dict]) -> dict:
+    """What was noted in OUT and by the processes that shared its work; of two notes the later one counts."""
+    paths = sorted((*out.glob(name), *out.glob(f"{SHARES}/*/{name}")), key=os.path.getmtime)
+    return {key: x for path in paths for key, x in read(path).items()}
 
 
 class Failures:
@@ -77,12 +76,7 @@ class Failures:
 
     def __init__(self, out: Path, folder: Path, part: Path | None = None, retry: bool = False):
         self.path, self.folder = (part or out) / "failures.csv", folder
-        self.causes: dict[tuple[str, int], str] = {}
-        for path in noted(out, "failures.csv") if not retry else ():
-            with (made_by("python features.py extract --retry", path),
-                  open(regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file):
-                _, *rows = csv.reader(file)
-                self.causes |= {(from_cell(name), int(size)): from_cell(cause) for name, size, cause in rows}
+        self.causes: dict[tuple[str, int], str] = {} if retry else noted(out, "failures.csv", read_failures)
 
     def key(self, path: Path) -> tuple[str, int]:
         return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0
@@ -92,10 +86,8 @@ class Failures:
         self.write()
 
     def write(self) -> None:
-        with (atomic(self.path) as temporary,
-              open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
-            rows = [(to_cell(name), size, to_cell(cause)) for (name, size), cause in sorted(self.causes.items())]
-            csv.writer(file).writerows([("file", "bytes", "cause"), *rows])
+        rows = [(*key, cause) for key, cause in sorted(self.causes.items())]
+        write_table(self.path, [("file", "bytes", "cause"), *rows], "utf-8")
 
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
@@ -115,13 +107,11 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
     find_videos(folder, llp=False)
     apart(out, folder)
     path = out / "extract.json"
-    if path.exists():
-        with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
-            before = dict(read_json(path))
-        changed = sorted(k for k in made_with if content(before.get(k)) != content(made_with[k]))
-        if changed or before.keys() - made_with.keys() - {"software"}:
-            raise ValueError(f"{path}: the features there were made with other "
-                             f"{' and '.join(changed or ['settings'])}; choose another folder")
+    before = read_note(path)
+    changed = sorted(k for k in made_with if content(before.get(k)) != content(made_with[k]))
+    if path.exists() and (changed or before.keys() - made_with.keys() - {"software"}):
+        raise ValueError(f"{path}: the features there were made with other "
+                         f"{' and '.join(changed or ['settings'])}; choose another folder")
     made_alike({str(out / "text.json"): read_note(out / "text.json"), "what is asked for": made_with})
 
 
@@ -144,10 +134,7 @@ def software_since(path: Path) -> tuple[str, list[str]]:
 def forget_replaced(videos: dict[str, Path], out: Path, part: Path) -> list[str]:
     """The videos that another file has replaced, by size or time of its last change: their features are deleted. Then
     clips.json notes both, so that features are always those of the clips noted, or made again."""
-    before = {}
-    for path in noted(out, "clips.json"):
-        with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
-            before |= dict(read_json(path))
+    before = noted(out, "clips.json", read_note)
     stats = ((v, file.stat()) for v, file in videos.items() if file.exists())
     now = {v: [x.st_size, x.st_mtime_ns] for v, x in stats}
     replaced = [v for v in now if before.get(v, now[v]) != now[v]]
@@ -211,11 +198,9 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
         result.update(counts)
         failures.causes |= causes
     if result and not shard and (out / SHARES).exists():  # what shares have noted becomes one
-        failures.path, clips = out / "failures.csv", {}
+        failures.path = out / "failures.csv"
         failures.write()
-        for path in noted(out, "clips.json"):
-            clips |= dict(read_json(path))
-        write_json(out / "clips.json", dict(sorted(clips.items())))
+        write_json(out / "clips.json", dict(sorted(noted(out, "clips.json", read_note).items())))
         shutil.rmtree(out / SHARES)
     causes = collections.Counter(cause.split(":")[0] for cause in failures.causes.values())
     hint = f"; {failures.path.relative_to(out)} says why, --retry tries them again" if causes else ""
