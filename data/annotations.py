@@ -64,9 +64,20 @@ class LLPSplit:
     audio: np.ndarray | None = None  # (N, T, C) uint8: audible in that second
     visual: np.ndarray | None = None  # (N, T, C) uint8: visible in that second
 
+    @property
+    def labels(self) -> list[np.ndarray]:
+        return [x for x in (self.weak, self.audio, self.visual) if x is not None]
+
+
+class _Dataset:
+    @property
+    def splits(self) -> dict:
+        """Those that are there, by name."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, (LLPSplit, UnAVSplit))}
+
 
 @dataclass(frozen=True)
-class LLP:
+class LLP(_Dataset):
     """LLP, or your own data in its place, which may lack annotated videos: then `val` or `test` is None.
 
     A clip of your own may be several videos here, windows of T seconds, or none."""
@@ -78,11 +89,6 @@ class LLP:
     segments: int = LLP_SEGMENTS  # T
     windows: dict[str, tuple[str, int]] = field(default_factory=dict)  # of your own: id -> clip, first second
     clips: dict[str, str] = field(default_factory=dict)  # of your own: what became of every clip of labels.csv
-
-    @property
-    def splits(self) -> dict[str, LLPSplit]:
-        """Those that are there, by name."""
-        return {s: getattr(self, s) for s in LLP_WEAK_FILES if getattr(self, s) is not None}
 
 
 def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
@@ -277,7 +283,7 @@ class UnAVSplit:
 
 
 @dataclass(frozen=True)
-class UnAV:
+class UnAV(_Dataset):
     classes: tuple[str, ...]
     train: UnAVSplit
     validation: UnAVSplit
@@ -296,7 +302,7 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
         classes = tuple(names[c] for c in range(len(names)))
         if len(set(classes)) < max(1, len(classes)) or "\n" in "".join(classes):
             raise ValueError("two classes of one name, or none, or a line break in it")
-        splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
+        splits, said = {name: UnAVSplit([], []) for name in UNAV_SPLITS}, []
         for video_id, video in database.items():
             if not is_plain_name(video_id) or not 0 < video["duration"] <= UNAV_LONGEST:
                 raise ValueError(f"video {video_id!r} of {video['duration']} s")
@@ -310,11 +316,10 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
                 label[math.floor(start) : math.ceil(end), c] = 1
             splits[video["subset"]].ids.append(video_id)
             splits[video["subset"]].labels.append(label)
+            said.append(f"{video['subset']} {video_id} {label.shape} {hash_of(label.tobytes())}")
         if without := [name for name, split in splits.items() if not split.ids]:
             raise ValueError(f"no video of subset {' and '.join(without)}")
-    said = sorted(f"{name} {video} {x.shape} {hash_of(x.tobytes())}" for name, split in splits.items()
-                  for video, x in zip(split.ids, split.labels))
-    same = hash_of("\n".join([*classes, *said]).encode()) == UNAV_CONTENT
+    same = hash_of("\n".join([*classes, *sorted(said)]).encode()) == UNAV_CONTENT
     report(f"UnAV-100: classes, videos and labels are those of commit {UNAV_COMMIT[:7]}" if same else
            f"UnAV-100: {json_path} differs from commit {UNAV_COMMIT[:7]}: do not compare scores with published ones")
     return UnAV(classes, **splits)

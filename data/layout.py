@@ -112,7 +112,7 @@ def content(x: object) -> object:
 
 
 def check_source(path: Path, recorded: str | None, source: Path, command: str) -> None:
-    """FileNotFoundError if `path` was made by another `source` than is there now: by that one, nothing was made."""
+    """FileNotFoundError if `path` was made by another `source` than is there now."""
     if recorded is not None and source.is_file() and recorded != file_hash(source):
         raise FileNotFoundError(f"{path}: made by another {source.stem} than {source}; delete it and make it again "
                                 f"with `{command}`")
@@ -140,10 +140,6 @@ def encoders_of(index: dict) -> dict[str, object]:
                        for name, text in index.get("made_with", {}).items()})
 
 
-def recipe_of(index: dict) -> str:
-    return encoders_of(index).get("recipe", "")
-
-
 def dry_run(index: dict) -> str:
     """Why numbers made from a packed folder say nothing of real videos; empty if they may."""
     invented = not isinstance(index["source"], str)  # the demo world's is a dict
@@ -158,32 +154,27 @@ def code_of(*patterns: str) -> str:
 
 def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
     """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
-    labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]
-    labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels] if unav else []
-    plan = {
+    datasets = {"llp": (llp, llp_features)} | ({"unav": (unav, list(TEXTED))} if unav else {})
+    labels = [x for data, _ in datasets.values() for split in data.splits.values() for x in split.labels]
+    return {
         "format": FORMAT,
         "code": code_of("data/*.py"),
         "source": source,
         "labels": hash_of(b"".join(f"{x.shape}".encode() + x.tobytes() for x in labels)),
-        "llp": {"classes": list(llp.classes), "features": llp_features,
-                "videos": {s: split.ids for s, split in llp.splits.items()}},
+        **{name: {"classes": list(data.classes), "features": features,
+                  "videos": {s: split.ids for s, split in data.splits.items()}}
+           for name, (data, features) in datasets.items()},
     }
-    if unav:
-        plan["unav"] = {"classes": list(unav.classes), "features": list(TEXTED),
-                        "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}}
-    return plan
 
 
 def write_annotations(part: Path, llp: LLP, unav: UnAV | None) -> None:
     """The label arrays of a packed folder (shapes: top of this file)."""
     for split, data in llp.splits.items():
-        for name in ("weak", "audio", "visual"):
-            if (labels := getattr(data, name)) is not None:
-                keep(part, f"llp/{split}/{name}.npy", labels)
-    for split in UNAV_SPLITS if unav else ():
-        labels = getattr(unav, split).labels
-        keep(part, f"unav/{split}/length.npy", np.array([len(x) for x in labels], np.int64))
-        keep(part, f"unav/{split}/label.npy", np.concatenate(labels))
+        for name, labels in zip(("weak", "audio", "visual"), data.labels):
+            keep(part, f"llp/{split}/{name}.npy", labels)
+    for split, data in unav.splits.items() if unav else ():
+        keep(part, f"unav/{split}/length.npy", np.array([len(x) for x in data.labels], np.int64))
+        keep(part, f"unav/{split}/label.npy", np.concatenate(data.labels))
 
 
 def read_index(folder: str | Path) -> dict:
@@ -199,11 +190,11 @@ def read_index(folder: str | Path) -> dict:
             raise ValueError(f"packed in format {index['format']!r:.20}, this code reads {FORMAT}; pack again, with "
                              "--replace")
         dry_run(index)  # it has a source
-        parts = [index["llp"], *(index[name] for name in ("unav",) if name in index)]
-        wrong = index["files"].keys() - ARRAYS | {x for part in parts for x in part["features"] if x not in ENCODERS}
-        wrong |= {x for part in parts for x in part["videos"] if x not in (*LLP_WEAK_FILES, *UNAV_SPLITS)}
-        wrong |= {x for part in parts for ids in part["videos"].values() for x in ids if not is_id(x)}
-        wrong |= {x for part in parts for x in part["classes"] if "\n" in x}
+        wrong = index["files"].keys() - ARRAYS
+        for part in (index["llp"], *[index[name] for name in ("unav",) if name in index]):
+            wrong |= {*part["features"]} - ENCODERS.keys() | part["videos"].keys() - {*LLP_WEAK_FILES, *UNAV_SPLITS}
+            wrong |= {x for ids in part["videos"].values() for x in ids if not is_id(x)}
+            wrong |= {x for x in part["classes"] if "\n" in x}
         if wrong:
             raise ValueError(f"no pack names {some(sorted(map(repr, wrong)), 3)}")
     return index

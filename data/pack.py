@@ -142,16 +142,15 @@ def _read_published(source: Path, missing: str) -> tuple[LLP, UnAV, list[str]]:
         if name not in found:
             raise FileNotFoundError(f"{source / 'LLP' / encoder.folder}: no such folder (the teacher needs it)")
     if missing == "skip":
-        llp = LLP(llp.classes, *_with_features(source / "LLP", found, llp, LLP_WEAK_FILES))
-        unav = UnAV(unav.classes, *_with_features(source / "UnAV", list(TEXTED), unav, UNAV_SPLITS))
+        llp = LLP(llp.classes, *_with_features(source / "LLP", found, llp))
+        unav = UnAV(unav.classes, *_with_features(source / "UnAV", list(TEXTED), unav))
     return llp, unav, found
 
 
-def _with_features(root: Path, features: list[str], dataset: LLP | UnAV, splits: Iterable[str]) -> Iterator:
+def _with_features(root: Path, features: list[str], dataset: LLP | UnAV) -> Iterator:
     """The splits without the videos that lack a feature file; says how many those are."""
     there = ids_in([root / ENCODERS[name].folder for name in features])
-    for name in splits:
-        split = getattr(dataset, name)
+    for name, split in dataset.splits.items():
         rows = [n for n, video in enumerate(split.ids) if video in there]
         if absent := [video for video in split.ids if video not in there]:
             print(f"{root.name} {name}: {len(absent)} of {len(split.ids)} videos have no features (left out): "
@@ -191,17 +190,15 @@ def _read_own_folder(source: Path, missing: str, window: int = 0) -> LLP:
 def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None) -> list[_Job]:
     jobs = []
     for name in found:
-        encoder = ENCODERS[name]
+        e = ENCODERS[name]
         for split, data in llp.splits.items():
             parts = [llp.windows.get(i, (i, None)) for i in data.ids]
-            videos = [(roots["llp"] / encoder.folder / f"{clip}.npy", llp.segments, first) for clip, first in parts]
-            jobs.append(_Job(f"llp/{split}/{name}.npy", videos, encoder.size, encoder.per_second))
-    for name, encoder in TEXTED.items() if unav else ():
-        for split in UNAV_SPLITS:
-            data = getattr(unav, split)
-            place = roots["unav"] / encoder.folder
-            videos = [(place / f"{i}.npy", len(x), None) for i, x in zip(data.ids, data.labels)]
-            jobs.append(_Job(f"unav/{split}/{name}.npy", videos, encoder.size, None))
+            videos = [(roots["llp"] / e.folder / f"{clip}.npy", llp.segments, first) for clip, first in parts]
+            jobs.append(_Job(f"llp/{split}/{name}.npy", videos, e.size, e.per_second))
+    for name, e in TEXTED.items() if unav else ():
+        for split, data in unav.splits.items():
+            videos = [(roots["unav"] / e.folder / f"{i}.npy", len(x), None) for i, x in zip(data.ids, data.labels)]
+            jobs.append(_Job(f"unav/{split}/{name}.npy", videos, e.size, None))
     return jobs
 
 

@@ -397,10 +397,10 @@ def test_videos_without_features_stop_packing_or_are_left_out_and_counted(tmp_pa
 def test_features_of_random_encoders_never_pass_for_real_ones(tmp_path, capsys):
     source = write_source(tmp_path / "source")
     assert pack.pack(source, tmp_path / "out", workers=1)["source"] == "pack"
-    assert layout.recipe_of(layout.read_index(tmp_path / "out")) == ""
+    assert layout.encoders_of(layout.read_index(tmp_path / "out")) == {}
     files.write_json(source / "UnAV/extract.json", {"recipe": "valor", "clip_weights": {"weights": "openai"}, "clap_weights": {"weights": "random"}})
     index = pack.pack(source, tmp_path / "out", workers=1, replace=True)
-    assert index["source"] == layout.RANDOM_SOURCE and layout.recipe_of(index) == "valor"
+    assert index["source"] == layout.RANDOM_SOURCE and layout.encoders_of(index)["recipe"] == "valor"
     assert "RANDOM WEIGHTS" in capsys.readouterr().err
     assert "RANDOM WEIGHTS: a dry run. Do not compare" in ablation.note(layout.RANDOM_SOURCE)
 

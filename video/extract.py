@@ -217,28 +217,25 @@ def _work(groups: list[dict[str, Path]], out: Path, encode_images: Encode, encod
     notes: collections.Counter = collections.Counter()
     running: collections.deque[tuple[int, Future]] = collections.deque()
     paths = [path for g in groups for path in g.values()]
-    pool, read = ThreadPoolExecutor(threads), functools.partial(decode.read_clip, recipe=RECIPES[options.recipe])
-    try:
-        with contextlib.closing(
-                decode.read_clips(paths, workers, options.segments, options.longest, read=read)) as clips:
-            for number, g in enumerate(groups, 1):
-                good = {}
-                for v, path in g.items():
-                    clip = next(clips)
-                    if isinstance(clip, decode.Clip) and clip.lacks and options.missing == "skip":
-                        clip = f"no {clip.lacks}: the file has no such stream (--missing zeros would accept it)"
-                    if isinstance(clip, decode.Clip):
-                        good[v] = clip
-                    else:
-                        failures.add(path, clip)
-                        bar.set_postfix(failed=len(failures.causes), refresh=False)
-                running.append((len(g), pool.submit(embed, good, encode_images, encode_sounds, out)))
-                while len(running) > (threads if number < len(groups) else 0):
-                    videos, encoded = running.popleft()
-                    notes.update(encoded.result())
-                    bar.update(videos)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for what is being encoded
+    read = functools.partial(decode.read_clip, recipe=RECIPES[options.recipe])
+    with (contextlib.closing(decode.read_clips(paths, workers, options.segments, options.longest, read=read)) as clips,
+          ThreadPoolExecutor(threads) as pool):
+        for number, g in enumerate(groups, 1):
+            good = {}
+            for v, path in g.items():
+                clip = next(clips)
+                if isinstance(clip, decode.Clip) and clip.lacks and options.missing == "skip":
+                    clip = f"no {clip.lacks}: the file has no such stream (--missing zeros would accept it)"
+                if isinstance(clip, decode.Clip):
+                    good[v] = clip
+                else:
+                    failures.add(path, clip)
+                    bar.set_postfix(failed=len(failures.causes), refresh=False)
+            running.append((len(g), pool.submit(embed, good, encode_images, encode_sounds, out)))
+            while len(running) > (threads if number < len(groups) else 0):
+                videos, encoded = running.popleft()
+                notes.update(encoded.result())
+                bar.update(videos)
     return notes
 
 

@@ -353,7 +353,7 @@ def test_features_by_the_recipe_of_valor_are_those_of_its_clips_and_the_recipe_i
     assert "'A photo of kettle'" in result.stdout and "'This is a sound of kettle'" in result.stdout
     assert {json.loads((tmp_path / "out" / x).read_text())["recipe"] for x in pack.MADE_WITH} == {"valor"}
     (tmp_path / "out/labels.csv").write_text("video,labels\na,kettle\n")
-    assert layout.recipe_of(pack.pack(tmp_path / "out", tmp_path / "packed", workers=1)) == "valor"
+    assert layout.encoders_of(pack.pack(tmp_path / "out", tmp_path / "packed", workers=1))["recipe"] == "valor"
     result = subprocess.run([sys.executable, TINY, "extract", one, tmp_path / "out"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 1 and "made with other recipe; choose another folder" in result.stderr
 
