@@ -33,14 +33,11 @@ def _encoders(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict
     """The files of weights that were asked for, what a folder of features remembers of them, and the device."""
     from video import weights
 
-    weights.need_packages()
-    choices = {x: getattr(options, f"{x}_weights") or w for x, w in RECIPES[options.recipe].weights.items()}
-    files = {x: weights.find(x, choice) for x, choice in choices.items()}
+    usual = RECIPES[options.recipe].weights
+    files, noted = weights.chosen({x: getattr(options, f"{x}_weights") or w for x, w in usual.items()})
     from common.devices import choose_device  # with PyTorch, but first a missing file is said
 
-    device = choose_device(options.device)
-    weights.warn_of_random(files)
-    return files, dict(recipe=options.recipe, **weights.identities(choices, files)), device
+    return files, dict(recipe=options.recipe, **noted), choose_device(options.device)
 
 
 def run_demo(options: argparse.Namespace) -> None:

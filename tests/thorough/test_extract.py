@@ -362,10 +362,11 @@ def test_identity_of_weights_is_the_content_not_the_place(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a").write_bytes(b"x")
-    assert weights.identity_of_weights("a", tmp_path / "a") == weights.identity_of_weights("a", tmp_path / "sub/a")
+    noted = [weights.chosen({"clap": str(tmp_path / x)})[1] for x in ("a", "sub/a")]
+    assert noted[0] == noted[1] and noted[0]["clap_weights"]["weights"] == "a"
     (tmp_path / "sub/a").write_bytes(b"y")
-    assert weights.identity_of_weights("a", tmp_path / "a") != weights.identity_of_weights("a", tmp_path / "sub/a")
-    assert weights.identity_of_weights("random", None) == {"weights": "random"}
+    assert weights.chosen({"clap": str(tmp_path / "sub/a")})[1] != noted[0]
+    assert weights.chosen({"clip": "random"}) == ({"clip": None}, {"clip_weights": {"weights": "random"}})
 
 
 def test_on_a_cpu_every_video_moves_the_bar_and_only_a_video_that_needs_them_builds_the_encoders(tmp_path, monkeypatch):
