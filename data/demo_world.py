@@ -111,16 +111,13 @@ def draw_span(T: int, full: float, one_run: float, rng: np.random.Generator) -> 
 
 def widen(both: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """When an event is audible and when it is visible, from when it is both, (T,) bool each."""
-    audio, visual = both, both
     spans = "same" if both.all() else choose(SPANS_OF_BOTH, rng)
     if spans == "visual full":
-        visual = np.ones_like(both)
-    elif spans == "audio full":
-        audio = np.ones_like(both)
-    elif spans == "one longer":
-        longer = both | draw_span(len(both), 0, ONE_RUN, rng)
-        audio, visual = (longer, both) if rng.random() < 0.5 else (both, longer)
-    return audio, visual
+        return both, np.ones_like(both)
+    if spans == "audio full":
+        return np.ones_like(both), both
+    longer = both | draw_span(len(both), 0, ONE_RUN, rng) if spans == "one longer" else both
+    return (longer, both) if spans == "one longer" and rng.random() < 0.5 else (both, longer)
 
 
 def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -224,17 +221,6 @@ def relative(target: str, source: tuple[str, ...]) -> int | None:
     return shared.index(max(shared)) if any(shared) else None
 
 
-def class_concepts(target: tuple[str, ...], source: tuple[str, ...],
-                   rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Unit concept vectors of target (C, K) and source classes, before modality."""
-    target_concepts, source_concepts = (unit(rng.standard_normal((len(names), LATENT))) for names in (target, source))
-    for c, name in enumerate(target):
-        if (s := relative(name, source)) is not None:
-            own = math.sqrt(1 - RELATIVE_COSINE**2) * target_concepts[c]
-            target_concepts[c] = unit(RELATIVE_COSINE * source_concepts[s] + own)
-    return target_concepts, source_concepts
-
-
 @dataclass(frozen=True)
 class Geometry:
     """One dataset in one modality."""
@@ -248,9 +234,11 @@ class Geometry:
 
 def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str, str], Geometry]:
     """(dataset, feature) -> Geometry."""
-    rng = np.random.default_rng((config.seed, 0))
-    concepts = dict(zip(("llp", "unav"), class_concepts(llp.classes, unav.classes, rng)))
-    geometry = {}
+    rng, geometry = np.random.default_rng((config.seed, 0)), {}
+    target, source = (unit(rng.standard_normal((len(x.classes), LATENT))) for x in (llp, unav))  # (C, K) each
+    for c, name in enumerate(llp.classes):
+        if (s := relative(name, unav.classes)) is not None:
+            target[c] = unit(RELATIVE_COSINE * source[s] + math.sqrt(1 - RELATIVE_COSINE**2) * target[c])
     for feature, D in ((name, encoder.size) for name, encoder in TEXTED.items()):
         basis = np.linalg.qr(rng.standard_normal((D, LATENT)))[0].T  # (K, D)
         axes = np.linalg.qr(rng.standard_normal((LATENT, LATENT)))[0]  # (K, K)
@@ -258,7 +246,7 @@ def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str,
         cone, text_cone = CONE * unit(rng.standard_normal((2, D)))  # the gap between embeddings and texts
         scenes = unit(rng.standard_normal((SCENES, LATENT)))
         a = getattr(config, f"{MODALITY[feature]}_alignment")
-        for dataset, u in concepts.items():  # u (C, K)
+        for dataset, u in dict(llp=target, unav=source).items():  # u (C, K)
             text = unit(u @ basis + text_cone).astype(np.float32)  # (C, D)
             direction = a * u + math.sqrt(1 - a**2) * u @ turn  # (C, K)
             geometry[dataset, feature] = Geometry(text, direction, scenes, basis, cone)
@@ -266,14 +254,6 @@ def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str,
 
 
 # ---- Rendering: from truth to embeddings ---------------------------------------------------------
-
-def drift(n: int, T: int, size: int, memory: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise (n, T, size) of unit variance, correlated by `memory` from one second to the next."""
-    x = rng.standard_normal((n, T, size), np.float32)
-    for t in range(1, T):
-        x[:, t] = memory * x[:, t - 1] + math.sqrt(1 - memory**2) * x[:, t]
-    return x
-
 
 def render(truth: np.ndarray, present: np.ndarray, g: Geometry, noise: float, rng: np.random.Generator) -> np.ndarray:
     """Unit embeddings (n, T, D); truth (n, T, C): perceived in this modality, present (n, C): in the video."""
@@ -285,8 +265,10 @@ def render(truth: np.ndarray, present: np.ndarray, g: Geometry, noise: float, rn
     appearance = unit(g.direction + VARIATION * unit(rng.standard_normal((n, C, K))))  # (n, C, K)
     signal = evidence @ appearance  # (n, T, K)
     scene = g.scenes[rng.integers(0, len(g.scenes), (n, 1))]  # (n, 1, K)
-    background = drift(n, T, K, DRIFT_MEMORY, rng) / math.sqrt(K)  # (n, T, K)
-    z = signal + noise * (SCENE * scene + DRIFT * background)  # (n, T, K)
+    drift = rng.standard_normal((n, T, K), np.float32)
+    for t in range(1, T):
+        drift[:, t] = DRIFT_MEMORY * drift[:, t - 1] + math.sqrt(1 - DRIFT_MEMORY**2) * drift[:, t]
+    z = signal + noise * (SCENE * scene + DRIFT * (drift / math.sqrt(K)))  # (n, T, K)
     white = rng.standard_normal((n, T, D), np.float32) / math.sqrt(D)  # (n, T, D)
     return unit((z @ g.basis + g.cone).astype(np.float32) + np.float32(noise * WHITE) * white)  # (n, T, D)
 
@@ -340,15 +322,13 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     out, world = Path(out), World(config, llp, unav)
     real = [name for name, data in (("llp", llp), ("unav", unav)) if data]
     plan = make_plan({"demo_world": asdict(config), "real_annotations": real}, world.llp, world.unav, list(TEXTED))
-    part = begin_pack(out, plan, replace)
-    if part is None:
+    if (part := begin_pack(out, plan, replace)) is None:
         return read_index(out)
     write_annotations(part, world.llp, world.unav)
-    todo = [(dataset, split, feature) for dataset, split in SPLITS for feature in TEXTED]
-    for dataset, split, feature in progress(todo, desc="demo world", unit="array"):
-        keep(part, f"{dataset}/text_{feature}.npy", world.geometry[dataset, feature].text)
-        name = f"{dataset}/{split}/{feature}.npy"
-        if not is_made(part, name):
-            x = np.concatenate(list(world.embeddings(dataset, split, feature)))  # (segments, D)
-            keep(part, name, x.reshape(-1, LLP_SEGMENTS, TEXTED[feature].size) if dataset == "llp" else x)
+    for (dataset, feature), geometry in world.geometry.items():
+        keep(part, f"{dataset}/text_{feature}.npy", geometry.text)
+    todo = [(f"{x}/{split}/{feature}.npy", x, split, feature) for x, split in SPLITS for feature in TEXTED]
+    for name, *which in progress([x for x in todo if not is_made(part, x[0])], desc="demo world", unit="array"):
+        x = np.concatenate(list(world.embeddings(*which)))  # (segments, D)
+        keep(part, name, x.reshape(-1, LLP_SEGMENTS, x.shape[1]) if which[0] == "llp" else x)
     return finish_pack(out, plan)
