@@ -11,7 +11,6 @@ import io
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -246,15 +245,6 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         if str(arrays.pop("sha256")) != hash_of_arrays(arrays):
             raise ValueError("its checksum differs")
         return arrays
-
-
-def check_zip(path: str | Path) -> None:
-    """ValueError if `path` is a zip archive, as PyTorch writes, and a checksum in it differs, at which PyTorch does not
-    look. Its older format has none."""
-    if zipfile.is_zipfile(regular(path)):
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {broken} differs")
 
 
 def read_json(path: str | Path) -> object:

@@ -332,11 +332,14 @@ EVENT_COLUMNS = ("video", "modality", "onset", "offset", "label")
 CLIPS = ("clip", "seconds", "streams", "labels", "events", "becomes")  # what `check` tells of each
 
 
-def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
+def find_videos(folder: Path, llp: bool = False, out: Path | None = None) -> tuple[dict[str, Path], dict[Path, str]]:
     """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
 
     An id keeps the folders below `folder`: day1/clip; those of LLP are names alone. Any file may be a video, whatever
-    its name; hidden ones are left out. Raises ValueError if there is none."""
+    its name; hidden ones are left out. Raises ValueError if there is none, or if `out`, which is to be written, would
+    lie among them."""
+    if out is not None and out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out} lies inside {folder}: its files would be taken for videos; choose another folder")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     files, seen = [], set()
@@ -364,16 +367,9 @@ def is_media(file: Path) -> bool:
     return file.suffix.lower() in VIDEO_NAMES
 
 
-def apart(out: Path, videos: Path) -> None:
-    """ValueError if what is written to `out` would lie among the videos."""
-    if out.resolve().is_relative_to(videos.resolve()):
-        raise ValueError(f"{out} lies inside {videos}: its files would be taken for videos; choose another folder")
-
-
 def write_template(videos: Path, out: Path) -> None:
     """labels.csv and events.csv with the videos of a folder filled in; ValueError if either is there already."""
-    apart(out, videos)
-    found, same = find_videos(videos, llp=False)
+    found, same = find_videos(videos, out=out)
     others = [printable(file.relative_to(videos)) for file in (*found.values(), *same) if not is_media(file)]
     names = [file.relative_to(videos).as_posix() for file in found.values() if is_media(file)]
     tables = {"labels.csv": ("video", "labels"), "events.csv": EVENT_COLUMNS}

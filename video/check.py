@@ -15,8 +15,8 @@ import av
 
 from common.command import progress, working_in
 from common.files import printable, reason, regular, write_table
-from data.annotations import (CLIPS, Known, apart, filled_rows, find_videos, id_of, is_media, listed, plainest,
-                              read_classes, read_own, readable, some)
+from data.annotations import (CLIPS, Known, filled_rows, find_videos, id_of, is_media, listed, plainest, read_classes,
+                              read_own, readable, some)
 from video import decode
 
 ACCEPT = {  # what may be doubtful, and what a run does if it is accepted
@@ -38,8 +38,7 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     keys of ACCEPT. Raises FileNotFoundError or ValueError: what is wrong in a table, or doubtful and not accepted."""
     if unknown := set(accept) - ACCEPT.keys():
         raise ValueError(f"--accept {min(unknown)}: one of {', '.join(ACCEPT)}")
-    apart(own, videos)
-    rows, (found, same) = listed(own / "labels.csv"), find_videos(videos, llp=False)
+    rows, (found, same) = listed(own / "labels.csv"), find_videos(videos, out=own)
     files = {v: file for v, file in found.items() if v in rows or is_media(file)}
     absent, without = [v for v in rows if v not in files], [v for v in files if v not in rows]
     few, below = len(absent) + len(without) <= 500, collections.defaultdict(list)  # more are not misspelt, but others

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from common import devices
 from common.command import progress
 from common.files import hash_of_arrays, read_array, read_json, write_array, write_json, write_table
-from data.annotations import apart, find_videos, is_media, listed, read_failures, readable, some
+from data.annotations import find_videos, is_media, listed, read_failures, readable, some
 from data.layout import ENCODERS, TEXTED, code_of, content, made_alike, read_note
 from video import RECIPES, Recipe, decode
 
@@ -104,8 +104,7 @@ def check(folder: Path, out: Path, made_with: dict) -> None:
     """Before hours of work: are there videos, and does OUT hold features of the same kind or none?
 
     Raises FileNotFoundError or ValueError."""
-    find_videos(folder, llp=False)
-    apart(out, folder)
+    find_videos(folder, out=out)
     path = out / "extract.json"
     before = read_note(path)
     changed = sorted(k for k in made_with if content(before.get(k)) != content(made_with[k]))
