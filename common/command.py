@@ -58,16 +58,14 @@ def working_in(folder: str | Path) -> Iterator[None]:
 def lock(directory: int, folder: str | Path) -> None:
     """Hold a folder for as long as its file descriptor is open, in this process or one that shares it."""
     give_up = time.monotonic() + PATIENCE
-    while True:
+    while time.monotonic() < give_up:
         try:
             return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > give_up:
-                raise ValueError(f"{folder}: another run is at work there; wait for it or choose another "
-                                 "folder") from None
             time.sleep(0.05)
         except OSError:  # some network file systems have no locks
             return
+    raise ValueError(f"{folder}: another run is at work there; wait for it or choose another folder")
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,8 +104,8 @@ def progress(*items: Iterable, **options):
 
 @contextlib.contextmanager
 def one_sentence_errors(again: str = "goes on from here", less: str = LESS) -> Iterator[None]:
-    """For a whole command: what a user can bring about ends it with one sentence and exit status 1, and not with a
-    traceback; Ctrl-C and SIGTERM with one sentence, what the same command does then, and 128 + the signal's number.
+    """For a whole command: what a user can bring about ends it with one sentence and exit status 1; Ctrl-C and SIGTERM
+    with one sentence, what the same command does then, and 128 + the signal's number.
 
     less: which options need less memory, if the command has any."""
     for stream in (sys.stdout, sys.stderr):

@@ -21,8 +21,8 @@ import numpy as np
 def atomic(path: str | Path) -> Iterator[Path]:
     """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success.
 
-    The temporary name is always the same, so what a killed run leaves behind the next run removes, and with it a link
-    that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`."""
+    The temporary name is always the same, so what a killed run leaves, or a link there, the next run removes. If the
+    disk is full, or nothing may be written there, the OSError names `path`."""
     path = inside(regular(path))
     temporary = temporary_of(path)
     try:
@@ -156,7 +156,7 @@ def file_hash(path: str | Path) -> str:
 def write_sealed(path: str | Path, content: dict) -> None:
     """A JSON file with a checksum of itself, for `read_sealed`."""
     content = {k: v for k, v in content.items() if k != "sha256"}
-    write_json(path, dict(content, sha256=hash_of(json_text(content).encode())))
+    write_json(path, content | dict(sha256=hash_of(json_text(content).encode())))
 
 
 def read_sealed(path: str | Path, command: str) -> dict:
@@ -223,10 +223,8 @@ def shaped(x: np.ndarray, shape: tuple[int | None, ...], path: str | Path) -> np
     """`x` if it is numeric and of `shape` (None: any length above 0); ValueError otherwise."""
     if x.dtype.kind not in "fiu":
         raise ValueError(f"{path}: holds {x.dtype}, expected numbers")
-    wrong = len(x.shape) != len(shape) or any(
-        have == 0 or (want is not None and have != want) for have, want in zip(x.shape, shape))
-    if wrong:
-        expected = ", ".join("L" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "")
+    if x.ndim != len(shape) or any(not have or want not in (None, have) for have, want in zip(x.shape, shape)):
+        expected = ", ".join("L" if s is None else str(s) for s in shape)
         raise ValueError(f"{path}: has shape {x.shape}, expected ({expected})")
     return x
 

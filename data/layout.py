@@ -207,15 +207,14 @@ IN_PART = {f"{PART}/{x}" for name in (*ARRAYS, "plan.json", "index.json", MADE)
 
 
 def files_of(folder: Path) -> set[str]:
-    """The files of a pack there, by its index or, if that is damaged, by their names. ValueError if it is not damaged
-    and names others."""
+    """The files of a pack there, by its index; any, if that is damaged. ValueError if it names others."""
     path = folder / "index.json"
     try:
         named = {*read_sealed(path, "")["files"]}
     except FileNotFoundError:
         return set()
     except (ValueError, LookupError, TypeError):
-        named = ARRAYS & {str(array.relative_to(folder)) for array in folder.rglob("*.npy")}
+        named = ARRAYS
     if foreign := sorted(map(repr, named - ARRAYS)):
         raise ValueError(f"{path}: names files that no pack writes ({some(foreign, 3)}); choose another folder")
     return {"index.json", *named}
