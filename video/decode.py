@@ -11,7 +11,6 @@ with a cause of a few words, so that whoever reads ten thousand of them can coun
 from __future__ import annotations
 
 import collections
-import contextlib
 import math
 import multiprocessing
 import re
@@ -374,33 +373,22 @@ def read_clips(paths: list[Path], workers: int, segments: int | None = None, lon
 
     # A fork would not survive PyTorch's threads.
     pool = ProcessPool(workers, context=multiprocessing.get_context("spawn"), initializer=follow_the_parent)
+    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
+    resource_tracker.ensure_running()  # which would undo what follows, were it started with the first decoder
     ahead: collections.deque[Future] = collections.deque()
     try:
         for path in paths:
             if len(ahead) == 2 * workers:
                 yield _clip_or_cause(ahead.popleft(), stuck)
-            with _interrupts_for_us():
-                ahead.append(pool.schedule(read, [path, segments, longest], timeout=stuck))
+            # Decoders are born deaf to Ctrl-C, which this process decides about.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            ahead.append(pool.schedule(read, [path, segments, longest], timeout=stuck))
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while ahead:
             yield _clip_or_cause(ahead.popleft(), stuck)
     finally:
         pool.stop()
         pool.join()
-
-
-@contextlib.contextmanager
-def _interrupts_for_us() -> Iterator[None]:
-    """Around the start of decoders: Ctrl-C is not for them, and while they import it would end in a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are killed
-    resource_tracker.ensure_running()  # which would undo this, were it started with the first decoder
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _clip_or_cause(future: Future, stuck: float) -> Clip | str:
