@@ -105,9 +105,8 @@ def progress(*items: Iterable, **options):
 @contextlib.contextmanager
 def one_sentence_errors(again: str = "goes on from here", less: str = LESS) -> Iterator[None]:
     """For a whole command: what a user can bring about ends it with one sentence and exit status 1; Ctrl-C and SIGTERM
-    with one sentence, what the same command does then, and 128 + the signal's number.
-
-    less: which options need less memory, if the command has any."""
+    with one sentence, what the same command does then, and 128 + the signal's number. less: which options need less
+    memory, if the command has any."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone ends no command

@@ -19,10 +19,9 @@ import numpy as np
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success.
-
-    The temporary name is always the same, so what a killed run leaves, or a link there, the next run removes. If the
-    disk is full, or nothing may be written there, the OSError names `path`."""
+    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success. The temporary name is
+    always the same, so what a killed run leaves, or a link there, the next run removes. If the disk is full, or nothing
+    may be written there, the OSError names `path`."""
     path = inside(regular(path))
     temporary = temporary_of(path)
     try:
@@ -179,9 +178,8 @@ def hash_of_arrays(arrays: dict[str, np.ndarray]) -> str:
 
 
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
-    """An .npz file with a checksum of itself, for `read_arrays`.
-
-    It is put together in memory: after a failed write np.savez prints a traceback from a destructor."""
+    """An .npz file with a checksum of itself, for `read_arrays`. It is put together in memory: after a failed write
+    np.savez prints a traceback from a destructor."""
     content = io.BytesIO()
     np.savez(content, **arrays, sha256=np.array(hash_of_arrays(arrays)))
     with atomic(path) as temporary:

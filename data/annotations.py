@@ -78,9 +78,8 @@ class _Dataset:
 
 @dataclass(frozen=True)
 class LLP(_Dataset):
-    """LLP, or your own data in its place, which may lack annotated videos: then `val` or `test` is None.
-
-    A clip of your own may be several videos here, windows of T seconds, or none."""
+    """LLP, or your own data in its place, which may lack annotated videos: then `val` or `test` is None. A clip of your
+    own may be several videos here, windows of T seconds, or none."""
 
     classes: tuple[str, ...]
     train: LLPSplit
@@ -92,11 +91,10 @@ class LLP(_Dataset):
 
 
 def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
-    """Read the five `AVVP_*.csv` files of LLP (columns: docs/real_data.md).
-
-    `report` is told which version they are. The published files disagree with themselves in places; that is counted,
-    told in one line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as it
-    stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant."""
+    """Read the five `AVVP_*.csv` files of LLP (columns: docs/real_data.md). `report` is told which version they are.
+    The published files disagree with themselves in places; that is counted, told in one line each, and handled: rows of
+    unknown videos and empty rows are ignored, dense truth is kept as it stands. Raises FileNotFoundError for a missing
+    file, ValueError for one that cannot be meant."""
     folder, rows = Path(folder), {}
     for split, file in LLP_WEAK_FILES.items():
         rows |= _read_labels(folder / file, LLP_CLASSES, split, rows)
@@ -148,9 +146,8 @@ Truth = dict[str, np.ndarray]  # id -> when its events are audible and visible, 
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
-    """("FILE, line N", row) of a table whose header line has each of `columns` once; empty lines do not count.
-
-    As spreadsheets save it: cells separated by comma, semicolon or tab, whichever the header line has most of; with or
+    """("FILE, line N", row) of a table whose header line has each of `columns` once; empty lines do not count. As
+    spreadsheets save it: cells separated by comma, semicolon or tab, whichever the header line has most of; with or
     without byte order mark."""
     with reading(path, "not a csv file in UTF-8 ({cause})"):
         try:
@@ -177,9 +174,8 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str
 
 
 def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", others: Collection[str] = ()) -> Rows:
-    """The videos of a table, in its order; llp_split: which split of LLP it is, with LLP's columns and separator.
-
-    Of your own, the split is "" where the table does not say. ValueError if a video is there twice, or in `others`."""
+    """The videos of a table, in its order; llp_split: which split of LLP it is, with LLP's columns and separator. Of
+    your own, the split is "" where the table does not say. ValueError if a video is there twice, or in `others`."""
     columns, separator = (("filename", "event_labels"), ",") if llp_split else (("video", "labels"), ";")
     rows = {}
     for place, row in read_table(path, columns):
@@ -291,10 +287,9 @@ class UnAV(_Dataset):
 
 
 def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> UnAV:
-    """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end).
-
-    The class list is read from the file, in the order of `label_id`; `report` is told which version it is. Raises
-    FileNotFoundError, or ValueError naming the cause: an annotation that reaches out of its video is one."""
+    """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end). The class list is
+    read from the file, in the order of `label_id`; `report` is told which version it is. Raises FileNotFoundError, or
+    ValueError naming the cause: an annotation that reaches out of its video is one."""
     content = read_json(json_path)
     with reading(json_path, "not in the format of unav100_annotations.json ({cause})"):
         database = content["database"]
@@ -333,11 +328,10 @@ CLIPS = ("clip", "seconds", "streams", "labels", "events", "becomes")  # what `c
 
 
 def find_videos(folder: Path, llp: bool = False, out: Path | None = None) -> tuple[dict[str, Path], dict[Path, str]]:
-    """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
-
-    An id keeps the folders below `folder`: day1/clip; those of LLP are names alone. Any file may be a video, whatever
-    its name; hidden ones are left out. Raises ValueError if there is none, or if `out`, which is to be written, would
-    lie among them."""
+    """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause. An id
+    keeps the folders below `folder`: day1/clip; those of LLP are names alone. Any file may be a video, whatever its
+    name; hidden ones are left out. Raises ValueError if there is none, or if `out`, which is to be written, would lie
+    among them."""
     if out is not None and out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{out} lies inside {folder}: its files would be taken for videos; choose another folder")
     if not folder.is_dir():
@@ -404,9 +398,8 @@ def read_failures(path: Path) -> dict[tuple[str, int], str]:
 
 def read_classes(source: str) -> list[str]:
     """`llp`; the annotation file of UnAV-100 (.json) or your labels.csv, from which its list is read; a text file, one
-    name a line; or a folder with one of the latter two: classes.txt goes before labels.csv.
-
-    Raises FileNotFoundError or ValueError."""
+    name a line; or a folder with one of the latter two: classes.txt goes before labels.csv. Raises FileNotFoundError or
+    ValueError."""
     if Path(source).is_dir():
         source = os.path.join(source, "classes.txt" if Path(source, "classes.txt").exists() else "labels.csv")
     if source == "llp":
@@ -532,10 +525,9 @@ BEYOND = "reach beyond the last segment of their video (cut there)"
 def read_events(rows: list[tuple[str, dict[str, str]]], classes: tuple[str, ...], T: int,
                 video_of: Callable[[str, str], str], form: Callable[[str], str] = str,
                 ends: dict[str, int] | None = None) -> tuple[Truth, dict]:
-    """What the rows of a table of events say of the videos that they name; and where they are odd: how -> places.
-
-    As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset). video_of: (name, place)
-    -> id. form: of the names of classes, what counts. ends: of videos, in segments; no event begins later."""
+    """What the rows of a table of events say of the videos that they name; and where they are odd: how -> places. As in
+    UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset). video_of: (name, place) -> id.
+    form: of the names of classes, what counts. ends: of videos, in segments; no event begins later."""
     truth, odd = {}, collections.defaultdict(list)
     for place, row in rows:
         video = video_of(row["video"], place)

@@ -136,9 +136,8 @@ def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.n
 
 
 def draw_source_truth(labels: list[np.ndarray], rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """What is audible and what is visible, (T_n, C) uint8 each, in videos labelled (T_n, C) where a class is both.
-
-    In some videos a class goes on in one modality alone, which nobody annotated."""
+    """What is audible and what is visible, (T_n, C) uint8 each, in videos labelled (T_n, C) where a class is both. In
+    some videos a class goes on in one modality alone, which nobody annotated."""
     frequency = 1 + np.sum([label.any(0) for label in labels], axis=0)  # (C,)
     audible, visible = [label.copy() for label in labels], [label.copy() for label in labels]
     for label, audio, visual in zip(labels, audible, visible):
@@ -278,10 +277,9 @@ VIDEOS_AT_A_TIME = 128
 
 
 class World:
-    """Annotations and geometry; the embeddings are made when asked for.
-
-    `llp` / `unav` read from the real files are dressed with invented features; the truth of LLP's training split,
-    which nobody knows, is drawn to agree with its weak labels, and never stored."""
+    """Annotations and geometry; the embeddings are made when asked for. `llp` / `unav` read from the real files are
+    dressed with invented features; the truth of LLP's training split, which nobody knows, is drawn to agree with its
+    weak labels, and never stored."""
 
     def __init__(self, config: WorldConfig, llp: LLP | None = None, unav: UnAV | None = None):
         self.config, self.llp, self.unav = config, llp or invented_llp(config), unav or invented_unav(config)

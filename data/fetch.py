@@ -43,10 +43,9 @@ BLOCK = 1 << 20  # bytes
 # ---- Downloads -----------------------------------------------------------------------------------
 
 def download(url: str, path: Path, pause: float = 1.0) -> None:
-    """Get `url` into `path`. Continues PATH.part; tries again after a dropped connection, waiting ever longer.
-
-    The hub's own client would do, but it no longer continues a file that a network dropped in the middle.
-    Raises ValueError: the server refuses, cannot be reached, or does not deliver what it announced."""
+    """Get `url` into `path`. Continues PATH.part; tries again after a dropped connection, waiting ever longer. The
+    hub's own client would do, but it no longer continues a file that a network dropped in the middle. Raises
+    ValueError: the server refuses, cannot be reached, or does not deliver what it announced."""
     part = inside(path.with_name(path.name + ".part"))
     path.parent.mkdir(parents=True, exist_ok=True)
     if part.is_symlink():  # not ours, and written through it would be another file
@@ -69,9 +68,8 @@ def _size(file: Path) -> int:
 
 
 def _continue(url: str, part: Path) -> str:
-    """Append to `part` what is missing; returns why it is not whole, if it is not, and may be at another try.
-
-    If the file has changed since, what comes out is no whole archive, which is noticed then."""
+    """Append to `part` what is missing; returns why it is not whole, if it is not, and may be at another try. If the
+    file has changed since, what comes out is no whole archive, which is noticed then."""
     headers, have = {"User-Agent": "uwav", "Accept-Encoding": "identity"}, _size(part)
     if have:
         headers["Range"] = f"bytes={have}-"
@@ -106,7 +104,6 @@ def _continue(url: str, part: Path) -> str:
 
 def extract_features(archive: Path, folder: Path) -> int:
     """Feature files of a zip -> folder/segment_feats/ID.npy and folder/event_feats/all_event_feats.npy; how many.
-
     `folder` appears when it is whole. Raises ValueError naming the archive."""
     with reading(archive, "not a whole zip file of features ({cause}); delete it if it is there, and fetch again"):
         members = _features_in(regular(archive))
@@ -152,9 +149,8 @@ def _features_in(archive: Path) -> dict[str, zipfile.ZipInfo]:
 # ---- fetch: the published files of both datasets -------------------------------------------------
 
 def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirror: str | None = None) -> None:
-    """Annotations, CLIP and CLAP features of LLP and UnAV -> the source layout that `pack` reads.
-
-    `mirror`: a server that has all files in one place. What was fetched before is kept. Raises ValueError."""
+    """Annotations, CLIP and CLAP features of LLP and UnAV -> the source layout that `pack` reads. `mirror`: a server
+    that has all files in one place. What was fetched before is kept. Raises ValueError."""
     folder = Path(folder)
     for dataset in datasets:
         base, files = ANNOTATIONS[dataset]

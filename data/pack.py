@@ -203,9 +203,8 @@ def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None)
 
 
 def _fingerprint(paths: list[Path]) -> str:
-    """Changes when any file that is read is replaced: of each, name, size and time of its last change.
-
-    Raises FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
+    """Changes when any file that is read is replaced: of each, name, size and time of its last change. Raises
+    FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
     if missing := [path for path in paths if not path.exists()]:
         unlike = mistaken([path.stem for path in missing], ids_in([*{path.parent for path in missing}]))
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(list(map(str, missing)))}{unlike}")

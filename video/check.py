@@ -32,10 +32,9 @@ ALIKE = 0.75  # of two names, as difflib has it: spech and speech have 0.91, cat
 
 def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, missing: str = "skip",
           longest: float = decode.LONGEST, accept: Collection[str] = ()) -> None:
-    """Prints the table, which OWN/clips.csv keeps, and what is doubtful.
-
-    videos: the folder of clips. segments, windows, missing, longest: what `extract` and `pack` will be told. accept:
-    keys of ACCEPT. Raises FileNotFoundError or ValueError: what is wrong in a table, or doubtful and not accepted."""
+    """Prints the table, which OWN/clips.csv keeps, and what is doubtful. videos: the folder of clips. segments,
+    windows, missing, longest: what `extract` and `pack` will be told. accept: keys of ACCEPT. Raises FileNotFoundError
+    or ValueError: what is wrong in a table, or doubtful and not accepted."""
     if unknown := set(accept) - ACCEPT.keys():
         raise ValueError(f"--accept {min(unknown)}: one of {', '.join(ACCEPT)}")
     rows, (found, same) = listed(own / "labels.csv"), find_videos(videos, out=own)

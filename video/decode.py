@@ -275,10 +275,9 @@ class _Images(_Stream):
 
 
 def upright(frame: av.VideoFrame, aspect: float = 1.0) -> tuple[np.ndarray, float]:
-    """(H, W, 3) uint8 as a player shows it, turned or mirrored, and the aspect of its pixels.
-
-    A display matrix ((a, b), (c, d)) puts what is at x, y of the frame at a x + c y, b x + d y. (ISO 14496-12, 8.3.2;
-    angles between the right ones are taken for the nearest.)"""
+    """(H, W, 3) uint8 as a player shows it, turned or mirrored, and the aspect of its pixels. A display matrix ((a, b),
+    (c, d)) puts what is at x, y of the frame at a x + c y, b x + d y. (ISO 14496-12, 8.3.2; angles between the right
+    ones are taken for the nearest.)"""
     pixels, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels, aspect
@@ -290,10 +289,9 @@ def upright(frame: av.VideoFrame, aspect: float = 1.0) -> tuple[np.ndarray, floa
 
 def square_image(pixels: np.ndarray, aspect: float = 1.0, squash: bool = False) -> np.ndarray:
     """(H, W, 3) uint8 -> (224, 224, 3): short side 224, centre crop, of the shape that a player shows: pixels may be
-    `aspect` times as wide as high.
-
-    Pixel for pixel what CLIP's own preprocessing (resize and centre crop of torchvision, on a PIL image) makes. squash:
-    both sides become 224, bilinearly and without antialiasing, as VALOR's torchvision 0.13 resizes tensors."""
+    `aspect` times as wide as high. Pixel for pixel what CLIP's own preprocessing (resize and centre crop of
+    torchvision, on a PIL image) makes. squash: both sides become 224, bilinearly and without antialiasing, as VALOR's
+    torchvision 0.13 resizes tensors."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     w, h = image.size
     if squash:
@@ -366,9 +364,8 @@ class _Sounds(_Stream):
 
 def read_clips(paths: list[Path], workers: int, segments: int | None = None, longest: float = LONGEST,
                stuck: float = STUCK, read: Callable = read_clip) -> Iterator[Clip | str]:
-    """The clip of every path, in order; a cause instead of a clip where there is none.
-
-    A decoder that dies or hangs costs its video, and is replaced. At most two videos a worker are decoded ahead."""
+    """The clip of every path, in order; a cause instead of a clip where there is none. A decoder that dies or hangs
+    costs its video, and is replaced. At most two videos a worker are decoded ahead."""
     from pebble import ProcessPool
 
     # A fork would not survive PyTorch's threads.

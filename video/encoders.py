@@ -35,9 +35,8 @@ ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenize
 # ---- Reading files of weights --------------------------------------------------------------------
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint).
-
-    Raises FileNotFoundError or ValueError naming the file."""
+    """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint). Raises FileNotFoundError or
+    ValueError naming the file."""
     with reading(path, "not a file of weights ({cause})"):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -240,7 +239,6 @@ def clap_architecture(state: dict[str, Tensor] | None, weights: Path | None) -> 
 
 class FusionMel(nn.Module):
     """The log-mel spectrogram of fusion checkpoints: HTK scale, filters not normalised. (N, L) -> (N, L / 480 + 1, 64).
-
     laion_clap makes it with torchaudio; the same arithmetic here spares that package."""
 
     def __init__(self):
@@ -260,9 +258,8 @@ class FusionMel(nn.Module):
 
 
 class ClapTextEncoder(nn.Module):
-    """The text half of CLAP, as laion_clap builds it: texts -> (N, 512), unit length.
-
-    Needs roberta-base (configuration and tokenizer) from the hub or its cache."""
+    """The text half of CLAP, as laion_clap builds it: texts -> (N, 512), unit length. Needs roberta-base (configuration
+    and tokenizer) from the hub or its cache."""
 
     @quiet()
     def __init__(self, weights: Path | None, device: str | torch.device = "cpu"):

@@ -101,9 +101,8 @@ def is_finished(out: Path, id: str) -> bool:
 # ---- extract -------------------------------------------------------------------------------------
 
 def check(folder: Path, out: Path, made_with: dict) -> None:
-    """Before hours of work: are there videos, and does OUT hold features of the same kind or none?
-
-    Raises FileNotFoundError or ValueError."""
+    """Before hours of work: are there videos, and does OUT hold features of the same kind or none? Raises
+    FileNotFoundError or ValueError."""
     find_videos(folder, out=out)
     path = out / "extract.json"
     before = read_note(path)
@@ -273,7 +272,6 @@ def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[
                 clap_texts: Callable[[list[str]], np.ndarray], made_with: dict,
                 recipe: Recipe = RECIPES["uwav"]) -> None:
     """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512).
-
     text.json is written first, with what the two files will hold: killed in between, they do not pass for a pair."""
     path, made_with = Path(out) / "text.json", made_with | dict(classes=classes)
     paths = {name: Path(out) / ENCODERS[name].texts for name in ("clip", "clap")}

@@ -67,10 +67,9 @@ def find(encoder: str, choice: str) -> Path | None:
 
 
 def online() -> bool:
-    """Whether the hub answers; each of its addresses has 2 s. `HF_HUB_OFFLINE=1` says no without asking.
-
-    Called before anything imports the hub's library: that would try for minutes, unless the variable is set, as it is
-    here if the answer is no."""
+    """Whether the hub answers; each of its addresses has 2 s. `HF_HUB_OFFLINE=1` says no without asking. Called before
+    anything imports the hub's library: that would try for minutes, unless the variable is set, as it is here if the
+    answer is no."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
     try:
