@@ -7,9 +7,8 @@ import functools
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ import numpy as np
 from common.command import progress
 from common.files import (finite, hash_of, hash_of_arrays, json_text, made_by, printable, read_array, read_json,
                           shaped)
-from data.annotations import (CLIPS, LLP, LLP_WEAK_FILES, UNAV_SPLITS, Known, UnAV, mistaken, read_failures, read_llp,
-                              read_own, read_table, read_unav, readable, some)
+from data.annotations import (CLIPS, LLP, Known, UnAV, mistaken, read_failures, read_llp, read_own, read_table,
+                              read_unav, readable, some)
 from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, ids_in,
                          is_made, keep, made_alike, make_plan, read_index, read_note, write_annotations)
 
@@ -35,16 +34,6 @@ def pool_to(x: np.ndarray, segments: int) -> np.ndarray:
     first, last = t * length // segments, -(-(t + 1) * length // segments)  # (segments,)
     total = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, 0, dtype=np.float64)])  # (L + 1, D)
     return ((total[last] - total[first]) / (last - first)[:, None]).astype(np.float32)  # (segments, D)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One packed array to fill: where its rows come from and where they go."""
-
-    target: str  # the .npy to write, in the packed folder
-    videos: list[tuple[Path, int, int | None]]  # (N) file of each, its segments T, and the first if it has others, too
-    size: int  # D
-    vectors: int | None  # per second in the file; None: any number, pooled
 
 
 def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop",
@@ -83,7 +72,7 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         plan["made_with"] = {str(path.relative_to(source)): json_text(note) for path, note in notes.items() if note}
     jobs = _jobs(roots, found, llp, unav)
     whence = dict(llp="llp" if unav else "CLASSES", unav=source / "UnAV/unav100_annotations.json")
-    plan["read"] = _fingerprint([*(path for job in jobs for path, *_ in job.videos),
+    plan["read"] = _fingerprint([*(path for videos in jobs.values() for path, *_ in videos),
                                  *(root / e.texts for root in roots.values() for e in TEXTED.values())])
     texts = {f"{dataset}/text_{name}.npy": text for dataset, root in roots.items()  # (C, D)
              for name, text in read_texts(root, plan[dataset]["classes"], whence[dataset]).items()}
@@ -93,19 +82,15 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     write_annotations(part, llp, unav)
     for name, text in texts.items():
         keep(part, name, text)
-    faint, unusable, todo = [], [], [job for job in jobs if not is_made(part, job.target)]
-    with (ThreadPoolExecutor(workers) as pool,
-          progress(total=sum(len(job.videos) for job in todo), unit="file", desc="pack") as bar):
-        for job in todo:
-            bar.set_postfix_str(job.target.removesuffix(".npy"))
-            rows = []
-            for x in pool.map(functools.partial(_read, job, faint), job.videos):
-                rows.append(x)
-                bar.update()
+    faint, unusable = [], []
+    with ThreadPoolExecutor(workers) as pool:
+        for target in [name for name in jobs if not is_made(part, name)]:
+            read = pool.map(functools.partial(_read, faint), *zip(*jobs[target]))
+            rows = list(progress(read, total=len(jobs[target]), unit="file", desc=target.removesuffix(".npy")))
             if wrong := [x for x in rows if isinstance(x, str)]:
                 unusable += wrong
             else:
-                keep(part, job.target, np.stack(rows) if job.vectors else np.concatenate(rows))
+                keep(part, target, np.stack(rows) if target.startswith("llp") else np.concatenate(rows))
     if faint:
         print(f"WARNING: {len(faint)} feature files hold vectors so small that half precision loses bits of them: "
               f"{some(sorted(faint))}", file=sys.stderr, flush=True)
@@ -187,18 +172,19 @@ def _read_own_folder(source: Path, missing: str, window: int = 0) -> LLP:
     return read_own(source, classes, lengths, missing, window=window, known=known)
 
 
-def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None) -> list[_Job]:
-    jobs = []
+def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None) -> dict[str, list[tuple]]:
+    """Where the rows of every packed array come from: arguments of `_read`."""
+    jobs = {}
     for name in found:
         e = ENCODERS[name]
         for split, data in llp.splits.items():
             parts = [llp.windows.get(i, (i, None)) for i in data.ids]
-            videos = [(roots["llp"] / e.folder / f"{clip}.npy", llp.segments, first) for clip, first in parts]
-            jobs.append(_Job(f"llp/{split}/{name}.npy", videos, e.size, e.per_second))
+            jobs[f"llp/{split}/{name}.npy"] = [
+                (roots["llp"] / e.folder / f"{i}.npy", llp.segments, e.size, e.per_second, first) for i, first in parts]
     for name, e in TEXTED.items() if unav else ():
         for split, data in unav.splits.items():
-            videos = [(roots["unav"] / e.folder / f"{i}.npy", len(x), None) for i, x in zip(data.ids, data.labels)]
-            jobs.append(_Job(f"unav/{split}/{name}.npy", videos, e.size, None))
+            jobs[f"unav/{split}/{name}.npy"] = [
+                (roots["unav"] / e.folder / f"{i}.npy", len(x), e.size, 0, None) for i, x in zip(data.ids, data.labels)]
     return jobs
 
 
@@ -212,20 +198,19 @@ def _fingerprint(paths: list[Path]) -> str:
     return hash_of("".join(f"{path.name} {x.st_size, x.st_mtime_ns}\n" for path, x in stats).encode())
 
 
-def _read(job: _Job, faint: list[str], video: tuple[Path, int, int | None]) -> np.ndarray | str:
+def _read(faint: list[str], path: Path, T: int, D: int, vectors: int, first: int | None) -> np.ndarray | str:
     """A video read, checked and averaged, (T, D); or what is wrong with its file. It is added to `faint` if half
-    precision, which keeps 11 bits of numbers of usual size, changes one of its vectors by more than FAINT of it."""
-    path, T, first = video
+    precision, which keeps 11 bits of numbers of usual size, changes one of its vectors by more than FAINT of it.
+    vectors: a second, in the file; 0: any number, pooled. first: of its segments, if it has more than T."""
     try:
         x = read_array(path)
         if first is not None:
-            x = shaped(x, (None, job.size), path)[first : first + T]
+            x = shaped(x, (None, D), path)[first : first + T]
         with np.errstate(over="ignore", invalid="ignore"):  # `finite` refuses these
-            if job.vectors is None:
-                x = pool_to(shaped(x, (None, job.size), path), T)  # (T, D)
+            if vectors:
+                x = shaped(x, (T * vectors, D), path).reshape(T, vectors, D).mean(1, dtype=np.float32)  # (T, D)
             else:
-                x = shaped(x, (T * job.vectors, job.size), path)
-                x = x.reshape(T, job.vectors, job.size).mean(1, dtype=np.float32)  # (T, D)
+                x = pool_to(shaped(x, (None, D), path), T)  # (T, D)
             half = finite(x.astype(np.float16), path)  # (T, D)
         lost, length = (np.linalg.norm(np.asarray(y, np.float64), axis=1) for y in (x - half, x))  # (T,) each
         if (lost > FAINT * length).any():
