@@ -70,7 +70,6 @@ def run_extract(options: argparse.Namespace) -> None:
 
     part = extract.part_of(options.out, options.shard)
     segments, on_gpu = LLP_SEGMENTS if options.llp else options.segments, device.startswith("cuda")
-    choices = extract.Options(options.llp, segments, options.missing, options.longest, options.recipe)
     made_with |= dict(segments=segments, precision="half" if on_gpu else "single")
     extract.check(options.videos, options.out, made_with)
     gelu = made_with["clip_weights"].get("activation", "quickgelu")
@@ -86,8 +85,9 @@ def run_extract(options: argparse.Namespace) -> None:
     with working_in(options.out), working_in(part):
         extract.check(options.videos, options.out, made_with)  # again, now that nobody else writes there
         extract.extract(options.videos, options.out, functools.partial(encode, 0), functools.partial(encode, 1),
-                        made_with, choices, options.workers, group=options.group or (16 if on_gpu else 1),
-                        threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry, shard=options.shard)
+                        made_with, options.llp, segments, options.missing, options.longest, options.recipe,
+                        options.workers, group=options.group or (16 if on_gpu else 1), shard=options.shard,
+                        threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry)
 
 
 def run_text(options: argparse.Namespace) -> None:

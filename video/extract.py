@@ -23,9 +23,8 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +40,6 @@ from video import RECIPES, Recipe, decode
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
 SEGMENTS_AT_ONCE = 64  # through an encoder
 LONGER = "of the new ones last longer than their segments: only their beginning was used"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides about the features, besides videos and weights."""
-
-    llp: bool = False  # clips of LLP: a file may be called <id>_<start>_<end>
-    segments: int | None = None  # of every video; None: ceil(its length in s)
-    missing: str = "skip"  # a video without sound or without picture: skip | zeros
-    longest: float = decode.LONGEST  # s
-    recipe: str = "uwav"
 
 
 # ---- Which videos, and what became of them -------------------------------------------------------
@@ -147,16 +135,18 @@ def forget_replaced(videos: dict[str, Path], out: Path, part: Path) -> list[str]
 
 
 def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_sounds: Encode, made_with: dict,
-            options: Options = Options(), workers: int | None = None, group: int = 4, threads: int = 1,
-            retry: bool = False, shard: str | None = None) -> dict[str, int]:
+            llp: bool = False, segments: int | None = None, missing: str = "skip", longest: float = decode.LONGEST,
+            recipe: str = "uwav", workers: int | None = None, group: int = 4, threads: int = 1, retry: bool = False,
+            shard: str | None = None) -> dict[str, int]:
     """Features of all videos in `folder`; returns how many are finished, failed, ....
 
     encode_images: (N, 224, 224, 3) uint8 -> (N, 768); encode_sounds: (N, 48000) float32 -> (N, 512).
-    made_with: what OUT remembers and later runs must share. workers: decoding processes. group: videos that are
-    encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again. shard:
-    K/N, only the K-th of N shares of the groups."""
+    made_with: what OUT remembers and later runs must share. llp: a file may be called <id>_<start>_<end>. segments: of
+    every video; None: ceil(its length in s). missing: a video without sound or picture: skip | zeros. longest: in s.
+    workers: decoding processes. group: videos that are encoded together. threads: groups that are encoded at a time.
+    retry: try the videos of failures.csv again. shard: K/N, only the K-th of N shares of the groups."""
     folder, out, (share, shares) = Path(folder), Path(out), devices.share(shard)
-    part, (videos, same) = part_of(out, shard), find_videos(folder, options.llp)
+    part, (videos, same) = part_of(out, shard), find_videos(folder, llp)
     if (out / "labels.csv").exists():  # of your own data, what nobody labelled is of no use
         rows, found = listed(out / "labels.csv"), list(videos)
         videos, same = {v: videos[v] for v in found if v in rows}, {f: x for f, x in same.items() if is_media(f)}
@@ -179,10 +169,14 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     now, known = software_since(path)
     if not known or (unfinished and now not in known):  # what is as it was stays, to the byte
         write_json(path, (read_note(path) or made_with) | dict(software=[*known, now]))
-    workers, todo = workers or os.cpu_count() or 1, sum(map(len, unfinished))
+    paths = [path for g in unfinished for path in g.values()]
+    clips = decode.read_clips(paths, workers or os.cpu_count() or 1, segments, longest,
+                              read=functools.partial(decode.read_clip, recipe=RECIPES[recipe]))
     title, total = "extract" if shares == 1 else f"extract, share {share + 1} of {shares}", len(videos)
-    with progress(total=total, initial=total - todo, unit="video", desc=title, smoothing=0.05) as bar:
-        notes = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
+    with (contextlib.closing(clips), ThreadPoolExecutor(threads) as pool,
+          progress(total=total, initial=total - len(paths), unit="video", desc=title, smoothing=0.05) as bar):
+        encode = functools.partial(pool.submit, embed, encode_images, encode_sounds, out)
+        notes = _work(unfinished, clips, encode, threads, failures, missing, bar)
     if shares > 1:
         check(folder, out, made_with)  # again, as two may have begun at the same moment
     after, total = {v for v in videos if is_finished(out, v)}, len(videos) + len(same)
@@ -209,36 +203,32 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     return dict(result)
 
 
-def _work(groups: list[dict[str, Path]], out: Path, encode_images: Encode, encode_sounds: Encode, failures: Failures,
-          options: Options, workers: int, threads: int, bar: tqdm) -> collections.Counter:
+def _work(groups: list[dict[str, Path]], clips: Iterator[decode.Clip | str], encode: Callable[[dict], Future],
+          threads: int, failures: Failures, missing: str, bar: tqdm) -> collections.Counter:
     """Decode ahead in processes, encode groups in threads, in order; returns what `embed` found notable."""
     notes: collections.Counter = collections.Counter()
     running: collections.deque[tuple[int, Future]] = collections.deque()
-    paths = [path for g in groups for path in g.values()]
-    read = functools.partial(decode.read_clip, recipe=RECIPES[options.recipe])
-    with (contextlib.closing(decode.read_clips(paths, workers, options.segments, options.longest, read=read)) as clips,
-          ThreadPoolExecutor(threads) as pool):
-        for number, g in enumerate(groups, 1):
-            good = {}
-            for v, path in g.items():
-                clip = next(clips)
-                if isinstance(clip, decode.Clip) and clip.lacks and options.missing == "skip":
-                    clip = f"no {clip.lacks}: the file has no such stream (--missing zeros would accept it)"
-                if isinstance(clip, decode.Clip):
-                    good[v] = clip
-                else:
-                    failures.add(path, clip)
-                    bar.set_postfix(failed=len(failures.causes), refresh=False)
-            running.append((len(g), pool.submit(embed, good, encode_images, encode_sounds, out)))
-            while len(running) > (threads if number < len(groups) else 0):
-                videos, encoded = running.popleft()
-                notes.update(encoded.result())
-                bar.update(videos)
+    for number, g in enumerate(groups, 1):
+        good = {}
+        for v, path in g.items():
+            clip = next(clips)
+            if isinstance(clip, decode.Clip) and clip.lacks and missing == "skip":
+                clip = f"no {clip.lacks}: the file has no such stream (--missing zeros would accept it)"
+            if isinstance(clip, decode.Clip):
+                good[v] = clip
+            else:
+                failures.add(path, clip)
+                bar.set_postfix(failed=len(failures.causes), refresh=False)
+        running.append((len(g), encode(good)))
+        while len(running) > (threads if number < len(groups) else 0):
+            videos, encoded = running.popleft()
+            notes.update(encoded.result())
+            bar.update(videos)
     return notes
 
 
-def embed(clips: dict[str, decode.Clip], encode_images: Encode, encode_sounds: Encode,
-          out: Path) -> collections.Counter:
+def embed(encode_images: Encode, encode_sounds: Encode, out: Path,
+          clips: dict[str, decode.Clip]) -> collections.Counter:
     """Encode some clips together and write their files; returns how many of them have something notable."""
     for name, encode, streams in (("clip", encode_images, [c.images for c in clips.values()]),
                                   ("clap", encode_sounds, [c.sounds for c in clips.values()])):

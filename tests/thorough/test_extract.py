@@ -41,9 +41,7 @@ class Encoder:
 
 
 def run(folder: Path, out: Path, made_with: dict | None = None, **options) -> dict[str, int]:
-    parts = {k: options.pop(k) for k in ("llp", "segments", "missing", "recipe") if k in options}
-    return extract.extract(folder, out, Encoder(768), Encoder(512), made_with or {"weights": "test"}, extract.Options(**parts),
-                           workers=2, **options)
+    return extract.extract(folder, out, Encoder(768), Encoder(512), made_with or {"weights": "test"}, workers=2, **options)
 
 
 def failures(out: Path) -> dict[str, str]:
