@@ -23,13 +23,13 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from common.command import progress
 from data.annotations import LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit
-from data.layout import TEXTED, begin_pack, finish_pack, is_made, keep, make_plan, read_index, write_annotations
+from data.layout import TEXTED, make_plan, write_pack
 
 
 @dataclass(frozen=True)
@@ -320,13 +320,12 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     out, world = Path(out), World(config, llp, unav)
     real = [name for name, data in (("llp", llp), ("unav", unav)) if data]
     plan = make_plan({"demo_world": asdict(config), "real_annotations": real}, world.llp, world.unav, list(TEXTED))
-    if (part := begin_pack(out, plan, replace)) is None:
-        return read_index(out)
-    write_annotations(part, world.llp, world.unav)
-    for (dataset, feature), geometry in world.geometry.items():
-        keep(part, f"{dataset}/text_{feature}.npy", geometry.text)
-    todo = [(f"{x}/{split}/{feature}.npy", x, split, feature) for x, split in SPLITS for feature in TEXTED]
-    for name, *which in progress([x for x in todo if not is_made(part, x[0])], desc="demo world", unit="array"):
-        x = np.concatenate(list(world.embeddings(*which)))  # (segments, D)
-        keep(part, name, x.reshape(-1, LLP_SEGMENTS, x.shape[1]) if which[0] == "llp" else x)
-    return finish_pack(out, plan)
+
+    def features(dataset: str, split: str, feature: str) -> np.ndarray:
+        x = np.concatenate(list(world.embeddings(dataset, split, feature)))  # (segments, D)
+        return x.reshape(-1, LLP_SEGMENTS, x.shape[1]) if dataset == "llp" else x
+
+    arrays = {f"{dataset}/text_{feature}.npy": g.text for (dataset, feature), g in world.geometry.items()}
+    arrays |= {f"{x}/{split}/{feature}.npy": partial(features, x, split, feature)
+               for x, split in SPLITS for feature in TEXTED}
+    return write_pack(out, plan, world.llp, world.unav, replace, arrays)

@@ -19,12 +19,13 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from common.command import progress
 from common.files import (file_hash, hash_of, is_id, json_text, read_json, read_sealed, reading, temporary_of,
                           write_array, write_json, write_sealed)
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, some
@@ -167,16 +168,6 @@ def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: lis
     }
 
 
-def write_annotations(part: Path, llp: LLP, unav: UnAV | None) -> None:
-    """The label arrays of a packed folder (shapes: top of this file)."""
-    for split, data in llp.splits.items():
-        for name, labels in zip(("weak", "audio", "visual"), data.labels):
-            keep(part, f"llp/{split}/{name}.npy", labels)
-    for split, data in unav.splits.items() if unav else ():
-        keep(part, f"unav/{split}/length.npy", np.array([len(x) for x in data.labels], np.int64))
-        keep(part, f"unav/{split}/label.npy", np.concatenate(data.labels))
-
-
 def read_index(folder: str | Path) -> dict:
     """`index.json` of a packed folder. Raises FileNotFoundError or ValueError."""
     path = Path(folder) / "index.json"
@@ -259,22 +250,35 @@ def _noted(path: Path) -> dict:
     return {}
 
 
-def is_made(part: Path, name: str) -> bool:
-    """Whether an interrupted run completed this array, and it is still what was written."""
-    return (part / name).exists() and _noted(part / MADE).get(name) == file_hash(part / name)
+def write_pack(out: Path, plan: dict, llp: LLP, unav: UnAV | None, replace: bool,
+               arrays: dict[str, np.ndarray | Callable[[], np.ndarray | None]]) -> dict:
+    """A packed folder (shapes: top of this file) of labels and `arrays`, or what makes them; returns its index, or
+    nothing if one could not be made. What an interrupted run of this plan completed stays; its hash was noted then and
+    there, so that what changes before the pack is complete is noticed."""
+    if (part := begin_pack(out, plan, replace)) is None:
+        return read_index(out)
+    for split, data in llp.splits.items():
+        arrays = arrays | {f"llp/{split}/{name}.npy": x for name, x in zip(("weak", "audio", "visual"), data.labels)}
+    for split, data in unav.splits.items() if unav else ():
+        length = np.array([len(x) for x in data.labels], np.int64)
+        arrays = arrays | {f"unav/{split}/length.npy": length, f"unav/{split}/label.npy": np.concatenate(data.labels)}
+    made = {name: x for name, x in _noted(part / MADE).items() if name in arrays}
+    for name, x in progress(arrays.items(), desc="pack", unit="array"):
+        if (part / name).exists() and made.get(name) == file_hash(part / name):
+            continue
+        made.pop(name, None)
+        if (x := x() if callable(x) else x) is not None:
+            write_array(part / name, x)
+            made[name] = file_hash(part / name)
+            write_json(part / MADE, made)
+    return finish_pack(out, plan, made) if made.keys() == arrays.keys() else {}
 
 
-def keep(part: Path, name: str, array: np.ndarray) -> None:
-    """An array of a pack; its hash is noted now, so that what changes before the pack is complete is noticed."""
-    write_array(part / name, array)
-    write_json(part / MADE, _noted(part / MADE) | {name: file_hash(part / name)})
-
-
-def finish_pack(out: Path, plan: dict) -> dict:
+def finish_pack(out: Path, plan: dict, made: dict[str, str]) -> dict:
     """A pack whose files are all in OUT/.packing takes its place; returns its index. Killed, it is begun again."""
     part = out / PART
     if not (part / "index.json").exists():
-        write_sealed(part / "index.json", plan | dict(files=dict(sorted(_noted(part / MADE).items()))))
+        write_sealed(part / "index.json", plan | dict(files=dict(sorted(made.items()))))
     # Of the pack that is replaced; its index goes last, so that what is left stays known.
     for name in sorted(files_of(out), key=lambda name: name == "index.json"):
         (out / name).unlink(missing_ok=True)

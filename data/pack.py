@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.command import progress
 from common.files import (finite, hash_of, hash_of_arrays, json_text, made_by, printable, read_array, read_json,
                           shaped)
 from data.annotations import (CLIPS, LLP, Known, UnAV, mistaken, read_failures, read_llp, read_own, read_table,
                               read_unav, readable, some)
-from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, ids_in,
-                         is_made, keep, made_alike, make_plan, read_index, read_note, write_annotations)
+from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, ids_in, made_alike, make_plan,
+                         read_note, write_pack)
 
 FAINT = 0.002  # of a vector's length
 MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
@@ -76,27 +75,23 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
                                  *(root / e.texts for root in roots.values() for e in TEXTED.values())])
     texts = {f"{dataset}/text_{name}.npy": text for dataset, root in roots.items()  # (C, D)
              for name, text in read_texts(root, plan[dataset]["classes"], whence[dataset]).items()}
-    part = begin_pack(out, plan, replace)
-    if part is None:
-        return read_index(out)
-    write_annotations(part, llp, unav)
-    for name, text in texts.items():
-        keep(part, name, text)
     faint, unusable = [], []
+
+    def features(target: str) -> np.ndarray | None:
+        rows = list(pool.map(functools.partial(_read, faint), *zip(*jobs[target])))
+        if wrong := [x for x in rows if isinstance(x, str)]:
+            return unusable.extend(wrong)
+        return np.stack(rows) if target.startswith("llp") else np.concatenate(rows)
+
     with ThreadPoolExecutor(workers) as pool:
-        for target in [name for name in jobs if not is_made(part, name)]:
-            read = pool.map(functools.partial(_read, faint), *zip(*jobs[target]))
-            rows = list(progress(read, total=len(jobs[target]), unit="file", desc=target.removesuffix(".npy")))
-            if wrong := [x for x in rows if isinstance(x, str)]:
-                unusable += wrong
-            else:
-                keep(part, target, np.stack(rows) if target.startswith("llp") else np.concatenate(rows))
+        arrays = texts | {target: functools.partial(features, target) for target in jobs}
+        index = write_pack(out, plan, llp, unav, replace, arrays)
     if faint:
         print(f"WARNING: {len(faint)} feature files hold vectors so small that half precision loses bits of them: "
               f"{some(sorted(faint))}", file=sys.stderr, flush=True)
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
-    return finish_pack(out, plan)
+    return index
 
 
 def read_texts(root: Path, classes: list[str], source: object = "CLASSES") -> dict[str, np.ndarray]:
