@@ -3,9 +3,6 @@
 For machines without the data. It lets every stage run for real, in minutes, on arrays of the real layout. What it can
 show and what it cannot, where each constant comes from, and how four of them were fitted: docs/demo_world.md.
 
-    python features.py demo OUT                          # an invented LLP and UnAV, small
-    python features.py demo OUT --llp DIR --unav FILE    # the real annotation files, with invented features
-
 How a segment's embedding arises, per modality (all directions are random, nothing is learned):
 
     z = sum over classes: strength x evidence x (class direction + this video's own variation)

@@ -1,7 +1,5 @@
 """What comes from the network: annotations and feature files. Standard library only.
 
-    python features.py fetch DIR [--llp] [--unav]
-
 Nothing is believed before it is checked: a download has the size that the server announced, a zip file is whole and no
 name in it leads out of its folder. Partial downloads continue where they stopped.
 """

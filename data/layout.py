@@ -277,15 +277,12 @@ def write_pack(out: Path, plan: dict, llp: LLP, unav: UnAV | None, replace: bool
 def finish_pack(out: Path, plan: dict, made: dict[str, str]) -> dict:
     """A pack whose files are all in OUT/.packing takes its place; returns its index. Killed, it is begun again."""
     part = out / PART
-    if not (part / "index.json").exists():
-        write_sealed(part / "index.json", plan | dict(files=dict(sorted(made.items()))))
+    write_sealed(part / "index.json", plan | dict(files=dict(sorted(made.items()))))
     # Of the pack that is replaced; its index goes last, so that what is left stays known.
     for name in sorted(files_of(out), key=lambda name: name == "index.json"):
         (out / name).unlink(missing_ok=True)
-    for name in read_index(part)["files"]:
-        if (part / name).exists():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part / name, out / name)
-    os.replace(part / "index.json", out / "index.json")
+    for name in (*made, "index.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part / name, out / name)
     shutil.rmtree(part)
     return read_index(out)

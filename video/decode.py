@@ -4,8 +4,8 @@ Segment t of a video is its second [t, t + 1). What is seen in it is the frame t
 CLIP wants it: short side 224, centre crop. What is heard is its waveform, 48 kHz, mono, as CLAP wants it. (By recipe
 `uwav`; recipe `valor` does it otherwise, see __init__.py.)
 
-Files from the internet are short of a stream, cut off, damaged or no videos at all. Each of these is a ValueError
-with a cause of a few words, so that whoever reads ten thousand of them can count the causes.
+Files that are short of a stream, cut off, damaged or no videos at all are a ValueError with a cause of a few words, so
+that whoever reads ten thousand of them can count the causes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """CLIP and CLAP, the frozen encoders: pictures, sounds and class names -> vectors of unit length.
 
 CLIP ViT-L/14 with OpenAI's weights comes from open_clip, CLAP (an HTSAT audio encoder, RoBERTa for text) from
-laion_clap. Neither is needed by the method itself; `python features.py extract` and `text` use them. Which file
-of weights is read, weights.py decides; without a file the weights are random, for dry runs.
+laion_clap. Which file of weights is read, weights.py decides; without a file they are random, for dry runs.
 """
 
 from __future__ import annotations
