@@ -26,13 +26,10 @@ MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember 
 
 def pool_to(x: np.ndarray, segments: int) -> np.ndarray:
     """Adaptive average pooling over time, (L, D) -> (segments, D): segment t averages the vectors
-    floor(t L / segments) .. ceil((t + 1) L / segments), as torch's adaptive_avg_pool1d does."""
-    length, t = len(x), np.arange(segments)
-    if length == segments:
-        return x.astype(np.float32)
-    first, last = t * length // segments, -(-(t + 1) * length // segments)  # (segments,)
-    total = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, 0, dtype=np.float64)])  # (L + 1, D)
-    return ((total[last] - total[first]) / (last - first)[:, None]).astype(np.float32)  # (segments, D)
+    floor(t L / segments) .. ceil((t + 1) L / segments)."""
+    import torch
+
+    return torch.nn.functional.adaptive_avg_pool1d(torch.tensor(x.T, dtype=torch.float32), segments).T.numpy()
 
 
 def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop",

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import features
 import uwav
@@ -170,12 +169,12 @@ def test_bad_unav_file_is_refused_with_one_sentence(tmp_path, content):
         annotations.read_unav(tmp_path / "u.json")
 
 
-def test_pooling_equals_torch_adaptive_average_pooling():
+def test_pooling_averages_the_vectors_that_a_segment_touches():
     rng = np.random.default_rng(0)
     for length, segments in [(1, 1), (1, 10), (10, 10), (9, 11), (30, 11), (59, 60), (61, 60), (7, 3), (70, 1)]:
         x = rng.standard_normal((length, 3)).astype(np.float32)
-        expected = F.adaptive_avg_pool1d(torch.from_numpy(x).T[None], segments)[0].T
-        torch.testing.assert_close(torch.from_numpy(pack.pool_to(x, segments)), expected, rtol=1e-5, atol=1e-5)
+        expected = [x[t * length // segments : -(-(t + 1) * length // segments)].mean(0) for t in range(segments)]
+        np.testing.assert_allclose(pack.pool_to(x, segments), expected, rtol=1e-5, atol=1e-5)
 
 
 # ---- pack ----

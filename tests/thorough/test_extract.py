@@ -275,7 +275,7 @@ def test_features_of_different_encoders_do_not_mix_in_one_folder(videos, tmp_pat
         extract.check(videos, tmp_path, {"clip_weights": "b", "options": 1})
     extract.check(videos, tmp_path, {"clip_weights": "a", "options": 1})
     (tmp_path / "extract.json").write_text('{"clip')
-    with pytest.raises(ValueError, match="extract.json: damaged"):
+    with pytest.raises(ValueError, match="extract.json: not what `extract` or `text` notes .*; make it again, into another folder"):
         extract.check(videos, tmp_path, {})
 
 
