@@ -177,8 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 1 on a CPU)")
     sub.add_argument("--retry", action="store_true", help="try the videos of failures.csv again")
-    sub.add_argument("--shard", metavar="K/N", help="only every N-th group of videos, from the K-th on, beside others;"
-                     " a run without this ends it (docs/scale.md)")
+    sub.add_argument("--shard", metavar="K/N", help="every N-th group of videos, from the K-th on (docs/scale.md)")
 
     sub = command("text", "class names -> CLIP and CLAP text embeddings", run_text)
     sub.add_argument("classes", help="llp, UnAV-100's annotation file, your labels.csv, or a text file, one a line")
