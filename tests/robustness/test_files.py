@@ -201,7 +201,7 @@ def script(body: str, *signals: signal.Signals) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_signals_end_a_command_at_once_with_a_sentence_whatever_it_would_still_do_and_however_many_come(number):
     started = time.monotonic()
-    ended = script("try:\n    print('on', flush=True); time.sleep(30)\nfinally:\n    time.sleep(30)", number, number)
+    ended = script("try:\n    print('on', flush=True); time.sleep(30)\nfinally:\n    print('still here', flush=True); time.sleep(30)", number, number)
     assert ended.returncode == 128 + number and ended.stdout == "on\n" and time.monotonic() - started < 5
     assert ended.stderr == f"\nstopped by {number.name}; nothing is lost, the same command goes on from here\n"
 
