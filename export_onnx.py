@@ -327,10 +327,7 @@ def find_encoders(choices: dict[str, str | None], source: Source) -> tuple[dict[
 
     if not (choices := {name: choice for name, choice in choices.items() if choice}):
         return {}, {}
-    weights.need_packages()
-    files = {name: weights.find(name, choice) for name, choice in choices.items()}
-    weights.warn_of_random(files)
-    found = weights.identities(choices, files)
+    files, found = weights.chosen(choices)
     made_alike({"the features that the parser learned from": source.encoders, "what is to be exported": found})
     if source.han and not source.dry_run and not found.keys() <= source.encoders.keys():
         print("which weights made the features that the parser learned from is not noted, so these are not compared")

@@ -33,14 +33,11 @@ def _encoders(options: argparse.Namespace) -> tuple[dict[str, Path | None], dict
     """The files of weights that were asked for, what a folder of features remembers of them, and the device."""
     from video import weights
 
-    weights.need_packages()
-    choices = {x: getattr(options, f"{x}_weights") or w for x, w in RECIPES[options.recipe].weights.items()}
-    files = {x: weights.find(x, choice) for x, choice in choices.items()}
+    usual = RECIPES[options.recipe].weights
+    files, noted = weights.chosen({x: getattr(options, f"{x}_weights") or w for x, w in usual.items()})
     from common.devices import choose_device  # with PyTorch, but first a missing file is said
 
-    device = choose_device(options.device)
-    weights.warn_of_random(files)
-    return files, dict(recipe=options.recipe, **weights.identities(choices, files)), device
+    return files, dict(recipe=options.recipe, **noted), choose_device(options.device)
 
 
 def run_demo(options: argparse.Namespace) -> None:
@@ -73,7 +70,6 @@ def run_extract(options: argparse.Namespace) -> None:
 
     part = extract.part_of(options.out, options.shard)
     segments, on_gpu = LLP_SEGMENTS if options.llp else options.segments, device.startswith("cuda")
-    choices = extract.Options(options.llp, segments, options.missing, options.longest, options.recipe)
     made_with |= dict(segments=segments, precision="half" if on_gpu else "single")
     extract.check(options.videos, options.out, made_with)
     gelu = made_with["clip_weights"].get("activation", "quickgelu")
@@ -89,8 +85,9 @@ def run_extract(options: argparse.Namespace) -> None:
     with working_in(options.out), working_in(part):
         extract.check(options.videos, options.out, made_with)  # again, now that nobody else writes there
         extract.extract(options.videos, options.out, functools.partial(encode, 0), functools.partial(encode, 1),
-                        made_with, choices, options.workers, group=options.group or (16 if on_gpu else 1),
-                        threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry, shard=options.shard)
+                        made_with, options.llp, segments, options.missing, options.longest, options.recipe,
+                        options.workers, group=options.group or (16 if on_gpu else 1), shard=options.shard,
+                        threads=1 if on_gpu else encoders.cpu_threads(), retry=options.retry)
 
 
 def run_text(options: argparse.Namespace) -> None:
@@ -180,8 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 1 on a CPU)")
     sub.add_argument("--retry", action="store_true", help="try the videos of failures.csv again")
-    sub.add_argument("--shard", metavar="K/N", help="only every N-th group of videos, from the K-th on, beside others;"
-                     " a run without this ends it (docs/scale.md)")
+    sub.add_argument("--shard", metavar="K/N", help="every N-th group of videos, from the K-th on (docs/scale.md)")
 
     sub = command("text", "class names -> CLIP and CLAP text embeddings", run_text)
     sub.add_argument("classes", help="llp, UnAV-100's annotation file, your labels.csv, or a text file, one a line")

@@ -25,7 +25,7 @@ import uwav
 from common.command import Parser, one_sentence_errors, working_in
 from common.files import atomic, lack, made_by, read_sealed, reason
 from data.annotations import LLP_CLASSES
-from data.layout import FEATURE_SETS, check_source, dry_run, read_index, recipe_of
+from data.layout import FEATURE_SETS, check_source, dry_run, encoders_of, read_index
 from data.splits import load_truth, load_weak
 from reporting import evidence, figures
 from reporting.page import facts, figure, html, paragraph, picture, section, table
@@ -133,7 +133,7 @@ def data_notice(saved: Saved) -> str:
 
 def run_table(saved: Saved) -> str:
     index = saved.index
-    rows = {"data": index["source"], "recipe of the features": recipe_of(index) or "not noted",
+    rows = {"data": index["source"], "recipe of the features": encoders_of(index).get("recipe", "not noted"),
             "seed in pictures": saved.seed}
     if isinstance(index["source"], dict):
         real = ", ".join(index["source"].get("real_annotations") or ())

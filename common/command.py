@@ -58,16 +58,14 @@ def working_in(folder: str | Path) -> Iterator[None]:
 def lock(directory: int, folder: str | Path) -> None:
     """Hold a folder for as long as its file descriptor is open, in this process or one that shares it."""
     give_up = time.monotonic() + PATIENCE
-    while True:
+    while time.monotonic() < give_up:
         try:
             return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > give_up:
-                raise ValueError(f"{folder}: another run is at work there; wait for it or choose another "
-                                 "folder") from None
             time.sleep(0.05)
         except OSError:  # some network file systems have no locks
             return
+    raise ValueError(f"{folder}: another run is at work there; wait for it or choose another folder")
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,32 +104,26 @@ def progress(*items: Iterable, **options):
 
 @contextlib.contextmanager
 def one_sentence_errors(again: str = "goes on from here", less: str = LESS) -> Iterator[None]:
-    """For a whole command: what a user can bring about ends it with one sentence and exit status 1, and not with a
-    traceback; Ctrl-C and SIGTERM with one sentence, what the same command does then, and 128 + the signal's number.
-
-    less: which options need less memory, if the command has any."""
+    """For a whole command: what a user can bring about ends it with one sentence and exit status 1; Ctrl-C and SIGTERM
+    with one sentence, what the same command does then, and 128 + the signal's number. less: which options need less
+    memory, if the command has any."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone ends no command
-    came: list[signal.Signals] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(signal.Signals(number))
-        if len(came) > 1:  # the second one does not wait
-            _stop(came[0], again)
-        sys.unraisablehook = lambda _: None
-        try:
-            threading.Timer(PATIENCE, _stop, (came[0], again)).start()  # a destructor would swallow the exception
-        except RuntimeError:  # no thread to be had
-            _stop(came[0], again)
-        raise KeyboardInterrupt
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        """At once, as nothing is lost if a run is killed: no thread is waited for, and no destructor can swallow it."""
+        with contextlib.suppress(OSError, RuntimeError):  # the latter: it was being written to when the signal came
+            sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            name = signal.Signals(number).name
+            os.write(2, f"\nstopped by {name}; nothing is lost, the same command {again}\n".encode())
+        os._exit(128 + number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except Exception as error:
-        if came:
-            _stop(came[0], again)
         if what := lack(error):
             sys.exit(f"error: out of {what} ({reason(error)})" + less * (what == "memory"))
         if isinstance(error, OSError) and error.filename:
@@ -139,21 +131,9 @@ def one_sentence_errors(again: str = "goes on from here", less: str = LESS) -> I
         if not isinstance(error, (OSError, ValueError)):
             raise
         sys.exit(f"error: {printable(error)}")
-    except KeyboardInterrupt:
-        if not came:
-            raise
-        _stop(came[0], again)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _stop(number: signal.Signals, again: str) -> NoReturn:
-    with contextlib.suppress(OSError, RuntimeError):  # the latter: it was being written to when the signal came
-        sys.stdout.flush()
-    with contextlib.suppress(OSError):
-        os.write(2, f"\nstopped by {number.name}; nothing is lost, the same command {again}\n".encode())
-    os._exit(128 + number)  # threads that still compute are not waited for
 
 
 def follow_the_parent() -> None:

@@ -4,14 +4,14 @@ said in one sentence that names it. What a name or a text may be that comes out 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import io
 import json
 import os
 import re
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,9 @@ import numpy as np
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success.
-
-    The temporary name is always the same, so what a killed run leaves behind the next run removes, and with it a link
-    that leads elsewhere. If the disk is full, or nothing may be written there, the OSError names `path`."""
+    """`with atomic(path) as temporary:` write to `temporary`; it becomes `path` only on success. The temporary name is
+    always the same, so what a killed run leaves, or a link there, the next run removes. If the disk is full, or nothing
+    may be written there, the OSError names `path`."""
     path = inside(regular(path))
     temporary = temporary_of(path)
     try:
@@ -78,6 +77,13 @@ def to_cell(text: str) -> str:
 def from_cell(text: str) -> str:
     """The text that `to_cell` wrote."""
     return text[1:] if text.startswith("'") and FORMULA.match(text) else text
+
+
+def write_table(path: str | Path, rows: Iterable[Iterable[object]], encoding: str = "utf-8-sig") -> None:
+    """A csv file that a spreadsheet may open; what is no text in the name of a file keeps its bytes."""
+    with (atomic(path) as temporary,
+          open(temporary, "w", newline="", encoding=encoding, errors="surrogateescape") as file):
+        csv.writer(file).writerows([to_cell(str(x)) for x in row] for row in rows)
 
 
 held: dict[Path, Path] = {}  # folders that this process works in (command.py): where they are -> how they are named
@@ -149,7 +155,7 @@ def file_hash(path: str | Path) -> str:
 def write_sealed(path: str | Path, content: dict) -> None:
     """A JSON file with a checksum of itself, for `read_sealed`."""
     content = {k: v for k, v in content.items() if k != "sha256"}
-    write_json(path, dict(content, sha256=hash_of(json_text(content).encode())))
+    write_json(path, content | dict(sha256=hash_of(json_text(content).encode())))
 
 
 def read_sealed(path: str | Path, command: str) -> dict:
@@ -172,9 +178,8 @@ def hash_of_arrays(arrays: dict[str, np.ndarray]) -> str:
 
 
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
-    """An .npz file with a checksum of itself, for `read_arrays`.
-
-    It is put together in memory: after a failed write np.savez prints a traceback from a destructor."""
+    """An .npz file with a checksum of itself, for `read_arrays`. It is put together in memory: after a failed write
+    np.savez prints a traceback from a destructor."""
     content = io.BytesIO()
     np.savez(content, **arrays, sha256=np.array(hash_of_arrays(arrays)))
     with atomic(path) as temporary:
@@ -216,10 +221,8 @@ def shaped(x: np.ndarray, shape: tuple[int | None, ...], path: str | Path) -> np
     """`x` if it is numeric and of `shape` (None: any length above 0); ValueError otherwise."""
     if x.dtype.kind not in "fiu":
         raise ValueError(f"{path}: holds {x.dtype}, expected numbers")
-    wrong = len(x.shape) != len(shape) or any(
-        have == 0 or (want is not None and have != want) for have, want in zip(x.shape, shape))
-    if wrong:
-        expected = ", ".join("L" if s is None else str(s) for s in shape) + ("," if len(shape) == 1 else "")
+    if x.ndim != len(shape) or any(not have or want not in (None, have) for have, want in zip(x.shape, shape)):
+        expected = ", ".join("L" if s is None else str(s) for s in shape)
         raise ValueError(f"{path}: has shape {x.shape}, expected ({expected})")
     return x
 
@@ -238,15 +241,6 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         if str(arrays.pop("sha256")) != hash_of_arrays(arrays):
             raise ValueError("its checksum differs")
         return arrays
-
-
-def check_zip(path: str | Path) -> None:
-    """ValueError if `path` is a zip archive, as PyTorch writes, and a checksum in it differs, at which PyTorch does not
-    look. Its older format has none."""
-    if zipfile.is_zipfile(regular(path)):
-        with zipfile.ZipFile(path) as archive:
-            if (broken := archive.testzip()) is not None:
-                raise ValueError(f"the checksum of {broken} differs")
 
 
 def read_json(path: str | Path) -> object:

@@ -16,16 +16,15 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from common.command import did_you_mean, working_in
-from common.files import (atomic, from_cell, hash_of, is_id, is_plain_name, plain, printable, read_json, reading,
-                          regular, to_cell)
+from common.files import (from_cell, hash_of, is_id, is_plain_name, made_by, plain, printable, read_json, reading,
+                          regular, write_table)
 
 # ---- LLP annotations -----------------------------------------------------------------------------
 
@@ -65,12 +64,22 @@ class LLPSplit:
     audio: np.ndarray | None = None  # (N, T, C) uint8: audible in that second
     visual: np.ndarray | None = None  # (N, T, C) uint8: visible in that second
 
+    @property
+    def labels(self) -> list[np.ndarray]:
+        return [x for x in (self.weak, self.audio, self.visual) if x is not None]
+
+
+class _Dataset:
+    @property
+    def splits(self) -> dict:
+        """Those that are there, by name."""
+        return {name: x for name, x in vars(self).items() if isinstance(x, (LLPSplit, UnAVSplit))}
+
 
 @dataclass(frozen=True)
-class LLP:
-    """LLP, or your own data in its place, which may lack annotated videos: then `val` or `test` is None.
-
-    A clip of your own may be several videos here, windows of T seconds, or none."""
+class LLP(_Dataset):
+    """LLP, or your own data in its place, which may lack annotated videos: then `val` or `test` is None. A clip of your
+    own may be several videos here, windows of T seconds, or none."""
 
     classes: tuple[str, ...]
     train: LLPSplit
@@ -80,18 +89,12 @@ class LLP:
     windows: dict[str, tuple[str, int]] = field(default_factory=dict)  # of your own: id -> clip, first second
     clips: dict[str, str] = field(default_factory=dict)  # of your own: what became of every clip of labels.csv
 
-    @property
-    def splits(self) -> dict[str, LLPSplit]:
-        """Those that are there, by name."""
-        return {s: getattr(self, s) for s in LLP_WEAK_FILES if getattr(self, s) is not None}
-
 
 def read_llp(folder: str | Path, report: Callable[[str], None] = print) -> LLP:
-    """Read the five `AVVP_*.csv` files of LLP (columns: docs/real_data.md).
-
-    `report` is told which version they are. The published files disagree with themselves in places; that is counted,
-    told in one line each, and handled: rows of unknown videos and empty rows are ignored, dense truth is kept as it
-    stands. Raises FileNotFoundError for a missing file, ValueError for one that cannot be meant."""
+    """Read the five `AVVP_*.csv` files of LLP (columns: docs/real_data.md). `report` is told which version they are.
+    The published files disagree with themselves in places; that is counted, told in one line each, and handled: rows of
+    unknown videos and empty rows are ignored, dense truth is kept as it stands. Raises FileNotFoundError for a missing
+    file, ValueError for one that cannot be meant."""
     folder, rows = Path(folder), {}
     for split, file in LLP_WEAK_FILES.items():
         rows |= _read_labels(folder / file, LLP_CLASSES, split, rows)
@@ -143,9 +146,8 @@ Truth = dict[str, np.ndarray]  # id -> when its events are audible and visible, 
 
 
 def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
-    """("FILE, line N", row) of a table whose header line has each of `columns` once; empty lines do not count.
-
-    As spreadsheets save it: cells separated by comma, semicolon or tab, whichever the header line has most of; with or
+    """("FILE, line N", row) of a table whose header line has each of `columns` once; empty lines do not count. As
+    spreadsheets save it: cells separated by comma, semicolon or tab, whichever the header line has most of; with or
     without byte order mark."""
     with reading(path, "not a csv file in UTF-8 ({cause})"):
         try:
@@ -172,9 +174,8 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str
 
 
 def _read_labels(path: Path, classes: tuple[str, ...], llp_split: str = "", others: Collection[str] = ()) -> Rows:
-    """The videos of a table, in its order; llp_split: which split of LLP it is, with LLP's columns and separator.
-
-    Of your own, the split is "" where the table does not say. ValueError if a video is there twice, or in `others`."""
+    """The videos of a table, in its order; llp_split: which split of LLP it is, with LLP's columns and separator. Of
+    your own, the split is "" where the table does not say. ValueError if a video is there twice, or in `others`."""
     columns, separator = (("filename", "event_labels"), ",") if llp_split else (("video", "labels"), ";")
     rows = {}
     for place, row in read_table(path, columns):
@@ -232,13 +233,13 @@ def _tell(report: Callable[[str], None], dataset: str, counts: dict[str, int]) -
             report(f"{dataset}: {count} {what}")
 
 
-def _in_splits(classes: tuple[str, ...], rows: Rows, truth: Truth, T: int) -> LLP:
+def _in_splits(classes: tuple[str, ...], rows: Rows, truth: Truth, T: int, **more: dict) -> LLP:
     def split(name: str) -> LLPSplit | None:
         ids = [video for video, (_, place, _) in rows.items() if place == name]
         dense = np.stack([truth[video] for video in ids], 1) if ids and name != "train" else ()  # (2, N, T, C)
         return LLPSplit(ids, np.array([rows[video][2] for video in ids]), *dense) if ids else None
 
-    return LLP(classes, *map(split, LLP_WEAK_FILES), segments=T)
+    return LLP(classes, *map(split, LLP_WEAK_FILES), segments=T, **more)
 
 
 def readable(name: str) -> str:
@@ -251,16 +252,14 @@ def mistaken(names: Iterable[str], there: Iterable[str]) -> str:
     spreadsheets change; empty if none is."""
     known = {plainest(x): x for x in there}
     pairs = [(x, known[plainest(x)]) for x in names if plainest(x) in known]
-    said = [f"{x} may be {y}" + ", in Unicode's other form" * (composed(x) == composed(y)) for x, y in pairs]
+    same = [len({unicodedata.normalize("NFC", x) for x in pair}) == 1 for pair in pairs]  # to the eye
+    said = [f"{x} may be {y}" + ", in Unicode's other form" * alike for (x, y), alike in zip(pairs, same)]
     return f": {some(said)}" * bool(said)
-
-
-composed = partial(unicodedata.normalize, "NFC")
 
 
 def plainest(name: str) -> str:
     """The same for names that differ in what file systems and spreadsheets change: case, Unicode's form, zeros."""
-    return re.sub(r"(?<!\d)0+(?=\d)", "", composed(name).casefold())
+    return re.sub(r"(?<!\d)0+(?=\d)", "", unicodedata.normalize("NFC", name).casefold())
 
 
 def some(items: Sequence[str], most: int = 10) -> str:
@@ -280,7 +279,7 @@ class UnAVSplit:
 
 
 @dataclass(frozen=True)
-class UnAV:
+class UnAV(_Dataset):
     classes: tuple[str, ...]
     train: UnAVSplit
     validation: UnAVSplit
@@ -288,10 +287,9 @@ class UnAV:
 
 
 def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> UnAV:
-    """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end).
-
-    The class list is read from the file, in the order of `label_id`; `report` is told which version it is. Raises
-    FileNotFoundError, or ValueError naming the cause: an annotation that reaches out of its video is one."""
+    """Read `unav100_annotations.json`. An annotation [start, end] s covers floor(start) .. ceil(end). The class list is
+    read from the file, in the order of `label_id`; `report` is told which version it is. Raises FileNotFoundError, or
+    ValueError naming the cause: an annotation that reaches out of its video is one."""
     content = read_json(json_path)
     with reading(json_path, "not in the format of unav100_annotations.json ({cause})"):
         database = content["database"]
@@ -299,7 +297,7 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
         classes = tuple(names[c] for c in range(len(names)))
         if len(set(classes)) < max(1, len(classes)) or "\n" in "".join(classes):
             raise ValueError("two classes of one name, or none, or a line break in it")
-        splits: dict[str, UnAVSplit] = {name: UnAVSplit([], []) for name in UNAV_SPLITS}
+        splits, said = {name: UnAVSplit([], []) for name in UNAV_SPLITS}, []
         for video_id, video in database.items():
             if not is_plain_name(video_id) or not 0 < video["duration"] <= UNAV_LONGEST:
                 raise ValueError(f"video {video_id!r} of {video['duration']} s")
@@ -313,11 +311,10 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
                 label[math.floor(start) : math.ceil(end), c] = 1
             splits[video["subset"]].ids.append(video_id)
             splits[video["subset"]].labels.append(label)
+            said.append(f"{video['subset']} {video_id} {label.shape} {hash_of(label.tobytes())}")
         if without := [name for name, split in splits.items() if not split.ids]:
             raise ValueError(f"no video of subset {' and '.join(without)}")
-    said = sorted(f"{name} {video} {x.shape} {hash_of(x.tobytes())}" for name, split in splits.items()
-                  for video, x in zip(split.ids, split.labels))
-    same = hash_of("\n".join([*classes, *said]).encode()) == UNAV_CONTENT
+    same = hash_of("\n".join([*classes, *sorted(said)]).encode()) == UNAV_CONTENT
     report(f"UnAV-100: classes, videos and labels are those of commit {UNAV_COMMIT[:7]}" if same else
            f"UnAV-100: {json_path} differs from commit {UNAV_COMMIT[:7]}: do not compare scores with published ones")
     return UnAV(classes, **splits)
@@ -330,11 +327,13 @@ EVENT_COLUMNS = ("video", "modality", "onset", "offset", "label")
 CLIPS = ("clip", "seconds", "streams", "labels", "events", "becomes")  # what `check` tells of each
 
 
-def find_videos(folder: Path, llp: bool) -> tuple[dict[str, Path], dict[Path, str]]:
-    """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause.
-
-    An id keeps the folders below `folder`: day1/clip; those of LLP are names alone. Any file may be a video, whatever
-    its name; hidden ones are left out. Raises ValueError if there is none."""
+def find_videos(folder: Path, llp: bool = False, out: Path | None = None) -> tuple[dict[str, Path], dict[Path, str]]:
+    """All files in and below `folder` by id, in the order of ids; files whose id another one has: name -> cause. An id
+    keeps the folders below `folder`: day1/clip; those of LLP are names alone. Any file may be a video, whatever its
+    name; hidden ones are left out. Raises ValueError if there is none, or if `out`, which is to be written, would lie
+    among them."""
+    if out is not None and out.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{out} lies inside {folder}: its files would be taken for videos; choose another folder")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     files, seen = [], set()
@@ -362,28 +361,19 @@ def is_media(file: Path) -> bool:
     return file.suffix.lower() in VIDEO_NAMES
 
 
-def apart(out: Path, videos: Path) -> None:
-    """ValueError if what is written to `out` would lie among the videos."""
-    if out.resolve().is_relative_to(videos.resolve()):
-        raise ValueError(f"{out} lies inside {videos}: its files would be taken for videos; choose another folder")
-
-
 def write_template(videos: Path, out: Path) -> None:
     """labels.csv and events.csv with the videos of a folder filled in; ValueError if either is there already."""
-    apart(out, videos)
-    found, same = find_videos(videos, llp=False)
+    found, same = find_videos(videos, out=out)
     others = [printable(file.relative_to(videos)) for file in (*found.values(), *same) if not is_media(file)]
-    names = [to_cell(file.relative_to(videos).as_posix()) for file in found.values() if is_media(file)]
+    names = [file.relative_to(videos).as_posix() for file in found.values() if is_media(file)]
     tables = {"labels.csv": ("video", "labels"), "events.csv": EVENT_COLUMNS}
     if there := [out / name for name in tables if (out / name).exists()]:
         raise ValueError(f"{there[0]}: is there already, and would be lost")
     if not names:
         raise ValueError(f"{videos}: no file whose name ends as that of a video: {' '.join(VIDEO_NAMES)}")
-    for name, columns in tables.items():
-        rows = [(cell, *[""] * (len(columns) - 1)) for cell in names]
-        with (working_in(out), atomic(out / name) as temporary,
-              open(temporary, "w", newline="", encoding="utf-8-sig") as file):
-            csv.writer(file).writerows([columns, *rows])
+    with working_in(out):
+        for table, columns in tables.items():
+            write_table(out / table, [columns, *((name, *[""] * (len(columns) - 1)) for name in names)])
     for file, cause in same.items():
         if is_media(file):
             print(f"{printable(file)}: left out, {cause}")
@@ -398,11 +388,18 @@ def listed(path: Path) -> dict[str, list[str]]:
             for place, row in read_table(path, ("video", "labels"))}
 
 
+def read_failures(path: Path) -> dict[tuple[str, int], str]:
+    """The failures.csv of `extract`: (file, its bytes) -> why it has no features."""
+    with (made_by("python features.py extract --retry", path),
+          open(regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file):
+        _, *rows = csv.reader(file)
+        return {(from_cell(name), int(size)): from_cell(cause) for name, size, cause in rows}
+
+
 def read_classes(source: str) -> list[str]:
     """`llp`; the annotation file of UnAV-100 (.json) or your labels.csv, from which its list is read; a text file, one
-    name a line; or a folder with one of the latter two: classes.txt goes before labels.csv.
-
-    Raises FileNotFoundError or ValueError."""
+    name a line; or a folder with one of the latter two: classes.txt goes before labels.csv. Raises FileNotFoundError or
+    ValueError."""
     if Path(source).is_dir():
         source = os.path.join(source, "classes.txt" if Path(source, "classes.txt").exists() else "labels.csv")
     if source == "llp":
@@ -459,21 +456,30 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     T, nothing = window or lengths[longest], np.zeros((2, lengths[longest], len(classes)), np.uint8)
     known = dict.fromkeys(rows, Known()) | (known or {})
     ends = {v: known[v].segments or lengths.get(v, UNAV_LONGEST) for v in rows}
-    events, odd = _own_events(Path(folder) / "events.csv", classes, ends, lengths[longest])
 
-    videos, truth, windows, clips = {}, {}, {}, {v: f"left out: {known[v].cause or 'no features'}" for v in absent}
-    clips |= {v: f"left out: shorter than {T} s" for v in ids if lengths[v] < T}
-    for video in [v for v in ids if v not in clips]:
+    def known_video(name: str, place: str) -> str:
+        if (video := id_of(name, place)) not in rows:
+            raise ValueError(f"{place}: the video {video} is not in labels.csv{mistaken([video], rows)}")
+        return video
+
+    filled = filled_rows(Path(folder) / "events.csv")
+    events, odd = read_events(filled, classes, lengths[longest], known_video, ends=ends)
+    videos, truth, windows, clips = {}, {}, {}, {v: f"left out: {known[v].cause or 'no features'}" for v in rows}
+    for video in ids:
         (name, split, weak), lacks, dense = rows[video], known[video].lacks, events.get(video, nothing)  # (2, L, C)
         split = split or ("val" if video in events and not lacks else "train")
+        starts = range(0, lengths[video] - T + 1, T)
+        if not starts:
+            clips[video] = f"left out: shorter than {T} s"
+            continue
         if split != "train" and video not in events and weak.any():
             raise ValueError(f"{path}: video {video!r} is of split {split}, but events.csv does not say when its "
                              "events happen")
-        starts = range(0, lengths[video] - T + 1, T) if split == "train" or not lacks else ()
+        if split != "train" and lacks:
+            clips[video] = f"left out: no {lacks}, so it cannot be of split {split}"
+            continue
         cut = f", {len(starts)} examples" * (len(starts) > 1) + f", no {lacks}" * bool(lacks)
         clips[video] = f"{split}: {len(starts) * T} s of {ends[video]}{cut}"
-        if not starts:
-            clips[video] = f"left out: no {lacks}, so it cannot be of split {split}"
         for start in starts:
             part = f"{video} {start}-{start + T} s" if starts[1:] else video
             x = dense[:, start : start + T]  # (2, T, C)
@@ -486,7 +492,7 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     for video, x in truth.items():
         name, split, weak = videos[video]
         videos[video] = name, split, weak | x.any((0, 1))
-    own = replace(_in_splits(classes, videos, truth, T), windows=windows, clips={v: clips[v] for v in rows})
+    own = _in_splits(classes, videos, truth, T, windows=windows, clips=clips)
     if own.train is None and trains:
         raise ValueError(f"{path}: no video to train on: all of them are annotated, left out, or of split val or test")
 
@@ -507,18 +513,8 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
     return own
 
 
-def _own_events(path: Path, classes: tuple[str, ...], ends: dict[str, int], T: int) -> tuple[Truth, dict]:
-    """`read_events` of your own table, which need not exist; rows of a template that are not filled in do not count."""
-
-    def known_video(name: str, place: str) -> str:
-        if (video := id_of(name, place)) not in ends:
-            raise ValueError(f"{place}: the video {video} is not in labels.csv{mistaken([video], ends)}")
-        return video
-
-    return read_events(filled_rows(path), classes, T, known_video, ends=ends)
-
-
 def filled_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Those of your events.csv, which need not exist, but for lines of a template that were left empty."""
     rows = read_table(path, EVENT_COLUMNS) if path.exists() else []
     return [(place, row) for place, row in rows if any(row[column] for column in EVENT_COLUMNS[1:])]
 
@@ -529,10 +525,9 @@ BEYOND = "reach beyond the last segment of their video (cut there)"
 def read_events(rows: list[tuple[str, dict[str, str]]], classes: tuple[str, ...], T: int,
                 video_of: Callable[[str, str], str], form: Callable[[str], str] = str,
                 ends: dict[str, int] | None = None) -> tuple[Truth, dict]:
-    """What the rows of a table of events say of the videos that they name; and where they are odd: how -> places.
-
-    As in UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset). video_of: (name, place)
-    -> id. form: of the names of classes, what counts. ends: of videos, in segments; no event begins later."""
+    """What the rows of a table of events say of the videos that they name; and where they are odd: how -> places. As in
+    UnAV, an event from onset to offset covers the seconds floor(onset) .. ceil(offset). video_of: (name, place) -> id.
+    form: of the names of classes, what counts. ends: of videos, in segments; no event begins later."""
     truth, odd = {}, collections.defaultdict(list)
     for place, row in rows:
         video = video_of(row["video"], place)

@@ -3,9 +3,6 @@
 For machines without the data. It lets every stage run for real, in minutes, on arrays of the real layout. What it can
 show and what it cannot, where each constant comes from, and how four of them were fitted: docs/demo_world.md.
 
-    python features.py demo OUT                          # an invented LLP and UnAV, small
-    python features.py demo OUT --llp DIR --unav FILE    # the real annotation files, with invented features
-
 How a segment's embedding arises, per modality (all directions are random, nothing is learned):
 
     z = sum over classes: strength x evidence x (class direction + this video's own variation)
@@ -23,13 +20,13 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from common.command import progress
 from data.annotations import LLP, LLP_CLASSES, LLP_SEGMENTS, LLP_WEAK_FILES, UNAV_SPLITS, LLPSplit, UnAV, UnAVSplit
-from data.layout import TEXTED, begin_pack, finish_pack, is_made, keep, make_plan, read_index, write_annotations
+from data.layout import TEXTED, make_plan, write_pack
 
 
 @dataclass(frozen=True)
@@ -111,16 +108,13 @@ def draw_span(T: int, full: float, one_run: float, rng: np.random.Generator) -> 
 
 def widen(both: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """When an event is audible and when it is visible, from when it is both, (T,) bool each."""
-    audio, visual = both, both
     spans = "same" if both.all() else choose(SPANS_OF_BOTH, rng)
     if spans == "visual full":
-        visual = np.ones_like(both)
-    elif spans == "audio full":
-        audio = np.ones_like(both)
-    elif spans == "one longer":
-        longer = both | draw_span(len(both), 0, ONE_RUN, rng)
-        audio, visual = (longer, both) if rng.random() < 0.5 else (both, longer)
-    return audio, visual
+        return both, np.ones_like(both)
+    if spans == "audio full":
+        return np.ones_like(both), both
+    longer = both | draw_span(len(both), 0, ONE_RUN, rng) if spans == "one longer" else both
+    return (longer, both) if spans == "one longer" and rng.random() < 0.5 else (both, longer)
 
 
 def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +133,8 @@ def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.n
 
 
 def draw_source_truth(labels: list[np.ndarray], rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """What is audible and what is visible, (T_n, C) uint8 each, in videos labelled (T_n, C) where a class is both.
-
-    In some videos a class goes on in one modality alone, which nobody annotated."""
+    """What is audible and what is visible, (T_n, C) uint8 each, in videos labelled (T_n, C) where a class is both. In
+    some videos a class goes on in one modality alone, which nobody annotated."""
     frequency = 1 + np.sum([label.any(0) for label in labels], axis=0)  # (C,)
     audible, visible = [label.copy() for label in labels], [label.copy() for label in labels]
     for label, audio, visual in zip(labels, audible, visible):
@@ -224,17 +217,6 @@ def relative(target: str, source: tuple[str, ...]) -> int | None:
     return shared.index(max(shared)) if any(shared) else None
 
 
-def class_concepts(target: tuple[str, ...], source: tuple[str, ...],
-                   rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Unit concept vectors of target (C, K) and source classes, before modality."""
-    target_concepts, source_concepts = (unit(rng.standard_normal((len(names), LATENT))) for names in (target, source))
-    for c, name in enumerate(target):
-        if (s := relative(name, source)) is not None:
-            own = math.sqrt(1 - RELATIVE_COSINE**2) * target_concepts[c]
-            target_concepts[c] = unit(RELATIVE_COSINE * source_concepts[s] + own)
-    return target_concepts, source_concepts
-
-
 @dataclass(frozen=True)
 class Geometry:
     """One dataset in one modality."""
@@ -248,9 +230,11 @@ class Geometry:
 
 def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str, str], Geometry]:
     """(dataset, feature) -> Geometry."""
-    rng = np.random.default_rng((config.seed, 0))
-    concepts = dict(zip(("llp", "unav"), class_concepts(llp.classes, unav.classes, rng)))
-    geometry = {}
+    rng, geometry = np.random.default_rng((config.seed, 0)), {}
+    target, source = (unit(rng.standard_normal((len(x.classes), LATENT))) for x in (llp, unav))  # (C, K) each
+    for c, name in enumerate(llp.classes):
+        if (s := relative(name, unav.classes)) is not None:
+            target[c] = unit(RELATIVE_COSINE * source[s] + math.sqrt(1 - RELATIVE_COSINE**2) * target[c])
     for feature, D in ((name, encoder.size) for name, encoder in TEXTED.items()):
         basis = np.linalg.qr(rng.standard_normal((D, LATENT)))[0].T  # (K, D)
         axes = np.linalg.qr(rng.standard_normal((LATENT, LATENT)))[0]  # (K, K)
@@ -258,7 +242,7 @@ def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str,
         cone, text_cone = CONE * unit(rng.standard_normal((2, D)))  # the gap between embeddings and texts
         scenes = unit(rng.standard_normal((SCENES, LATENT)))
         a = getattr(config, f"{MODALITY[feature]}_alignment")
-        for dataset, u in concepts.items():  # u (C, K)
+        for dataset, u in dict(llp=target, unav=source).items():  # u (C, K)
             text = unit(u @ basis + text_cone).astype(np.float32)  # (C, D)
             direction = a * u + math.sqrt(1 - a**2) * u @ turn  # (C, K)
             geometry[dataset, feature] = Geometry(text, direction, scenes, basis, cone)
@@ -266,14 +250,6 @@ def build_geometry(llp: LLP, unav: UnAV, config: WorldConfig) -> dict[tuple[str,
 
 
 # ---- Rendering: from truth to embeddings ---------------------------------------------------------
-
-def drift(n: int, T: int, size: int, memory: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian noise (n, T, size) of unit variance, correlated by `memory` from one second to the next."""
-    x = rng.standard_normal((n, T, size), np.float32)
-    for t in range(1, T):
-        x[:, t] = memory * x[:, t - 1] + math.sqrt(1 - memory**2) * x[:, t]
-    return x
-
 
 def render(truth: np.ndarray, present: np.ndarray, g: Geometry, noise: float, rng: np.random.Generator) -> np.ndarray:
     """Unit embeddings (n, T, D); truth (n, T, C): perceived in this modality, present (n, C): in the video."""
@@ -285,8 +261,10 @@ def render(truth: np.ndarray, present: np.ndarray, g: Geometry, noise: float, rn
     appearance = unit(g.direction + VARIATION * unit(rng.standard_normal((n, C, K))))  # (n, C, K)
     signal = evidence @ appearance  # (n, T, K)
     scene = g.scenes[rng.integers(0, len(g.scenes), (n, 1))]  # (n, 1, K)
-    background = drift(n, T, K, DRIFT_MEMORY, rng) / math.sqrt(K)  # (n, T, K)
-    z = signal + noise * (SCENE * scene + DRIFT * background)  # (n, T, K)
+    drift = rng.standard_normal((n, T, K), np.float32)
+    for t in range(1, T):
+        drift[:, t] = DRIFT_MEMORY * drift[:, t - 1] + math.sqrt(1 - DRIFT_MEMORY**2) * drift[:, t]
+    z = signal + noise * (SCENE * scene + DRIFT * (drift / math.sqrt(K)))  # (n, T, K)
     white = rng.standard_normal((n, T, D), np.float32) / math.sqrt(D)  # (n, T, D)
     return unit((z @ g.basis + g.cone).astype(np.float32) + np.float32(noise * WHITE) * white)  # (n, T, D)
 
@@ -296,10 +274,9 @@ VIDEOS_AT_A_TIME = 128
 
 
 class World:
-    """Annotations and geometry; the embeddings are made when asked for.
-
-    `llp` / `unav` read from the real files are dressed with invented features; the truth of LLP's training split,
-    which nobody knows, is drawn to agree with its weak labels, and never stored."""
+    """Annotations and geometry; the embeddings are made when asked for. `llp` / `unav` read from the real files are
+    dressed with invented features; the truth of LLP's training split, which nobody knows, is drawn to agree with its
+    weak labels, and never stored."""
 
     def __init__(self, config: WorldConfig, llp: LLP | None = None, unav: UnAV | None = None):
         self.config, self.llp, self.unav = config, llp or invented_llp(config), unav or invented_unav(config)
@@ -340,15 +317,12 @@ def make(out: str | Path, config: WorldConfig, llp: LLP | None = None, unav: UnA
     out, world = Path(out), World(config, llp, unav)
     real = [name for name, data in (("llp", llp), ("unav", unav)) if data]
     plan = make_plan({"demo_world": asdict(config), "real_annotations": real}, world.llp, world.unav, list(TEXTED))
-    part = begin_pack(out, plan, replace)
-    if part is None:
-        return read_index(out)
-    write_annotations(part, world.llp, world.unav)
-    todo = [(dataset, split, feature) for dataset, split in SPLITS for feature in TEXTED]
-    for dataset, split, feature in progress(todo, desc="demo world", unit="array"):
-        keep(part, f"{dataset}/text_{feature}.npy", world.geometry[dataset, feature].text)
-        name = f"{dataset}/{split}/{feature}.npy"
-        if not is_made(part, name):
-            x = np.concatenate(list(world.embeddings(dataset, split, feature)))  # (segments, D)
-            keep(part, name, x.reshape(-1, LLP_SEGMENTS, TEXTED[feature].size) if dataset == "llp" else x)
-    return finish_pack(out, plan)
+
+    def features(dataset: str, split: str, feature: str) -> np.ndarray:
+        x = np.concatenate(list(world.embeddings(dataset, split, feature)))  # (segments, D)
+        return x.reshape(-1, LLP_SEGMENTS, x.shape[1]) if dataset == "llp" else x
+
+    arrays = {f"{dataset}/text_{feature}.npy": g.text for (dataset, feature), g in world.geometry.items()}
+    arrays |= {f"{x}/{split}/{feature}.npy": partial(features, x, split, feature)
+               for x, split in SPLITS for feature in TEXTED}
+    return write_pack(out, plan, world.llp, world.unav, replace, arrays)

@@ -1,7 +1,5 @@
 """What comes from the network: annotations and feature files. Standard library only.
 
-    python features.py fetch DIR [--llp] [--unav]
-
 Nothing is believed before it is checked: a download has the size that the server announced, a zip file is whole and no
 name in it leads out of its folder. Partial downloads continue where they stopped.
 """
@@ -43,32 +41,15 @@ BLOCK = 1 << 20  # bytes
 # ---- Downloads -----------------------------------------------------------------------------------
 
 def download(url: str, path: Path, pause: float = 1.0) -> None:
-    """Get `url` into `path`. Continues PATH.part; tries again after a dropped connection, waiting ever longer.
-
-    The hub's own client would do, but it no longer continues a file that a network dropped in the middle.
-    Raises ValueError: the server refuses, cannot be reached, or does not deliver what it announced."""
+    """Get `url` into `path`. Continues PATH.part; tries again after a dropped connection, waiting ever longer. The
+    hub's own client would do, but it no longer continues a file that a network dropped in the middle. Raises
+    ValueError: the server refuses, cannot be reached, or does not deliver what it announced."""
     part = inside(path.with_name(path.name + ".part"))
     path.parent.mkdir(parents=True, exist_ok=True)
     if part.is_symlink():  # not ours, and written through it would be another file
         part.unlink()
     failures, furthest = 0, _size(part)
-    while True:
-        try:
-            expected = _continue(url, part)
-            if _size(part) == expected:
-                os.replace(part, path)
-                return
-            cause = f"{_size(part)} bytes came, {expected} were announced"
-        except urllib.error.HTTPError as error:
-            cause = f"the server says {error.code} {error.reason}"
-            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file there is another by now
-                part.unlink(missing_ok=True)
-            elif error.code < 500 and error.code != http.client.TOO_MANY_REQUESTS:
-                raise ValueError(f"{url}: {cause}") from None
-        except (OSError, http.client.HTTPException) as error:
-            cause = str(getattr(error, "reason", "") or reason(error))
-            if getattr(error, "errno", None) in OUR_FAULT:
-                raise ValueError(f"{part}: cannot be written ({cause})") from None
+    while cause := _continue(url, part):
         failures = 0 if _size(part) > furthest else failures + 1
         furthest = max(furthest, _size(part))
         if failures == ATTEMPTS:
@@ -77,39 +58,50 @@ def download(url: str, path: Path, pause: float = 1.0) -> None:
         wait = pause * 2**failures
         print(f"{path.name}: {cause}; trying again in {wait:.0f} s", file=sys.stderr, flush=True)
         time.sleep(wait)
+    os.replace(part, path)
 
 
 def _size(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _continue(url: str, part: Path) -> int:
-    """Append to `part` what is missing; returns the size of the whole as the server announces it.
-
-    If the file has changed since, what comes out is no whole archive, which is noticed then."""
+def _continue(url: str, part: Path) -> str:
+    """Append to `part` what is missing; returns why it is not whole, if it is not, and may be at another try. If the
+    file has changed since, what comes out is no whole archive, which is noticed then."""
     headers, have = {"User-Agent": "uwav", "Accept-Encoding": "identity"}, _size(part)
     if have:
         headers["Range"] = f"bytes={have}-"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
-        if answer.status != http.client.PARTIAL_CONTENT:
-            have = 0
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+            if answer.status != http.client.PARTIAL_CONTENT:
+                have = 0
+                part.unlink(missing_ok=True)
+            elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                return "the server continued at another place than was asked for"
+            if "Content-Length" not in answer.headers:
+                return "the server does not say how large the file is"
+            whole = have + int(answer.headers["Content-Length"])
+            bar = tqdm.wrapattr(answer, "read", whole, initial=have, desc=part.stem, disable=whole < BLOCK)
+            with open(part, "ab") as file, bar as body:
+                shutil.copyfileobj(body, file, BLOCK)
+        return f"{_size(part)} bytes came, {whole} were announced" * (_size(part) != whole)
+    except urllib.error.HTTPError as error:
+        cause = f"the server says {error.code} {error.reason}"
+        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file there is another by now
             part.unlink(missing_ok=True)
-        elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise OSError("the server continued at another place than was asked for")
-        if "Content-Length" not in answer.headers:
-            raise OSError("the server does not say how large the file is")
-        expected = have + int(answer.headers["Content-Length"])
-        with (open(part, "ab") as file,
-              tqdm.wrapattr(answer, "read", expected, initial=have, desc=part.stem, disable=expected < BLOCK) as body):
-            shutil.copyfileobj(body, file, BLOCK)
-    return expected
+        elif error.code < 500 and error.code != http.client.TOO_MANY_REQUESTS:
+            raise ValueError(f"{url}: {cause}") from None
+    except (OSError, http.client.HTTPException) as error:
+        cause = str(getattr(error, "reason", "") or reason(error))
+        if getattr(error, "errno", None) in OUR_FAULT:
+            raise ValueError(f"{part}: cannot be written ({cause})") from None
+    return cause
 
 
 # ---- Zip files -----------------------------------------------------------------------------------
 
 def extract_features(archive: Path, folder: Path) -> int:
     """Feature files of a zip -> folder/segment_feats/ID.npy and folder/event_feats/all_event_feats.npy; how many.
-
     `folder` appears when it is whole. Raises ValueError naming the archive."""
     with reading(archive, "not a whole zip file of features ({cause}); delete it if it is there, and fetch again"):
         members = _features_in(regular(archive))
@@ -155,9 +147,8 @@ def _features_in(archive: Path) -> dict[str, zipfile.ZipInfo]:
 # ---- fetch: the published files of both datasets -------------------------------------------------
 
 def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirror: str | None = None) -> None:
-    """Annotations, CLIP and CLAP features of LLP and UnAV -> the source layout that `pack` reads.
-
-    `mirror`: a server that has all files in one place. What was fetched before is kept. Raises ValueError."""
+    """Annotations, CLIP and CLAP features of LLP and UnAV -> the source layout that `pack` reads. `mirror`: a server
+    that has all files in one place. What was fetched before is kept. Raises ValueError."""
     folder = Path(folder)
     for dataset in datasets:
         base, files = ANNOTATIONS[dataset]

@@ -19,12 +19,13 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from common.command import progress
 from common.files import (file_hash, hash_of, is_id, json_text, read_json, read_sealed, reading, temporary_of,
                           write_array, write_json, write_sealed)
 from data.annotations import LLP, LLP_WEAK_FILES, UNAV_SPLITS, UnAV, some
@@ -112,7 +113,7 @@ def content(x: object) -> object:
 
 
 def check_source(path: Path, recorded: str | None, source: Path, command: str) -> None:
-    """FileNotFoundError if `path` was made by another `source` than is there now: by that one, nothing was made."""
+    """FileNotFoundError if `path` was made by another `source` than is there now."""
     if recorded is not None and source.is_file() and recorded != file_hash(source):
         raise FileNotFoundError(f"{path}: made by another {source.stem} than {source}; delete it and make it again "
                                 f"with `{command}`")
@@ -140,10 +141,6 @@ def encoders_of(index: dict) -> dict[str, object]:
                        for name, text in index.get("made_with", {}).items()})
 
 
-def recipe_of(index: dict) -> str:
-    return encoders_of(index).get("recipe", "")
-
-
 def dry_run(index: dict) -> str:
     """Why numbers made from a packed folder say nothing of real videos; empty if they may."""
     invented = not isinstance(index["source"], str)  # the demo world's is a dict
@@ -158,32 +155,17 @@ def code_of(*patterns: str) -> str:
 
 def make_plan(source: str | dict, llp: LLP, unav: UnAV | None, llp_features: list[str]) -> dict:
     """What index.json says of a pack before its files are there: where the data come from, and what they hold."""
-    labels = [x for split in llp.splits.values() for x in (split.weak, split.audio, split.visual) if x is not None]
-    labels += [x for s in UNAV_SPLITS for x in getattr(unav, s).labels] if unav else []
-    plan = {
+    datasets = {"llp": (llp, llp_features)} | ({"unav": (unav, list(TEXTED))} if unav else {})
+    labels = [x for data, _ in datasets.values() for split in data.splits.values() for x in split.labels]
+    return {
         "format": FORMAT,
         "code": code_of("data/*.py"),
         "source": source,
         "labels": hash_of(b"".join(f"{x.shape}".encode() + x.tobytes() for x in labels)),
-        "llp": {"classes": list(llp.classes), "features": llp_features,
-                "videos": {s: split.ids for s, split in llp.splits.items()}},
+        **{name: {"classes": list(data.classes), "features": features,
+                  "videos": {s: split.ids for s, split in data.splits.items()}}
+           for name, (data, features) in datasets.items()},
     }
-    if unav:
-        plan["unav"] = {"classes": list(unav.classes), "features": list(TEXTED),
-                        "videos": {s: getattr(unav, s).ids for s in UNAV_SPLITS}}
-    return plan
-
-
-def write_annotations(part: Path, llp: LLP, unav: UnAV | None) -> None:
-    """The label arrays of a packed folder (shapes: top of this file)."""
-    for split, data in llp.splits.items():
-        for name in ("weak", "audio", "visual"):
-            if (labels := getattr(data, name)) is not None:
-                keep(part, f"llp/{split}/{name}.npy", labels)
-    for split in UNAV_SPLITS if unav else ():
-        labels = getattr(unav, split).labels
-        keep(part, f"unav/{split}/length.npy", np.array([len(x) for x in labels], np.int64))
-        keep(part, f"unav/{split}/label.npy", np.concatenate(labels))
 
 
 def read_index(folder: str | Path) -> dict:
@@ -199,11 +181,11 @@ def read_index(folder: str | Path) -> dict:
             raise ValueError(f"packed in format {index['format']!r:.20}, this code reads {FORMAT}; pack again, with "
                              "--replace")
         dry_run(index)  # it has a source
-        parts = [index["llp"], *(index[name] for name in ("unav",) if name in index)]
-        wrong = index["files"].keys() - ARRAYS | {x for part in parts for x in part["features"] if x not in ENCODERS}
-        wrong |= {x for part in parts for x in part["videos"] if x not in (*LLP_WEAK_FILES, *UNAV_SPLITS)}
-        wrong |= {x for part in parts for ids in part["videos"].values() for x in ids if not is_id(x)}
-        wrong |= {x for part in parts for x in part["classes"] if "\n" in x}
+        wrong = index["files"].keys() - ARRAYS
+        for part in (index["llp"], *[index[name] for name in ("unav",) if name in index]):
+            wrong |= {*part["features"]} - ENCODERS.keys() | part["videos"].keys() - {*LLP_WEAK_FILES, *UNAV_SPLITS}
+            wrong |= {x for ids in part["videos"].values() for x in ids if not is_id(x)}
+            wrong |= {x for x in part["classes"] if "\n" in x}
         if wrong:
             raise ValueError(f"no pack names {some(sorted(map(repr, wrong)), 3)}")
     return index
@@ -216,15 +198,14 @@ IN_PART = {f"{PART}/{x}" for name in (*ARRAYS, "plan.json", "index.json", MADE)
 
 
 def files_of(folder: Path) -> set[str]:
-    """The files of a pack there, by its index or, if that is damaged, by their names. ValueError if it is not damaged
-    and names others."""
+    """The files of a pack there, by its index; any, if that is damaged. ValueError if it names others."""
     path = folder / "index.json"
     try:
         named = {*read_sealed(path, "")["files"]}
     except FileNotFoundError:
         return set()
     except (ValueError, LookupError, TypeError):
-        named = ARRAYS & {str(array.relative_to(folder)) for array in folder.rglob("*.npy")}
+        named = ARRAYS
     if foreign := sorted(map(repr, named - ARRAYS)):
         raise ValueError(f"{path}: names files that no pack writes ({some(foreign, 3)}); choose another folder")
     return {"index.json", *named}
@@ -269,29 +250,39 @@ def _noted(path: Path) -> dict:
     return {}
 
 
-def is_made(part: Path, name: str) -> bool:
-    """Whether an interrupted run completed this array, and it is still what was written."""
-    return (part / name).exists() and _noted(part / MADE).get(name) == file_hash(part / name)
+def write_pack(out: Path, plan: dict, llp: LLP, unav: UnAV | None, replace: bool,
+               arrays: dict[str, np.ndarray | Callable[[], np.ndarray | None]]) -> dict:
+    """A packed folder (shapes: top of this file) of labels and `arrays`, or what makes them; returns its index, or
+    nothing if one could not be made. What an interrupted run of this plan completed stays; its hash was noted then and
+    there, so that what changes before the pack is complete is noticed."""
+    if (part := begin_pack(out, plan, replace)) is None:
+        return read_index(out)
+    for split, data in llp.splits.items():
+        arrays = arrays | {f"llp/{split}/{name}.npy": x for name, x in zip(("weak", "audio", "visual"), data.labels)}
+    for split, data in unav.splits.items() if unav else ():
+        length = np.array([len(x) for x in data.labels], np.int64)
+        arrays = arrays | {f"unav/{split}/length.npy": length, f"unav/{split}/label.npy": np.concatenate(data.labels)}
+    made = {name: x for name, x in _noted(part / MADE).items() if name in arrays}
+    for name, x in progress(arrays.items(), desc="pack", unit="array"):
+        if (part / name).exists() and made.get(name) == file_hash(part / name):
+            continue
+        made.pop(name, None)
+        if (x := x() if callable(x) else x) is not None:
+            write_array(part / name, x)
+            made[name] = file_hash(part / name)
+            write_json(part / MADE, made)
+    return finish_pack(out, plan, made) if made.keys() == arrays.keys() else {}
 
 
-def keep(part: Path, name: str, array: np.ndarray) -> None:
-    """An array of a pack; its hash is noted now, so that what changes before the pack is complete is noticed."""
-    write_array(part / name, array)
-    write_json(part / MADE, _noted(part / MADE) | {name: file_hash(part / name)})
-
-
-def finish_pack(out: Path, plan: dict) -> dict:
+def finish_pack(out: Path, plan: dict, made: dict[str, str]) -> dict:
     """A pack whose files are all in OUT/.packing takes its place; returns its index. Killed, it is begun again."""
     part = out / PART
-    if not (part / "index.json").exists():
-        write_sealed(part / "index.json", plan | dict(files=dict(sorted(_noted(part / MADE).items()))))
+    write_sealed(part / "index.json", plan | dict(files=dict(sorted(made.items()))))
     # Of the pack that is replaced; its index goes last, so that what is left stays known.
     for name in sorted(files_of(out), key=lambda name: name == "index.json"):
         (out / name).unlink(missing_ok=True)
-    for name in read_index(part)["files"]:
-        if (part / name).exists():
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(part / name, out / name)
-    os.replace(part / "index.json", out / "index.json")
+    for name in (*made, "index.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(part / name, out / name)
     shutil.rmtree(part)
     return read_index(out)

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common.command import progress
-from common.files import (finite, from_cell, hash_of, hash_of_arrays, json_text, made_by, printable, read_array,
-                          read_json, shaped)
-from data.annotations import (CLIPS, LLP, LLP_WEAK_FILES, UNAV_SPLITS, Known, UnAV, mistaken, read_llp, read_own,
-                              read_table, read_unav, readable, some)
-from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, begin_pack, finish_pack, ids_in,
-                         is_made, keep, made_alike, make_plan, read_index, read_note, write_annotations)
+from common.files import (finite, hash_of, hash_of_arrays, json_text, made_by, printable, read_array, read_json,
+                          shaped)
+from data.annotations import (CLIPS, LLP, Known, UnAV, mistaken, read_failures, read_llp, read_own, read_table,
+                              read_unav, readable, some)
+from data.layout import (ENCODERS, MADE_ALIKE, RANDOM_SOURCE, RANDOM_WEIGHTS, TEXTED, ids_in, made_alike, make_plan,
+                         read_note, write_pack)
 
 FAINT = 0.002  # of a vector's length
 MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember of their weights
@@ -29,23 +26,10 @@ MADE_WITH = ("extract.json", "text.json")  # what `extract` and `text` remember 
 
 def pool_to(x: np.ndarray, segments: int) -> np.ndarray:
     """Adaptive average pooling over time, (L, D) -> (segments, D): segment t averages the vectors
-    floor(t L / segments) .. ceil((t + 1) L / segments), as torch's adaptive_avg_pool1d does."""
-    length, t = len(x), np.arange(segments)
-    if length == segments:
-        return x.astype(np.float32)
-    first, last = t * length // segments, -(-(t + 1) * length // segments)  # (segments,)
-    total = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, 0, dtype=np.float64)])  # (L + 1, D)
-    return ((total[last] - total[first]) / (last - first)[:, None]).astype(np.float32)  # (segments, D)
+    floor(t L / segments) .. ceil((t + 1) L / segments)."""
+    import torch
 
-
-@dataclass(frozen=True)
-class _Job:
-    """One packed array to fill: where its rows come from and where they go."""
-
-    target: str  # the .npy to write, in the packed folder
-    videos: list[tuple[Path, int, int | None]]  # (N) file of each, its segments T, and the first if it has others, too
-    size: int  # D
-    vectors: int | None  # per second in the file; None: any number, pooled
+    return torch.nn.functional.adaptive_avg_pool1d(torch.tensor(x.T, dtype=torch.float32), segments).T.numpy()
 
 
 def pack(source: str | Path, out: str | Path, workers: int | None = None, missing: str = "stop",
@@ -84,35 +68,27 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
         plan["made_with"] = {str(path.relative_to(source)): json_text(note) for path, note in notes.items() if note}
     jobs = _jobs(roots, found, llp, unav)
     whence = dict(llp="llp" if unav else "CLASSES", unav=source / "UnAV/unav100_annotations.json")
-    plan["read"] = _fingerprint([*(path for job in jobs for path, *_ in job.videos),
+    plan["read"] = _fingerprint([*(path for videos in jobs.values() for path, *_ in videos),
                                  *(root / e.texts for root in roots.values() for e in TEXTED.values())])
     texts = {f"{dataset}/text_{name}.npy": text for dataset, root in roots.items()  # (C, D)
              for name, text in read_texts(root, plan[dataset]["classes"], whence[dataset]).items()}
-    part = begin_pack(out, plan, replace)
-    if part is None:
-        return read_index(out)
-    write_annotations(part, llp, unav)
-    for name, text in texts.items():
-        keep(part, name, text)
-    faint, unusable, todo = [], [], [job for job in jobs if not is_made(part, job.target)]
-    with (ThreadPoolExecutor(workers) as pool,
-          progress(total=sum(len(job.videos) for job in todo), unit="file", desc="pack") as bar):
-        for job in todo:
-            bar.set_postfix_str(job.target.removesuffix(".npy"))
-            rows = []
-            for x in pool.map(functools.partial(_read, job, faint), job.videos):
-                rows.append(x)
-                bar.update()
-            if wrong := [x for x in rows if isinstance(x, str)]:
-                unusable += wrong
-            else:
-                keep(part, job.target, np.stack(rows) if job.vectors else np.concatenate(rows))
+    faint, unusable = [], []
+
+    def features(target: str) -> np.ndarray | None:
+        rows = list(pool.map(functools.partial(_read, faint), *zip(*jobs[target])))
+        if wrong := [x for x in rows if isinstance(x, str)]:
+            return unusable.extend(wrong)
+        return np.stack(rows) if target.startswith("llp") else np.concatenate(rows)
+
+    with ThreadPoolExecutor(workers) as pool:
+        arrays = texts | {target: functools.partial(features, target) for target in jobs}
+        index = write_pack(out, plan, llp, unav, replace, arrays)
     if faint:
         print(f"WARNING: {len(faint)} feature files hold vectors so small that half precision loses bits of them: "
               f"{some(sorted(faint))}", file=sys.stderr, flush=True)
     if unusable:
         raise ValueError(f"{len(unusable)} feature files cannot be used: {some(unusable)}")
-    return finish_pack(out, plan)
+    return index
 
 
 def read_texts(root: Path, classes: list[str], source: object = "CLASSES") -> dict[str, np.ndarray]:
@@ -143,16 +119,15 @@ def _read_published(source: Path, missing: str) -> tuple[LLP, UnAV, list[str]]:
         if name not in found:
             raise FileNotFoundError(f"{source / 'LLP' / encoder.folder}: no such folder (the teacher needs it)")
     if missing == "skip":
-        llp = LLP(llp.classes, *_with_features(source / "LLP", found, llp, LLP_WEAK_FILES))
-        unav = UnAV(unav.classes, *_with_features(source / "UnAV", list(TEXTED), unav, UNAV_SPLITS))
+        llp = LLP(llp.classes, *_with_features(source / "LLP", found, llp))
+        unav = UnAV(unav.classes, *_with_features(source / "UnAV", list(TEXTED), unav))
     return llp, unav, found
 
 
-def _with_features(root: Path, features: list[str], dataset: LLP | UnAV, splits: Iterable[str]) -> Iterator:
+def _with_features(root: Path, features: list[str], dataset: LLP | UnAV) -> Iterator:
     """The splits without the videos that lack a feature file; says how many those are."""
     there = ids_in([root / ENCODERS[name].folder for name in features])
-    for name in splits:
-        split = getattr(dataset, name)
+    for name, split in dataset.splits.items():
         rows = [n for n, video in enumerate(split.ids) if video in there]
         if absent := [video for video in split.ids if video not in there]:
             print(f"{root.name} {name}: {len(absent)} of {len(split.ids)} videos have no features (left out): "
@@ -184,34 +159,30 @@ def _read_own_folder(source: Path, missing: str, window: int = 0) -> LLP:
         with made_by(f"python features.py check {source}", path):
             whole = {row["clip"]: int(row["seconds"]) for _, row in read_table(path, CLIPS)}
     if (path := source / "failures.csv").exists():
-        with made_by("python features.py extract --retry", path), open(path, newline="", errors="replace") as file:
-            causes = {os.path.splitext(from_cell(row["file"]))[0]: printable(from_cell(row["cause"]))
-                      for row in csv.DictReader(file)}
+        causes = {os.path.splitext(file)[0]: printable(cause) for (file, _), cause in read_failures(path).items()}
     known = {v: Known(whole.get(v, 0), lacks.get(v, ""), causes.get(v, "")) for v in (*lengths, *whole, *causes)}
     return read_own(source, classes, lengths, missing, window=window, known=known)
 
 
-def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None) -> list[_Job]:
-    jobs = []
+def _jobs(roots: dict[str, Path], found: list[str], llp: LLP, unav: UnAV | None) -> dict[str, list[tuple]]:
+    """Where the rows of every packed array come from: arguments of `_read`."""
+    jobs = {}
     for name in found:
-        encoder = ENCODERS[name]
+        e = ENCODERS[name]
         for split, data in llp.splits.items():
             parts = [llp.windows.get(i, (i, None)) for i in data.ids]
-            videos = [(roots["llp"] / encoder.folder / f"{clip}.npy", llp.segments, first) for clip, first in parts]
-            jobs.append(_Job(f"llp/{split}/{name}.npy", videos, encoder.size, encoder.per_second))
-    for name, encoder in TEXTED.items() if unav else ():
-        for split in UNAV_SPLITS:
-            data = getattr(unav, split)
-            place = roots["unav"] / encoder.folder
-            videos = [(place / f"{i}.npy", len(x), None) for i, x in zip(data.ids, data.labels)]
-            jobs.append(_Job(f"unav/{split}/{name}.npy", videos, encoder.size, None))
+            jobs[f"llp/{split}/{name}.npy"] = [
+                (roots["llp"] / e.folder / f"{i}.npy", llp.segments, e.size, e.per_second, first) for i, first in parts]
+    for name, e in TEXTED.items() if unav else ():
+        for split, data in unav.splits.items():
+            jobs[f"unav/{split}/{name}.npy"] = [
+                (roots["unav"] / e.folder / f"{i}.npy", len(x), e.size, 0, None) for i, x in zip(data.ids, data.labels)]
     return jobs
 
 
 def _fingerprint(paths: list[Path]) -> str:
-    """Changes when any file that is read is replaced: of each, name, size and time of its last change.
-
-    Raises FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
+    """Changes when any file that is read is replaced: of each, name, size and time of its last change. Raises
+    FileNotFoundError that lists those that are missing, before any work is spent on the rest."""
     if missing := [path for path in paths if not path.exists()]:
         unlike = mistaken([path.stem for path in missing], ids_in([*{path.parent for path in missing}]))
         raise FileNotFoundError(f"{len(missing)} feature files are missing: {some(list(map(str, missing)))}{unlike}")
@@ -219,20 +190,19 @@ def _fingerprint(paths: list[Path]) -> str:
     return hash_of("".join(f"{path.name} {x.st_size, x.st_mtime_ns}\n" for path, x in stats).encode())
 
 
-def _read(job: _Job, faint: list[str], video: tuple[Path, int, int | None]) -> np.ndarray | str:
+def _read(faint: list[str], path: Path, T: int, D: int, vectors: int, first: int | None) -> np.ndarray | str:
     """A video read, checked and averaged, (T, D); or what is wrong with its file. It is added to `faint` if half
-    precision, which keeps 11 bits of numbers of usual size, changes one of its vectors by more than FAINT of it."""
-    path, T, first = video
+    precision, which keeps 11 bits of numbers of usual size, changes one of its vectors by more than FAINT of it.
+    vectors: a second, in the file; 0: any number, pooled. first: of its segments, if it has more than T."""
     try:
         x = read_array(path)
         if first is not None:
-            x = shaped(x, (None, job.size), path)[first : first + T]
+            x = shaped(x, (None, D), path)[first : first + T]
         with np.errstate(over="ignore", invalid="ignore"):  # `finite` refuses these
-            if job.vectors is None:
-                x = pool_to(shaped(x, (None, job.size), path), T)  # (T, D)
+            if vectors:
+                x = shaped(x, (T * vectors, D), path).reshape(T, vectors, D).mean(1, dtype=np.float32)  # (T, D)
             else:
-                x = shaped(x, (T * job.vectors, job.size), path)
-                x = x.reshape(T, job.vectors, job.size).mean(1, dtype=np.float32)  # (T, D)
+                x = pool_to(shaped(x, (None, D), path), T)  # (T, D)
             half = finite(x.astype(np.float16), path)  # (T, D)
         lost, length = (np.linalg.norm(np.asarray(y, np.float64), axis=1) for y in (x - half, x))  # (T,) each
         if (lost > FAINT * length).any():

@@ -81,9 +81,7 @@ def by_windows(steps: Callable[..., Iterator[Tensor]], *inputs) -> Iterator[Tens
 def load_target(folder: str | Path, split: str, features: str, device: str | torch.device,
                 stream: float = 0) -> TargetSplit:
     """Read one split of `llp/` from a packed folder; features: a key of FEATURE_SETS. stream: features stay on disk, to
-    be read so many MB at a time.
-
-    Raises FileNotFoundError or ValueError naming what is not there or damaged."""
+    be read so many MB at a time. Raises FileNotFoundError or ValueError naming what is not there or damaged."""
     names = FEATURE_SETS[features]
     missing = [name for name in names if name and name not in read_index(folder)["llp"]["features"]]
     if missing:
@@ -99,9 +97,8 @@ def load_weak(folder: str | Path, split: str, device: str | torch.device = "cpu"
 
 
 def load_truth(folder: str | Path, split: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-    """What is audible and what is visible in a split of `llp/`, (N, T, C) uint8 each.
-
-    Raises FileNotFoundError if nobody annotated the split, too."""
+    """What is audible and what is visible in a split of `llp/`, (N, T, C) uint8 each. Raises FileNotFoundError if
+    nobody annotated the split, too."""
     if f"llp/{split}/audio.npy" not in read_index(folder)["files"]:
         raise FileNotFoundError(f"the {split} split has no dense truth (in {folder})")
     return tuple(_tensor(folder, f"llp/{split}/{m}.npy", device) for m in ("audio", "visual"))

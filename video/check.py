@@ -5,7 +5,6 @@ header, its labels, what will become of it; then all that is doubtful, which sto
 from __future__ import annotations
 
 import collections
-import csv
 import difflib
 import math
 import re
@@ -15,9 +14,9 @@ from pathlib import Path
 import av
 
 from common.command import progress, working_in
-from common.files import atomic, printable, reason, regular, to_cell
-from data.annotations import (CLIPS, Known, apart, filled_rows, find_videos, id_of, is_media, listed, plainest,
-                              read_classes, read_own, readable, some)
+from common.files import printable, reason, regular, write_table
+from data.annotations import (CLIPS, Known, filled_rows, find_videos, id_of, is_media, listed, plainest, read_classes,
+                              read_own, readable, some)
 from video import decode
 
 ACCEPT = {  # what may be doubtful, and what a run does if it is accepted
@@ -33,14 +32,12 @@ ALIKE = 0.75  # of two names, as difflib has it: spech and speech have 0.91, cat
 
 def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, missing: str = "skip",
           longest: float = decode.LONGEST, accept: Collection[str] = ()) -> None:
-    """Prints the table, which OWN/clips.csv keeps, and what is doubtful.
-
-    videos: the folder of clips. segments, windows, missing, longest: what `extract` and `pack` will be told. accept:
-    keys of ACCEPT. Raises FileNotFoundError or ValueError: what is wrong in a table, or doubtful and not accepted."""
+    """Prints the table, which OWN/clips.csv keeps, and what is doubtful. videos: the folder of clips. segments,
+    windows, missing, longest: what `extract` and `pack` will be told. accept: keys of ACCEPT. Raises FileNotFoundError
+    or ValueError: what is wrong in a table, or doubtful and not accepted."""
     if unknown := set(accept) - ACCEPT.keys():
         raise ValueError(f"--accept {min(unknown)}: one of {', '.join(ACCEPT)}")
-    apart(own, videos)
-    rows, (found, same) = listed(own / "labels.csv"), find_videos(videos, llp=False)
+    rows, (found, same) = listed(own / "labels.csv"), find_videos(videos, out=own)
     files = {v: file for v, file in found.items() if v in rows or is_media(file)}
     absent, without = [v for v in rows if v not in files], [v for v in files if v not in rows]
     few, below = len(absent) + len(without) <= 500, collections.defaultdict(list)  # more are not misspelt, but others
@@ -70,9 +67,8 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
     events = collections.Counter(id_of(row["video"], place) for place, row in filled_rows(own / "events.csv"))
     table = [(v, str(x.segments), STREAMS[x.lacks] * (x.segments > 0), "; ".join(labels), str(events[v]),
               printable(became[v])) for v, labels in rows.items() for x in [known[v]]]
-    with (working_in(own), atomic(own / "clips.csv") as temporary,
-          open(temporary, "w", newline="", encoding="utf-8-sig") as file):
-        csv.writer(file).writerows([CLIPS, *(map(to_cell, row) for row in table)])
+    with working_in(own):
+        write_table(own / "clips.csv", [CLIPS, *table])
 
     width = [min(40, max(map(len, column))) for column in zip(CLIPS, *table)]
     for row in (CLIPS, *table):

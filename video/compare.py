@@ -1,7 +1,5 @@
 """Are my features theirs? Two folders with features of the same videos -> tables, and a verdict in words.
 
-    python features.py compare MINE THEIRS [--teacher FILE]
-
 Vectors of unrelated videos are far from orthogonal, so a cosine says little by itself: what any two different videos
 have in common counts as 0 here, equal directions as 1. N videos, T seconds, D size, C classes.
 """

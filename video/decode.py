@@ -4,14 +4,13 @@ Segment t of a video is its second [t, t + 1). What is seen in it is the frame t
 CLIP wants it: short side 224, centre crop. What is heard is its waveform, 48 kHz, mono, as CLAP wants it. (By recipe
 `uwav`; recipe `valor` does it otherwise, see __init__.py.)
 
-Files from the internet are short of a stream, cut off, damaged or no videos at all. Each of these is a ValueError
-with a cause of a few words, so that whoever reads ten thousand of them can count the causes.
+Files that are short of a stream, cut off, damaged or no videos at all are a ValueError with a cause of a few words, so
+that whoever reads ten thousand of them can count the causes.
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
 import math
 import multiprocessing
 import re
@@ -276,10 +275,9 @@ class _Images(_Stream):
 
 
 def upright(frame: av.VideoFrame, aspect: float = 1.0) -> tuple[np.ndarray, float]:
-    """(H, W, 3) uint8 as a player shows it, turned or mirrored, and the aspect of its pixels.
-
-    A display matrix ((a, b), (c, d)) puts what is at x, y of the frame at a x + c y, b x + d y. (ISO 14496-12, 8.3.2;
-    angles between the right ones are taken for the nearest.)"""
+    """(H, W, 3) uint8 as a player shows it, turned or mirrored, and the aspect of its pixels. A display matrix ((a, b),
+    (c, d)) puts what is at x, y of the frame at a x + c y, b x + d y. (ISO 14496-12, 8.3.2; angles between the right
+    ones are taken for the nearest.)"""
     pixels, matrix = frame.to_ndarray(format="rgb24"), frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels, aspect
@@ -291,10 +289,9 @@ def upright(frame: av.VideoFrame, aspect: float = 1.0) -> tuple[np.ndarray, floa
 
 def square_image(pixels: np.ndarray, aspect: float = 1.0, squash: bool = False) -> np.ndarray:
     """(H, W, 3) uint8 -> (224, 224, 3): short side 224, centre crop, of the shape that a player shows: pixels may be
-    `aspect` times as wide as high.
-
-    Pixel for pixel what CLIP's own preprocessing (resize and centre crop of torchvision, on a PIL image) makes. squash:
-    both sides become 224, bilinearly and without antialiasing, as VALOR's torchvision 0.13 resizes tensors."""
+    `aspect` times as wide as high. Pixel for pixel what CLIP's own preprocessing (resize and centre crop of
+    torchvision, on a PIL image) makes. squash: both sides become 224, bilinearly and without antialiasing, as VALOR's
+    torchvision 0.13 resizes tensors."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     w, h = image.size
     if squash:
@@ -367,40 +364,28 @@ class _Sounds(_Stream):
 
 def read_clips(paths: list[Path], workers: int, segments: int | None = None, longest: float = LONGEST,
                stuck: float = STUCK, read: Callable = read_clip) -> Iterator[Clip | str]:
-    """The clip of every path, in order; a cause instead of a clip where there is none.
-
-    A decoder that dies or hangs costs its video, and is replaced. At most two videos a worker are decoded ahead."""
+    """The clip of every path, in order; a cause instead of a clip where there is none. A decoder that dies or hangs
+    costs its video, and is replaced. At most two videos a worker are decoded ahead."""
     from pebble import ProcessPool
 
     # A fork would not survive PyTorch's threads.
     pool = ProcessPool(workers, context=multiprocessing.get_context("spawn"), initializer=follow_the_parent)
+    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
+    resource_tracker.ensure_running()  # which would undo what follows, were it started with the first decoder
     ahead: collections.deque[Future] = collections.deque()
     try:
         for path in paths:
             if len(ahead) == 2 * workers:
                 yield _clip_or_cause(ahead.popleft(), stuck)
-            with _interrupts_for_us():
-                ahead.append(pool.schedule(read, [path, segments, longest], timeout=stuck))
+            # Decoders are born deaf to Ctrl-C, which this process decides about.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            ahead.append(pool.schedule(read, [path, segments, longest], timeout=stuck))
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while ahead:
             yield _clip_or_cause(ahead.popleft(), stuck)
     finally:
         pool.stop()
         pool.join()
-
-
-@contextlib.contextmanager
-def _interrupts_for_us() -> Iterator[None]:
-    """Around the start of decoders: Ctrl-C is not for them, and while they import it would end in a traceback."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are killed
-    resource_tracker.ensure_running()  # which would undo this, were it started with the first decoder
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _clip_or_cause(future: Future, stuck: float) -> Clip | str:

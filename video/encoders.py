@@ -1,8 +1,7 @@
 """CLIP and CLAP, the frozen encoders: pictures, sounds and class names -> vectors of unit length.
 
 CLIP ViT-L/14 with OpenAI's weights comes from open_clip, CLAP (an HTSAT audio encoder, RoBERTa for text) from
-laion_clap. Neither is needed by the method itself; `python features.py extract` and `text` use them. Which file
-of weights is read, weights.py decides; without a file the weights are random, for dry runs.
+laion_clap. Which file of weights is read, weights.py decides; without a file they are random, for dry runs.
 """
 
 from __future__ import annotations
@@ -35,9 +34,8 @@ ROBERTA_VOCABULARY = 50_265  # tokens: laion_clap goes on with 5 if the tokenize
 # ---- Reading files of weights --------------------------------------------------------------------
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint).
-
-    Raises FileNotFoundError or ValueError naming the file."""
+    """Tensors of a checkpoint: .safetensors, a torch file (of CLAP: a training checkpoint). Raises FileNotFoundError or
+    ValueError naming the file."""
     with reading(path, "not a file of weights ({cause})"):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -168,7 +166,6 @@ def _load(model: nn.Module, state: dict[str, Tensor], path: Path, what: str) -> 
 CLAP_SAMPLES = 480_000  # what the audio encoder reads: 10 s at 48 kHz; a second is repeated ten times
 FFT, HOP = 1024, 480  # samples
 MEL_BINS, MEL_LOW, MEL_HIGH = 64, 50, 14_000  # Hz
-QUIETEST = 1e-10  # power below it counts as this: -100 dB
 
 
 def clap_package() -> None:
@@ -186,6 +183,7 @@ class ClapEncoder(nn.Module):
     def __init__(self, weights: Path | None, device: str | torch.device = "cpu"):
         super().__init__()
         clap_package()
+        import librosa
         from clap_module.htsat import create_htsat_model
 
         state = None if weights is None else {
@@ -199,7 +197,10 @@ class ClapEncoder(nn.Module):
         self.audio_projection = nn.Sequential(nn.Linear(width, 512), nn.ReLU(), nn.Linear(512, 512))
         if state is not None:
             _load(self, state, weights, f"CLAP with HTSAT-{size}")
-        self.mel = FusionMel() if self.fusion else None
+        if self.fusion:  # trained on another mel, of torchaudio in laion_clap: HTK's scale, filters not normalised
+            mel = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=MEL_BINS, fmin=MEL_LOW, fmax=MEL_HIGH, htk=True,
+                                      norm=None)  # (64, 513)
+            self.audio_branch.logmel_extractor.melW.data = torch.from_numpy(mel.T.copy())
         for part in (self.audio_branch.spectrogram_extractor, self.audio_branch.logmel_extractor):
             # Powers of a spectrum exceed the range of half precision, and quiet bands drown in its rounding.
             for kind in ("cuda", "cpu"):
@@ -218,7 +219,8 @@ class ClapEncoder(nn.Module):
         x = F.pad(x, (0, CLAP_SAMPLES - x.shape[1]))  # (N, 480000)
         with half_precision(x.device):
             if self.fusion:  # of four views of a long clip, clips of 10 s or less have the first only
-                branch, mel = self.audio_branch, self.mel(x)[:, None].expand(-1, 4, -1, -1)  # (N, 4, 1001, 64)
+                branch = self.audio_branch
+                mel = branch.logmel_extractor(branch.spectrogram_extractor(x)).expand(-1, 4, -1, -1)  # (N, 4, 1001, 64)
                 mel = branch.bn0(mel.transpose(1, 3)).transpose(1, 3)  # normalises each mel band
                 y = branch.forward_features(branch.reshape_wav2img(mel), longer_idx=[])["embedding"]
             else:
@@ -238,31 +240,9 @@ def clap_architecture(state: dict[str, Tensor] | None, weights: Path | None) -> 
     return "audio_branch.patch_embed.mel_conv2d.weight" in state, *sizes[len(patch)]
 
 
-class FusionMel(nn.Module):
-    """The log-mel spectrogram of fusion checkpoints: HTK scale, filters not normalised. (N, L) -> (N, L / 480 + 1, 64).
-
-    laion_clap makes it with torchaudio; the same arithmetic here spares that package."""
-
-    def __init__(self):
-        super().__init__()
-        import librosa
-
-        filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=FFT, n_mels=MEL_BINS, fmin=MEL_LOW, fmax=MEL_HIGH,
-                                      htk=True, norm=None)
-        self.register_buffer("filters", torch.from_numpy(filters))  # (64, 513)
-        self.register_buffer("window", torch.hann_window(FFT))
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
-            spectrum = torch.view_as_real(torch.stft(x, FFT, HOP, window=self.window, return_complex=True))
-            mel = self.filters @ spectrum.square().sum(-1)  # (N, 64, frames)
-        return 10 * mel.clamp(min=QUIETEST).log10().transpose(1, 2)  # (N, frames, 64), in dB
-
-
 class ClapTextEncoder(nn.Module):
-    """The text half of CLAP, as laion_clap builds it: texts -> (N, 512), unit length.
-
-    Needs roberta-base (configuration and tokenizer) from the hub or its cache."""
+    """The text half of CLAP, as laion_clap builds it: texts -> (N, 512), unit length. Needs roberta-base (configuration
+    and tokenizer) from the hub or its cache."""
 
     @quiet()
     def __init__(self, weights: Path | None, device: str | torch.device = "cpu"):

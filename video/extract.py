@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import csv
 import functools
 import importlib.metadata
 import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,26 +32,14 @@ from tqdm import tqdm
 
 from common import devices
 from common.command import progress
-from common.files import (atomic, from_cell, hash_of_arrays, made_by, read_array, read_json, regular,
-                          to_cell, write_array, write_json)
-from data.annotations import apart, find_videos, is_media, listed, readable, some
+from common.files import hash_of_arrays, read_array, read_json, write_array, write_json, write_table
+from data.annotations import find_videos, is_media, listed, read_failures, readable, some
 from data.layout import ENCODERS, TEXTED, code_of, content, made_alike, read_note
 from video import RECIPES, Recipe, decode
 
 Encode = Callable[[np.ndarray], np.ndarray]  # N inputs -> (N, D) of unit length
 SEGMENTS_AT_ONCE = 64  # through an encoder
 LONGER = "of the new ones last longer than their segments: only their beginning was used"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides about the features, besides videos and weights."""
-
-    llp: bool = False  # clips of LLP: a file may be called <id>_<start>_<end>
-    segments: int | None = None  # of every video; None: ceil(its length in s)
-    missing: str = "skip"  # a video without sound or without picture: skip | zeros
-    longest: float = decode.LONGEST  # s
-    recipe: str = "uwav"
 
 
 # ---- Which videos, and what became of them -------------------------------------------------------
@@ -67,9 +53,10 @@ def part_of(out: Path, shard: str | None) -> Path:
     return out if shares == 1 else out / SHARES / f"{share + 1}-of-{shares}"
 
 
-def noted(out: Path, name: str) -> list[Path]:
-    """What was noted in OUT and by the processes that shared its work, the latest last."""
-    return sorted((*out.glob(name), *out.glob(f"{SHARES}/*/{name}")), key=os.path.getmtime)
+def noted(out: Path, name: str, read: Callable[[Path], dict]) -> dict:
+    """What was noted in OUT and by the processes that shared its work; of two notes the later one counts."""
+    paths = sorted((*out.glob(name), *out.glob(f"{SHARES}/*/{name}")), key=os.path.getmtime)
+    return {key: x for path in paths for key, x in read(path).items()}
 
 
 class Failures:
@@ -77,12 +64,7 @@ class Failures:
 
     def __init__(self, out: Path, folder: Path, part: Path | None = None, retry: bool = False):
         self.path, self.folder = (part or out) / "failures.csv", folder
-        self.causes: dict[tuple[str, int], str] = {}
-        for path in noted(out, "failures.csv") if not retry else ():
-            with (made_by("python features.py extract --retry", path),
-                  open(regular(path), newline="", encoding="utf-8", errors="surrogateescape") as file):
-                _, *rows = csv.reader(file)
-                self.causes |= {(from_cell(name), int(size)): from_cell(cause) for name, size, cause in rows}
+        self.causes: dict[tuple[str, int], str] = {} if retry else noted(out, "failures.csv", read_failures)
 
     def key(self, path: Path) -> tuple[str, int]:
         return str(path.relative_to(self.folder)), path.stat().st_size if path.exists() else 0
@@ -92,10 +74,8 @@ class Failures:
         self.write()
 
     def write(self) -> None:
-        with (atomic(self.path) as temporary,
-              open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file):
-            rows = [(to_cell(name), size, to_cell(cause)) for (name, size), cause in sorted(self.causes.items())]
-            csv.writer(file).writerows([("file", "bytes", "cause"), *rows])
+        rows = [(*key, cause) for key, cause in sorted(self.causes.items())]
+        write_table(self.path, [("file", "bytes", "cause"), *rows], "utf-8")
 
 
 def feature_files(out: Path, id: str) -> dict[str, Path]:
@@ -109,19 +89,15 @@ def is_finished(out: Path, id: str) -> bool:
 # ---- extract -------------------------------------------------------------------------------------
 
 def check(folder: Path, out: Path, made_with: dict) -> None:
-    """Before hours of work: are there videos, and does OUT hold features of the same kind or none?
-
-    Raises FileNotFoundError or ValueError."""
-    find_videos(folder, llp=False)
-    apart(out, folder)
+    """Before hours of work: are there videos, and does OUT hold features of the same kind or none? Raises
+    FileNotFoundError or ValueError."""
+    find_videos(folder, out=out)
     path = out / "extract.json"
-    if path.exists():
-        with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
-            before = dict(read_json(path))
-        changed = sorted(k for k in made_with if content(before.get(k)) != content(made_with[k]))
-        if changed or before.keys() - made_with.keys() - {"software"}:
-            raise ValueError(f"{path}: the features there were made with other "
-                             f"{' and '.join(changed or ['settings'])}; choose another folder")
+    before = read_note(path)
+    changed = sorted(k for k in made_with if content(before.get(k)) != content(made_with[k]))
+    if path.exists() and (changed or before.keys() - made_with.keys() - {"software"}):
+        raise ValueError(f"{path}: the features there were made with other "
+                         f"{' and '.join(changed or ['settings'])}; choose another folder")
     made_alike({str(out / "text.json"): read_note(out / "text.json"), "what is asked for": made_with})
 
 
@@ -144,10 +120,7 @@ def software_since(path: Path) -> tuple[str, list[str]]:
 def forget_replaced(videos: dict[str, Path], out: Path, part: Path) -> list[str]:
     """The videos that another file has replaced, by size or time of its last change: their features are deleted. Then
     clips.json notes both, so that features are always those of the clips noted, or made again."""
-    before = {}
-    for path in noted(out, "clips.json"):
-        with made_by("python features.py extract VIDEOS ANOTHER_FOLDER", path):
-            before |= dict(read_json(path))
+    before = noted(out, "clips.json", read_note)
     stats = ((v, file.stat()) for v, file in videos.items() if file.exists())
     now = {v: [x.st_size, x.st_mtime_ns] for v, x in stats}
     replaced = [v for v in now if before.get(v, now[v]) != now[v]]
@@ -162,16 +135,18 @@ def forget_replaced(videos: dict[str, Path], out: Path, part: Path) -> list[str]
 
 
 def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_sounds: Encode, made_with: dict,
-            options: Options = Options(), workers: int | None = None, group: int = 4, threads: int = 1,
-            retry: bool = False, shard: str | None = None) -> dict[str, int]:
+            llp: bool = False, segments: int | None = None, missing: str = "skip", longest: float = decode.LONGEST,
+            recipe: str = "uwav", workers: int | None = None, group: int = 4, threads: int = 1, retry: bool = False,
+            shard: str | None = None) -> dict[str, int]:
     """Features of all videos in `folder`; returns how many are finished, failed, ....
 
     encode_images: (N, 224, 224, 3) uint8 -> (N, 768); encode_sounds: (N, 48000) float32 -> (N, 512).
-    made_with: what OUT remembers and later runs must share. workers: decoding processes. group: videos that are
-    encoded together. threads: groups that are encoded at a time. retry: try the videos of failures.csv again. shard:
-    K/N, only the K-th of N shares of the groups."""
+    made_with: what OUT remembers and later runs must share. llp: a file may be called <id>_<start>_<end>. segments: of
+    every video; None: ceil(its length in s). missing: a video without sound or picture: skip | zeros. longest: in s.
+    workers: decoding processes. group: videos that are encoded together. threads: groups that are encoded at a time.
+    retry: try the videos of failures.csv again. shard: K/N, only the K-th of N shares of the groups."""
     folder, out, (share, shares) = Path(folder), Path(out), devices.share(shard)
-    part, (videos, same) = part_of(out, shard), find_videos(folder, options.llp)
+    part, (videos, same) = part_of(out, shard), find_videos(folder, llp)
     if (out / "labels.csv").exists():  # of your own data, what nobody labelled is of no use
         rows, found = listed(out / "labels.csv"), list(videos)
         videos, same = {v: videos[v] for v in found if v in rows}, {f: x for f, x in same.items() if is_media(f)}
@@ -194,10 +169,14 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     now, known = software_since(path)
     if not known or (unfinished and now not in known):  # what is as it was stays, to the byte
         write_json(path, (read_note(path) or made_with) | dict(software=[*known, now]))
-    workers, todo = workers or os.cpu_count() or 1, sum(map(len, unfinished))
+    paths = [path for g in unfinished for path in g.values()]
+    clips = decode.read_clips(paths, workers or os.cpu_count() or 1, segments, longest,
+                              read=functools.partial(decode.read_clip, recipe=RECIPES[recipe]))
     title, total = "extract" if shares == 1 else f"extract, share {share + 1} of {shares}", len(videos)
-    with progress(total=total, initial=total - todo, unit="video", desc=title, smoothing=0.05) as bar:
-        notes = _work(unfinished, out, encode_images, encode_sounds, failures, options, workers, threads, bar)
+    with (contextlib.closing(clips), ThreadPoolExecutor(threads) as pool,
+          progress(total=total, initial=total - len(paths), unit="video", desc=title, smoothing=0.05) as bar):
+        encode = functools.partial(pool.submit, embed, encode_images, encode_sounds, out)
+        notes = _work(unfinished, clips, encode, threads, failures, missing, bar)
     if shares > 1:
         check(folder, out, made_with)  # again, as two may have begun at the same moment
     after, total = {v for v in videos if is_finished(out, v)}, len(videos) + len(same)
@@ -211,11 +190,9 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
         result.update(counts)
         failures.causes |= causes
     if result and not shard and (out / SHARES).exists():  # what shares have noted becomes one
-        failures.path, clips = out / "failures.csv", {}
+        failures.path = out / "failures.csv"
         failures.write()
-        for path in noted(out, "clips.json"):
-            clips |= dict(read_json(path))
-        write_json(out / "clips.json", dict(sorted(clips.items())))
+        write_json(out / "clips.json", dict(sorted(noted(out, "clips.json", read_note).items())))
         shutil.rmtree(out / SHARES)
     causes = collections.Counter(cause.split(":")[0] for cause in failures.causes.values())
     hint = f"; {failures.path.relative_to(out)} says why, --retry tries them again" if causes else ""
@@ -226,39 +203,32 @@ def extract(folder: str | Path, out: str | Path, encode_images: Encode, encode_s
     return dict(result)
 
 
-def _work(groups: list[dict[str, Path]], out: Path, encode_images: Encode, encode_sounds: Encode, failures: Failures,
-          options: Options, workers: int, threads: int, bar: tqdm) -> collections.Counter:
+def _work(groups: list[dict[str, Path]], clips: Iterator[decode.Clip | str], encode: Callable[[dict], Future],
+          threads: int, failures: Failures, missing: str, bar: tqdm) -> collections.Counter:
     """Decode ahead in processes, encode groups in threads, in order; returns what `embed` found notable."""
     notes: collections.Counter = collections.Counter()
     running: collections.deque[tuple[int, Future]] = collections.deque()
-    paths = [path for g in groups for path in g.values()]
-    pool, read = ThreadPoolExecutor(threads), functools.partial(decode.read_clip, recipe=RECIPES[options.recipe])
-    try:
-        with contextlib.closing(
-                decode.read_clips(paths, workers, options.segments, options.longest, read=read)) as clips:
-            for number, g in enumerate(groups, 1):
-                good = {}
-                for v, path in g.items():
-                    clip = next(clips)
-                    if isinstance(clip, decode.Clip) and clip.lacks and options.missing == "skip":
-                        clip = f"no {clip.lacks}: the file has no such stream (--missing zeros would accept it)"
-                    if isinstance(clip, decode.Clip):
-                        good[v] = clip
-                    else:
-                        failures.add(path, clip)
-                        bar.set_postfix(failed=len(failures.causes), refresh=False)
-                running.append((len(g), pool.submit(embed, good, encode_images, encode_sounds, out)))
-                while len(running) > (threads if number < len(groups) else 0):
-                    videos, encoded = running.popleft()
-                    notes.update(encoded.result())
-                    bar.update(videos)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C does not wait for what is being encoded
+    for number, g in enumerate(groups, 1):
+        good = {}
+        for v, path in g.items():
+            clip = next(clips)
+            if isinstance(clip, decode.Clip) and clip.lacks and missing == "skip":
+                clip = f"no {clip.lacks}: the file has no such stream (--missing zeros would accept it)"
+            if isinstance(clip, decode.Clip):
+                good[v] = clip
+            else:
+                failures.add(path, clip)
+                bar.set_postfix(failed=len(failures.causes), refresh=False)
+        running.append((len(g), encode(good)))
+        while len(running) > (threads if number < len(groups) else 0):
+            videos, encoded = running.popleft()
+            notes.update(encoded.result())
+            bar.update(videos)
     return notes
 
 
-def embed(clips: dict[str, decode.Clip], encode_images: Encode, encode_sounds: Encode,
-          out: Path) -> collections.Counter:
+def embed(encode_images: Encode, encode_sounds: Encode, out: Path,
+          clips: dict[str, decode.Clip]) -> collections.Counter:
     """Encode some clips together and write their files; returns how many of them have something notable."""
     for name, encode, streams in (("clip", encode_images, [c.images for c in clips.values()]),
                                   ("clap", encode_sounds, [c.sounds for c in clips.values()])):
@@ -292,7 +262,6 @@ def write_texts(classes: list[str], out: str | Path, clip_texts: Callable[[list[
                 clap_texts: Callable[[list[str]], np.ndarray], made_with: dict,
                 recipe: Recipe = RECIPES["uwav"]) -> None:
     """Text embeddings of C classes -> OUT/feats_{CLIP,CLAP}/event_feats/all_event_feats.npy, (C, 768) and (C, 512).
-
     text.json is written first, with what the two files will hold: killed in between, they do not pass for a pair."""
     path, made_with = Path(out) / "text.json", made_with | dict(classes=classes)
     paths = {name: Path(out) / ENCODERS[name].texts for name in ("clip", "clap")}

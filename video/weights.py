@@ -10,19 +10,28 @@ import urllib.request
 from pathlib import Path
 
 from common.files import file_hash, read_json, reading, reason
-from data.layout import ENCODERS, TEXTED
+from data.layout import ENCODERS, RANDOM_WEIGHTS, TEXTED
 
 HUB = "https://huggingface.co"
 RANDOM = "random"
 NETWORK_WAIT = 2.0  # s
 
 
-def need_packages() -> None:
-    """ValueError if what reads videos and builds the encoders is not installed."""
+def chosen(choices: dict[str, str]) -> tuple[dict[str, Path | None], dict[str, dict[str, str]]]:
+    """By encoder, what `find` finds; and what a folder of features remembers of it, "clip_weights" -> .... Random ones
+    are warned of. ValueError if what reads videos and builds the encoders is not installed."""
     packages = {e.module: e.package for e in TEXTED.values()} | dict(av="av", pebble="pebble")
-    missing = [package for module, package in packages.items() if importlib.util.find_spec(module) is None]
-    if missing:
+    if missing := [package for module, package in packages.items() if importlib.util.find_spec(module) is None]:
         raise ValueError(f"this command needs packages that are not installed: pip install {' '.join(missing)}")
+    files, noted = {x: find(x, choice) for x, choice in choices.items()}, {}
+    for x, file in files.items():
+        noted[f"{x}_weights"] = dict(weights=Path(choices[x]).name, sha256=file_hash(file)) if file else RANDOM_WEIGHTS
+        if x == "clip" and activation(choices[x], file) == "gelu":
+            noted["clip_weights"]["activation"] = "gelu"
+        if file is None:
+            print(f"WARNING: {x.upper()} has RANDOM WEIGHTS. This is a dry run, its embeddings mean nothing.",
+                  file=sys.stderr, flush=True)
+    return files, noted
 
 
 def find(encoder: str, choice: str) -> Path | None:
@@ -58,10 +67,9 @@ def find(encoder: str, choice: str) -> Path | None:
 
 
 def online() -> bool:
-    """Whether the hub answers; each of its addresses has 2 s. `HF_HUB_OFFLINE=1` says no without asking.
-
-    Called before anything imports the hub's library: that would try for minutes, unless the variable is set, as it is
-    here if the answer is no."""
+    """Whether the hub answers; each of its addresses has 2 s. `HF_HUB_OFFLINE=1` says no without asking. Called before
+    anything imports the hub's library: that would try for minutes, unless the variable is set, as it is here if the
+    answer is no."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False
     try:
@@ -73,13 +81,6 @@ def online() -> bool:
         os.environ["HF_HUB_OFFLINE"] = "1"
         return False
     return True
-
-
-def warn_of_random(files: dict[str, Path | None]) -> None:
-    for name, file in files.items():
-        if file is None:
-            print(f"WARNING: {name.upper()} has RANDOM WEIGHTS. This is a dry run, its embeddings mean nothing.",
-                  file=sys.stderr, flush=True)
 
 
 ACTIVATIONS = ("quickgelu", "gelu")  # of CLIP
@@ -101,15 +102,3 @@ def activation(choice: str, file: Path | None) -> str:
         if [round(x, 3) for x in content["preprocess_cfg"]["mean"]] != [0.481, 0.458, 0.408]:
             raise ValueError("its pictures are normalised otherwise than OpenAI's")
         return "quickgelu" if content["model_cfg"].get("quick_gelu") else "gelu"
-
-
-def identities(choices: dict[str, str], files: dict[str, Path | None]) -> dict[str, dict[str, str]]:
-    """What a folder of features remembers of its encoders."""
-    found = {f"{x}_weights": identity_of_weights(choices[x], file) for x, file in files.items()}
-    if "clip" in files and activation(choices["clip"], files["clip"]) == "gelu":
-        found["clip_weights"]["activation"] = "gelu"
-    return found
-
-
-def identity_of_weights(choice: str, file: Path | None) -> dict[str, str]:
-    return {"weights": Path(choice).name, "sha256": file_hash(file)} if file else {"weights": RANDOM}

@@ -447,7 +447,7 @@ def test_a_bit_that_flips_between_a_kill_and_the_next_run_is_not_packed(world, t
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(demo_world, "finish_pack", killed)
+        patch.setattr(layout, "finish_pack", killed)
         with pytest.raises(KeyboardInterrupt):
             demo_world.make(tmp_path, TINY)
     content_, path = bytearray((tmp_path / ".packing" / name).read_bytes()), tmp_path / ".packing" / name

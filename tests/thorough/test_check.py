@@ -120,7 +120,7 @@ def test_twelve_clips_with_every_mistake_are_led_to_a_report_by_what_is_printed(
 
     extract.write_texts(["kettle", "speech"], own, texts(768), texts(512), {})
     for _ in range(2):  # interrupted and begun again, nothing of it is lost
-        extract.extract(folder / "CLIPS", own, Encoder(768), Encoder(512), {}, extract.Options(missing="zeros"), workers=1)
+        extract.extract(folder / "CLIPS", own, Encoder(768), Encoder(512), {}, missing="zeros", workers=1)
     assert "3 files are not in labels.csv, and not embedded: Thumbs; extra; notes" in capsys.readouterr().out
     features.main(["pack", str(own), str(run / "data"), "--missing", "skip", "--windows", "2", "--workers", "1"])
     index = pack.read_index(run / "data")["llp"]

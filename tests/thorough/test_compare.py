@@ -42,7 +42,7 @@ def videos(tmp_path_factory) -> Path:
 def extracted(videos: Path, out: Path, clap: encoders.ClapEncoder | None = None, recipe: str = "uwav") -> Path:
     with tiny_extract.small_encoders():
         clip, clap = encoders.ClipEncoder(None), clap or encoders.ClapEncoder(None)
-    extract.extract(videos, out, clip.images, clap.sounds, {}, extract.Options(recipe=recipe), workers=1, group=2)
+    extract.extract(videos, out, clip.images, clap.sounds, {}, recipe=recipe, workers=1, group=2)
     return out
 
 

@@ -102,8 +102,9 @@ def test_a_clip_is_built_with_the_activation_it_was_trained_with(tiny_clip, tmp_
     if told == "config beside":
         config = dict(embed_dim=768, **{"quick_gelu": True} if quick else {})  # as the hub's: absent means no
         (tmp_path / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=config, preprocess_cfg=OPENAI)))
-    assert weights.find("clip", choice) == file
-    noted = weights.identities({"clip": choice}, {"clip": file})["clip_weights"]
+    files, noted = weights.chosen({"clip": choice})
+    assert files == {"clip": file} and noted.keys() == {"clip_weights"}
+    noted = noted["clip_weights"]
     assert noted.get("activation", "quickgelu") == ("quickgelu" if quick else "gelu") and noted["weights"] == "clip.pt"
     ours = encoders.ClipEncoder(file, activation=weights.activation(choice, file))
     with torch.no_grad():

@@ -41,9 +41,7 @@ class Encoder:
 
 
 def run(folder: Path, out: Path, made_with: dict | None = None, **options) -> dict[str, int]:
-    parts = {k: options.pop(k) for k in ("llp", "segments", "missing", "recipe") if k in options}
-    return extract.extract(folder, out, Encoder(768), Encoder(512), made_with or {"weights": "test"}, extract.Options(**parts),
-                           workers=2, **options)
+    return extract.extract(folder, out, Encoder(768), Encoder(512), made_with or {"weights": "test"}, workers=2, **options)
 
 
 def failures(out: Path) -> dict[str, str]:
@@ -277,7 +275,7 @@ def test_features_of_different_encoders_do_not_mix_in_one_folder(videos, tmp_pat
         extract.check(videos, tmp_path, {"clip_weights": "b", "options": 1})
     extract.check(videos, tmp_path, {"clip_weights": "a", "options": 1})
     (tmp_path / "extract.json").write_text('{"clip')
-    with pytest.raises(ValueError, match="extract.json: damaged"):
+    with pytest.raises(ValueError, match="extract.json: not what `extract` or `text` notes .*; make it again, into another folder"):
         extract.check(videos, tmp_path, {})
 
 
@@ -353,7 +351,7 @@ def test_features_by_the_recipe_of_valor_are_those_of_its_clips_and_the_recipe_i
     assert "'A photo of kettle'" in result.stdout and "'This is a sound of kettle'" in result.stdout
     assert {json.loads((tmp_path / "out" / x).read_text())["recipe"] for x in pack.MADE_WITH} == {"valor"}
     (tmp_path / "out/labels.csv").write_text("video,labels\na,kettle\n")
-    assert layout.recipe_of(pack.pack(tmp_path / "out", tmp_path / "packed", workers=1)) == "valor"
+    assert layout.encoders_of(pack.pack(tmp_path / "out", tmp_path / "packed", workers=1))["recipe"] == "valor"
     result = subprocess.run([sys.executable, TINY, "extract", one, tmp_path / "out"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 1 and "made with other recipe; choose another folder" in result.stderr
 
@@ -362,10 +360,11 @@ def test_identity_of_weights_is_the_content_not_the_place(tmp_path):
     (tmp_path / "a").write_bytes(b"x")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/a").write_bytes(b"x")
-    assert weights.identity_of_weights("a", tmp_path / "a") == weights.identity_of_weights("a", tmp_path / "sub/a")
+    noted = [weights.chosen({"clap": str(tmp_path / x)})[1] for x in ("a", "sub/a")]
+    assert noted[0] == noted[1] and noted[0]["clap_weights"]["weights"] == "a"
     (tmp_path / "sub/a").write_bytes(b"y")
-    assert weights.identity_of_weights("a", tmp_path / "a") != weights.identity_of_weights("a", tmp_path / "sub/a")
-    assert weights.identity_of_weights("random", None) == {"weights": "random"}
+    assert weights.chosen({"clap": str(tmp_path / "sub/a")})[1] != noted[0]
+    assert weights.chosen({"clip": "random"}) == ({"clip": None}, {"clip_weights": {"weights": "random"}})
 
 
 def test_on_a_cpu_every_video_moves_the_bar_and_only_a_video_that_needs_them_builds_the_encoders(tmp_path, monkeypatch):
