@@ -57,10 +57,10 @@ except ModuleNotFoundError as error:
 import uwav
 from common.command import Parser, one_sentence_errors, working_in
 from common.files import atomic, file_hash, hash_of, inside, read_sealed, write_json, write_sealed
-from data import layout
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
-from data.layout import FEATURE_SETS, encoders_of, made_alike, read_index
+from data.layout import ENCODERS, FEATURE_SETS, encoders_of, made_alike, read_index
 from data.splits import load_target, load_text, load_truth
+from parse import BUNDLE_FORMAT
 from train.checkpoints import PARSERS, load_model, settings_of
 from train.manifest import GRAPHS
 from train.stages import OWN_RULES, labels_beside
@@ -70,9 +70,8 @@ from video.encoders import quiet
 OPSETS = (17, 20, 23)  # old runtimes stop at 17; in 23 attention is one node
 OPSET = 17  # of parser, teacher and labels, unless another is asked for
 TRACED = 20  # from which a lower one is converted; of the encoders, too: CLAP's Gelu and CLIP's norm are not in 17
-FORMAT = 2  # of the bundle
 TOLERANCE = 1e-4  # largest difference to PyTorch that is accepted
-SIZES = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
+TRIED = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
 FOLDED = 1 << 40  # elements of a constant that may be folded: any
 LARGE = 1024  # numbers of an array that is worth storing in half precision
 TIMED_RUNS, TIMED_SECONDS = 50, 3.0  # of a variant, at most
@@ -147,7 +146,7 @@ class Export(nn.Module):
     def sizes(self) -> list[tuple[int, int]]:
         """(B, T) to try; what has no time is tried once at every B."""
         timed = any("T" in axes for axes in self.axes.values())
-        return list(dict.fromkeys((B, T if timed else 1) for B, T in SIZES))
+        return list(dict.fromkeys((B, T if timed else 1) for B, T in TRIED))
 
 
 def exports_of(han: uwav.HAN | None, teacher: uwav.Teacher | None) -> dict[str, Export]:
@@ -168,7 +167,7 @@ def exports_of(han: uwav.HAN | None, teacher: uwav.Teacher | None) -> dict[str, 
     return {export.name: export for export in found}
 
 
-ENCODERS = {"clip_image": "clip", "clap_audio": "clap", "clip_text": "clip", "clap_text": "clap"}  # whose weights
+ENCODER_GRAPHS = {"clip_image": "clip", "clap_audio": "clap", "clip_text": "clip", "clap_text": "clap"}  # whose weights
 
 
 def export_of_encoder(name: str, weights: Path | None, activation: str = "quickgelu") -> Export:
@@ -280,7 +279,7 @@ def keep(export: Export, out: Path, properties: dict[str, str], opset: int = TRA
     """Export, check, and only then write NAME.onnx; returns what bundle.json says of it. Raises ValueError."""
     started, path = time.monotonic(), file_of(out, export.name)
     model = trace(export, opset)
-    model.producer_name, model.producer_version = "uwav", str(FORMAT)
+    model.producer_name, model.producer_version = "uwav", str(BUNDLE_FORMAT)
     onnx.helper.set_model_props(model, properties)
     with atomic(path) as temporary:
         onnx.save(model, temporary)
@@ -340,7 +339,7 @@ def find_encoders(choices: dict[str, str | None], source: Source) -> tuple[dict[
 def export_encoders(out: Path, files: dict[str, Path | None], made_with: dict, properties: dict[str, str]) -> dict:
     """The encoders of `find_encoders`, if any, and variants; what bundle.json says of them."""
     entries, kinds = {}, made_with["variants"]
-    for name, whose in ENCODERS.items():
+    for name, whose in ENCODER_GRAPHS.items():
         if whose not in files or (name.endswith("text") and not made_with["texts"]):
             continue
         print(f"{name}: building, tracing and checking it takes minutes, CLIP up to 10 GB of memory", flush=True)
@@ -399,7 +398,7 @@ def processor() -> str:
     return f"{name[1] if name else platform.machine()}{', with VNNI' * ('vnni' in text)}"
 
 
-def compare(got: dict[str, Tensor], reference: dict[str, Tensor], truth: tuple[Tensor, Tensor] | None) -> dict:
+def deviation(got: dict[str, Tensor], reference: dict[str, Tensor], truth: tuple[Tensor, Tensor] | None) -> dict:
     """Of a variant against single precision; of a parser, also events that flip, and the ten scores if truth is
     known."""
     apart = [float((got[k] - x).abs().max()) for k, x in reference.items() if x.is_floating_point()]
@@ -423,14 +422,14 @@ def keep_variants(name: str, kinds: list[str], out: Path, entry: dict, inputs: d
     source, entries = file_of(out, name), {}
     reference, ms = outputs_of(source, inputs)
     about = dict(on=measured_on, processor=processor())
-    entry["measured"] = about | dict(ms_batch_1=ms) | compare(reference, reference, truth)
+    entry["measured"] = about | dict(ms_batch_1=ms) | deviation(reference, reference, truth)
     for kind in kinds:
         path = file_of(out, f"{name}_{kind}")
         with atomic(path) as temporary:
             make_variant(kind, source, temporary)
             onnx.checker.check_model(str(temporary))
         got, ms = outputs_of(path, inputs)
-        measured = about | dict(ms_batch_1=ms) | compare(got, reference, truth)
+        measured = about | dict(ms_batch_1=ms) | deviation(got, reference, truth)
         if measured.get("smallest_cosine", 1.0) < COSINE:
             print(f"{path.name}: not kept, cosine {measured['smallest_cosine']:.4f} to single precision")
             path.unlink()
@@ -469,11 +468,11 @@ class Source:
         inputs = {}
         for feature, (name, size) in zip(FEATURE_SETS[self.features], _feature_sizes(self.han).items()):
             inputs[name] = dict(feature=feature, size=size, per_second=1)
-            if feature and layout.ENCODERS[feature].per_second > 1:
-                inputs[name]["averaged_from"] = layout.ENCODERS[feature].per_second
+            if feature and ENCODERS[feature].per_second > 1:
+                inputs[name]["averaged_from"] = ENCODERS[feature].per_second
         thresholds = self.thresholds and {m: x.tolist() for m, x in zip(("audio", "visual"), self.thresholds)}
         return dict(
-            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model,
+            format=BUNDLE_FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model,
             dry_run=self.dry_run, licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs),
             segments=self.segments, preprocessing=dict(
                 recipe_of_training=self.encoders.get("recipe", ""), segment_seconds=1,

@@ -26,15 +26,15 @@ from common.files import atomic
 from reporting.evidence import Reliability
 
 # light -> dark: drawn in light colours; in SVG each becomes a variable that follows the reader's colour scheme
-INK, PAPER, LINE, FAINT = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"
+INK, PAPER, LINE, GREY = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"
 BLUE, VERMILION, ORANGE, SKY, GREEN, PURPLE = "#0072b2", "#d55e00", "#e69f00", "#56b4e9", "#009e73", "#cc79a7"
-DARK = {INK: "#ececee", PAPER: "#1f1f22", LINE: "#3c3c42", FAINT: "#a0a0a8", BLUE: "#4a9fe0", VERMILION: "#f4743b",
+DARK = {INK: "#ececee", PAPER: "#1f1f22", LINE: "#3c3c42", GREY: "#a0a0a8", BLUE: "#4a9fe0", VERMILION: "#f4743b",
         ORANGE: "#e69f00", SKY: "#a6d8f5", GREEN: "#2fc295", PURPLE: "#e29bc4"}
 COLOURS = {"audible": BLUE, "visible": VERMILION}
 
 STYLE = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "legend.fontsize": 8, "legend.frameon": False,
-    "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "text.color": INK, "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "figure.facecolor": PAPER, "axes.facecolor": "none", "grid.color": LINE, "axes.grid": True, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "uwav", "hatch.linewidth": 0.6,
     "text.parse_math": False,  # a name with a $ is a name
@@ -127,7 +127,7 @@ def forest(axis: Axes, title: str, differences: list[tuple[str, dict]]) -> float
         axis.plot([low, high], [y, y], color=BLUE, linewidth=2.5, solid_capstyle="butt")
         axis.plot(x["mean"], y, "o", color=BLUE, markersize=6)
         if len(x["by_seed"]) > 1:
-            axis.plot(x["by_seed"], [y + 0.22] * len(x["by_seed"]), "D", color=FAINT, markersize=3.5,
+            axis.plot(x["by_seed"], [y + 0.22] * len(x["by_seed"]), "D", color=GREY, markersize=3.5,
                       markerfacecolor=PAPER)
         for where, side, text in ((0, "left", name), (1, "right", f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]")):
             axis.annotate(text, (where, y - 0.3), ha=side, xycoords=("axes fraction", "data"),
@@ -140,7 +140,7 @@ def forest(axis: Axes, title: str, differences: list[tuple[str, dict]]) -> float
 @panel
 def reliability(axis: Axes, title: str, curves: dict[str, Reliability]) -> float:
     """How often labels of a given probability are true, by what the legend says; honest ones lie on the diagonal."""
-    axis.axline((0, 0), slope=1, color=FAINT, linestyle=":")
+    axis.axline((0, 0), slope=1, color=GREY, linestyle=":")
     for style, colour, (name, r) in zip(("o-", "s--"), (BLUE, VERMILION), curves.items()):
         seen = r.count > 0  # (bins,)
         axis.plot(r.probability[seen], r.frequency[seen], style, color=colour, label=name, markersize=4.5)
@@ -164,14 +164,14 @@ def timeline(axis: Axes, title: str, modality: str, classes: list[str], truth: n
         axis.broken_barh(_runs(predicted[:, c]), (c + 0.18, 0.2), facecolor="none", edgecolor=colour, hatch="/////",
                          linewidth=1)
     for name, y in zip(("truth", "soft label", "predicted") if C else (), (-0.28, 0, 0.28)):  # beside the first
-        axis.annotate(name, (T, y), (3, 0), textcoords="offset points", va="center", fontsize=7, color=FAINT,
+        axis.annotate(name, (T, y), (3, 0), textcoords="offset points", va="center", fontsize=7, color=GREY,
                       annotation_clip=False)
     axis.set(title=title, xlim=(0, T), ylim=(max(C, 1) - 0.45, -0.55), xlabel="second")
     axis.set_yticks(range(C), [shorten(c) for c in classes])
     without_rows(axis)
     axis.xaxis.get_major_locator().set_params(integer=True)
     if not C:
-        axis.text(T / 2, 0.2, "nothing, in truth and prediction", ha="center", color=FAINT)
+        axis.text(T / 2, 0.2, "nothing, in truth and prediction", ha="center", color=GREY)
     return 0.85 + 0.5 * max(C, 1)
 
 
@@ -192,7 +192,7 @@ def dots(axis: Axes, title: str, xlabel: str, classes: list[str], series: dict[s
     """One row a class, in the order given. series: name -> (C,), NaN: not drawn, percent if there are no spans:
     name -> (C, 2), a bar each."""
     C, colours = len(classes), (BLUE, VERMILION, GREEN)
-    styles = dict(color=SKY), dict(facecolor="none", edgecolor=FAINT, hatch="////")
+    styles = dict(color=SKY), dict(facecolor="none", edgecolor=GREY, hatch="////")
     axis.use_sticky_edges = False  # of bars, which would end at the frame
     for (name, bounds), style, y in zip((spans or {}).items(), styles, (0.18, -0.18)):
         low, high = bounds.T  # (C,) each

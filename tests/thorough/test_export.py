@@ -298,7 +298,7 @@ def test_fusion_clap_exports_as_well(tmp_path, monkeypatch):
     from video import encoders
 
     monkeypatch.setattr(encoders, "clap_architecture", lambda state, weights: (True, "tiny", 768))
-    monkeypatch.setattr(export_onnx, "SIZES", ((1, 1), (2, 1), (7, 1)))
+    monkeypatch.setattr(export_onnx, "TRIED", ((1, 1), (2, 1), (7, 1)))
     export = export_onnx.export_of_encoder("clap_audio", None)
     with export_onnx.free_batch_size_of_htsat():
         assert export_onnx.keep(export, tmp_path, {})["verified"]["largest_difference"] < 1e-4
