@@ -3,19 +3,9 @@
     python export_onnx.py RUN OUT                                          # a run of run_all.sh
     python export_onnx.py --released-han FILE --released-teacher FILE OUT  # checkpoints of the authors' code, or of one
 
-OUT, the *bundle*, holds (B videos, T segments, C classes; B, T and C are free, of the teacher's inputs too):
-
-    onnx/parser.onnx      features -> gated events, audible, visible, both (bool), and their probabilities
-    onnx/teacher.onnx     CLAP, CLIP, mask and the texts of *any* classes -> logits
-    onnx/labels.onnx      logits, weak labels, thresholds -> hard and soft labels (Eq. 4)
-    onnx/clip_image.onnx  (N, 224, 224, 3) uint8 -> (N, 768)       with --clip-weights
-    onnx/clap_audio.onnx  (N, 48000) float32     -> (N, 512)       with --clap-weights
-    onnx/clip_text.onnx, onnx/clap_text.onnx  (N, 77) tokens -> (N, 768), (N, 512)      with --texts
-    *_tokenizer.json      how a text becomes tokens: files of the library tokenizers
-    texts.json            the classes' text embeddings, for teacher.onnx
-    sample.npz            features of a video of the run, to try it with
-    bundle.json           everything a program must know to use them
-    README.md, config.json, preprocessor_config.json    what hubs of models show
+OUT, the *bundle*, holds onnx/*.onnx (parser, teacher, labels; on demand encoders and smaller variants), bundle.json,
+everything a program must know to use them, and what goes with them: docs/deploy.md lists the files. Of every input and
+output the axes B (videos), T (seconds) and, of the teacher and labels, C (classes) are free.
 
 The files are written to OUT/.part and moved to OUT only when the ONNX checker has passed all of them and onnxruntime
 agrees with PyTorch, at sizes other than the one that was traced. Until then OUT keeps what it had.
@@ -79,7 +69,6 @@ ENCODED = 16  # random inputs of an encoder that its variants are compared on
 BITS = dict(fp16=16, int8=7)  # of a variant's weights
 COSINE = 0.995  # of embeddings to those in single precision: a variant of an encoder that is further off is not kept
 SAMPLE_TOKENS = 36  # of the smallest vocabulary: random texts are made of these
-EXAMPLE = dict(B=3, T=5, C=4)  # what is traced: none of the sizes above
 VALUES = {  # of inputs that are not normal random numbers, by shape
     "mask": lambda shape: torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1)),  # some are shorter
     **dict.fromkeys(("audio_text", "visual_text"), lambda shape: nn.functional.normalize(torch.randn(shape), dim=-1)),
@@ -149,11 +138,17 @@ class Export(nn.Module):
         return list(dict.fromkeys((B, T if timed else 1) for B, T in TRIED))
 
 
+def sizes_of(han: uwav.HAN | None) -> dict[str, int]:
+    """Of the inputs that it takes."""
+    sizes = {name: getattr(han.config, f"{name}_dim") for name in ("audio", "visual_2d", "visual_3d")} if han else {}
+    return {name: size for name, size in sizes.items() if size}
+
+
 def exports_of(han: uwav.HAN | None, teacher: uwav.Teacher | None) -> dict[str, Export]:
     """Every file but the encoders, by name."""
     found, logit, C = [], ("B", "T", "C"), ("C",)
     if han is not None:
-        features = {name: ("B", "T", D) for name, D in _feature_sizes(han).items()}
+        features = {name: ("B", "T", D) for name, D in sizes_of(han).items()}
         found.append(Export("parser", lambda *x: gated(*probabilities(han(*x))), features, EVENTS + PROBABILITIES, han))
     found.append(Export("labels", labels, dict(audio_logit=logit, visual_logit=logit, weak=("B", "C"),
                                                audio_threshold=C, visual_threshold=C),
@@ -188,19 +183,11 @@ def export_of_encoder(name: str, weights: Path | None, activation: str = "quickg
     return Export(name, clip.embed, dict(pixels=pixels), ("embedding",), clip.model)
 
 
-def _feature_sizes(han: uwav.HAN | None) -> dict[str, int]:
-    """Of the inputs that it takes."""
-    if han is None:
-        return {}
-    sizes = {name: getattr(han.config, f"{name}_dim") for name in ("audio", "visual_2d", "visual_3d")}
-    return {name: size for name, size in sizes.items() if size}
-
-
 # ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
 def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
-    inputs = export.inputs(**EXAMPLE)
+    inputs = export.inputs(B=3, T=5, C=4)  # none of TRIED
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
     with quiet(), torch.no_grad():  # the exporter speaks of itself
@@ -384,10 +371,10 @@ def outputs_of(path: Path, inputs: dict[str, np.ndarray]) -> tuple[dict[str, Ten
     run, one = session(path), {k: x[:1] for k, x in inputs.items()}
     starts = range(0, len(next(iter(inputs.values()))), 64)
     chunks = [run.run(None, {k: x[i : i + 64] for k, x in inputs.items()}) for i in starts]
-    names = [o.name for o in run.get_outputs()]
-    runs = min(TIMED_RUNS, 1 + int(TIMED_SECONDS / timeit.timeit(lambda: run.run(None, one), number=1)))
-    times = timeit.repeat(lambda: run.run(None, one), number=1, repeat=runs)
-    return {n: torch.from_numpy(np.concatenate(x)) for n, x in zip(names, zip(*chunks))}, 1e3 * statistics.median(times)
+    timer = timeit.Timer(lambda: run.run(None, one))
+    times = timer.repeat(min(TIMED_RUNS, 1 + int(TIMED_SECONDS / timer.timeit(1))), 1)
+    outputs = (torch.from_numpy(np.concatenate(x)) for x in zip(*chunks))
+    return dict(zip((o.name for o in run.get_outputs()), outputs)), 1e3 * statistics.median(times)
 
 
 def processor() -> str:
@@ -399,46 +386,39 @@ def processor() -> str:
 
 
 def deviation(got: dict[str, Tensor], reference: dict[str, Tensor], truth: tuple[Tensor, Tensor] | None) -> dict:
-    """Of a variant against single precision; of a parser, also events that flip, and the ten scores if truth is
-    known."""
+    """Of a variant from single precision; of a parser, also events that flip, and the ten scores if truth is known."""
     apart = [float((got[k] - x).abs().max()) for k, x in reference.items() if x.is_floating_point()]
     found = dict(largest_difference=max(apart))
     if "embedding" in got:
         cosine = nn.functional.cosine_similarity(got["embedding"], reference["embedding"])  # (N,)
-        found["smallest_cosine"] = float(cosine.min())
-    else:
-        events = EVENTS[:2]
-        found |= dict(flips=int(sum((got[k] != reference[k]).sum() for k in events)),
-                      predictions=sum(reference[k].numel() for k in events),
-                      events=int(sum(reference[k].sum() for k in events)))
-    if truth is not None:
-        found["scores"] = uwav.parsing_scores(got["audio_event"], got["visual_event"], *truth)
-    return found
+        return found | dict(smallest_cosine=float(cosine.min()))
+    mine, theirs = (torch.stack([x[k] for k in EVENTS[:2]]) for x in (got, reference))  # (2, N, T, C)
+    found |= dict(flips=int((mine != theirs).sum()), predictions=mine.numel(), events=int(theirs.sum()))
+    return found | (dict(scores=uwav.parsing_scores(*mine, *truth)) if truth else {})
 
 
 def keep_variants(name: str, kinds: list[str], out: Path, entry: dict, inputs: dict[str, np.ndarray],
                   truth: tuple[Tensor, Tensor] | None, measured_on: str) -> dict:
     """NAME_KIND.onnx beside NAME.onnx; size, speed, and how far and how often it disagrees. bundle.json's entries."""
-    source, entries = file_of(out, name), {}
-    reference, ms = outputs_of(source, inputs)
-    about = dict(on=measured_on, processor=processor())
-    entry["measured"] = about | dict(ms_batch_1=ms) | deviation(reference, reference, truth)
-    for kind in kinds:
-        path = file_of(out, f"{name}_{kind}")
-        with atomic(path) as temporary:
-            make_variant(kind, source, temporary)
-            onnx.checker.check_model(str(temporary))
-        got, ms = outputs_of(path, inputs)
-        measured = about | dict(ms_batch_1=ms) | deviation(got, reference, truth)
-        if measured.get("smallest_cosine", 1.0) < COSINE:
-            print(f"{path.name}: not kept, cosine {measured['smallest_cosine']:.4f} to single precision")
-            path.unlink()
-            continue
-        entries[path.stem] = describe(path, session(path)) | dict(weight_bits=BITS[kind], measured=measured)
+    paths, reference, entries = {"": file_of(out, name)}, None, {name: entry}
     print(f"{name}, measured on {measured_on}:")
-    for file, x in {name: entry, **entries}.items():
-        numbers = dict(bytes=x["bytes"]) | {k: n for k, n in x["measured"].items() if isinstance(n, int | float)}
-        print(f"  {file}: " + ", ".join(f"{k} {n:{',' if isinstance(n, int) else '.3g'}}" for k, n in numbers.items()))
+    for kind, path in (paths | {kind: file_of(out, f"{name}_{kind}") for kind in kinds}).items():
+        if kind:
+            with atomic(path) as temporary:
+                make_variant(kind, paths[""], temporary)
+                onnx.checker.check_model(str(temporary))
+            entries[path.stem] = describe(path, session(path)) | dict(weight_bits=BITS[kind])
+        got, ms = outputs_of(path, inputs)
+        reference = reference or got
+        measured = dict(on=measured_on, processor=processor(), ms_batch_1=ms) | deviation(got, reference, truth)
+        entries[path.stem]["measured"] = measured
+        numbers = dict(bytes=path.stat().st_size) | {k: n for k, n in measured.items() if isinstance(n, int | float)}
+        told = ", ".join(f"{k} {n:{',' if isinstance(n, int) else '.3g'}}" for k, n in numbers.items())
+        bad = measured.get("smallest_cosine", 1.0) < COSINE
+        print(f"  {path.stem}: {told}{': not kept' * bad}")
+        if bad:
+            path.unlink()
+            del entries[path.stem]
     return entries
 
 
@@ -465,11 +445,11 @@ class Source:
 
     def describe(self) -> dict:
         """All that a program must know besides the files themselves."""
-        inputs = {}
-        for feature, (name, size) in zip(FEATURE_SETS[self.features], _feature_sizes(self.han).items()):
-            inputs[name] = dict(feature=feature, size=size, per_second=1)
-            if feature and ENCODERS[feature].per_second > 1:
-                inputs[name]["averaged_from"] = ENCODERS[feature].per_second
+        inputs = {name: dict(feature=feature, size=size, per_second=1)
+                  for feature, (name, size) in zip(FEATURE_SETS[self.features], sizes_of(self.han).items())}
+        for x in inputs.values():
+            if x["feature"] and (rate := ENCODERS[x["feature"]].per_second) > 1:
+                x["averaged_from"] = rate
         thresholds = self.thresholds and {m: x.tolist() for m, x in zip(("audio", "visual"), self.thresholds)}
         return dict(
             format=BUNDLE_FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model,
@@ -726,10 +706,8 @@ def main(arguments: list[str] | None = None) -> None:
         with working_in(out):
             export_bundle(source, out, options.clip_weights, options.clap_weights, options.texts,
                           tuple(sorted(set(options.variants))), options.opset)
-        if source.han is None:
-            print(f"{out}: complete; a teacher alone, which parse.py does not run")
-        else:
-            print(f"{out}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {out}`")
+        print(f"{out}: complete; " + (f"try `python parse.py VIDEO|FEATURES.npz --bundle {out}`" if source.han else
+                                      "a teacher alone, which parse.py does not run"))
         if source.han and not (options.clip_weights and options.clap_weights):
             print("(without the encoders, which --clip-weights and --clap-weights add: it parses features, not videos)")
 
