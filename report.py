@@ -302,9 +302,8 @@ def teacher_figure(saved: Saved) -> str:
 
 def parser_figure(saved: Saved) -> str:
     terms, scores = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible"), {}
-    trained = [name for name in ROWS if (saved.parser.parent / name / "han.pt").is_file()]  # the last one is our parser
-    for name in trained:
-        row, path = ROWS[name], saved.parser.parent / name / "han.pt"
+    paths = {row: saved.parser.parent / name / "han.pt" for name, row in ROWS.items()}
+    for row, path in ((row, path) for row, path in paths.items() if path.is_file()):  # the last one is our parser
         with made_by("python uwav.py train", path):
             history = load_file(path)["history"]
             scores[row.short] = [float(r["val"]["seg_type"]) for r in history if r["val"]]
@@ -413,17 +412,15 @@ def threshold_figure(saved: Saved) -> str:
 
 
 def balance(saved: Saved) -> str:
+    """The weights of Eq. 7-8, and the share of positive labels that they follow from."""
     weak, config, said = load_weak(saved.data, "train"), saved.training, []
     if not config.reweight or any(", no " in what for what in saved.index["llp"].get("clips", {}).values()):
         return ""  # of clips that lack sound or picture, not all is counted
     for modality, logit, threshold in zip(figures.COLOURS, saved.labels.logits["train"], saved.labels.thresholds):
         hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
         w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
-        said.append(f"{100 * hard.mean():.2f} % of what may be {modality}, w_pos {w_pos:.2f}, w_neg {w_neg:.2f}")
-    return paragraph(
-        "Few entries (video, second, class) are positive, so Eq. 7-8 let the classes of the weak label weigh w_pos in "
-        f"the loss and all others w_neg. By the hard labels of the training set: {'; '.join(said)} (W = {config.W:g}"
-        + "; as in the released code, times the number of classes" * config.balance_sum + ").")
+        said.append(f"{100 * hard.mean():.2f} % {modality}, w_pos {w_pos:.2f}, w_neg {w_neg:.2f}")
+    return paragraph(f"Class balance (Eq. 7-8), by the hard labels of the training set: {'; '.join(said)}.")
 
 
 # ---- The whole page ------------------------------------------------------------------------------
