@@ -156,11 +156,7 @@ def stage_table(saved: Saved) -> str:
     lines = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     # a line may be torn where the disk was full
     made = [x for x in lines if len(x) == 7 and re.fullmatch("[0-9]{1,9}", x[1]) and x[2] != "kept"]
-    rows = []
-    for title in dict.fromkeys(r[3] for r in made):
-        runs = [r for r in made if r[3] == title]
-        goes = f" in {len(runs)} goes" if len(runs) > 1 else ""
-        rows.append([escape(title), f"{sum(int(r[1]) for r in runs):,} s{goes}", escape(runs[-1][0])])
+    rows = [[escape(r[3]), f"{int(r[1]):,} s", escape(r[0])] for r in made]
     rows.append(["together", f"{sum(int(r[1]) for r in made):,} s", ""])
     where = {name: "; ".join(dict.fromkeys(r[k] for r in made))
              for name, k in (("commit", 4), ("machine", 5), ("command", 6))}
