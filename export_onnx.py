@@ -684,8 +684,7 @@ def finished_bundle(out: Path, info: dict) -> dict | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(
-        description="Export a trained parser to ONNX; every file is checked before it is kept.")
+    parser = Parser(description="Export a trained parser to ONNX; every file is checked before it is kept.")
     parser.add_argument("paths", type=Path, nargs="+", metavar="[RUN] OUT", help="folder of a run; folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
     parser.add_argument("--features", choices=FEATURE_SETS, help="of the run (default: clip_clap, else base)")
@@ -695,14 +694,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")
     parser.add_argument("--heads", type=int, help="of released checkpoints, which do not say (default: as published)")
     parser.add_argument("--teacher-heads", type=int, help="of the teacher, if others than the HAN's")
-    parser.add_argument("--visual-3d-dim", type=int,
-                        help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
+    parser.add_argument("--visual-3d-dim", type=int, help="of a released HAN (default: 512 if its sizes are published)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
     parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, help="of parser, teacher, labels (default: "
                         "%(default)s); 23 of the parser alone: its attention is one node, which fewer runtimes know")
-    parser.add_argument("--texts", action="store_true", help="export the text encoders of these weights, too: for "
-                        "`parse.py --classes`")
+    parser.add_argument("--texts", action="store_true", help="also their text encoders, for `parse.py --classes`")
     for kind, what in dict(fp16="in half precision", int8="with 8-bit weights").items():
         parser.add_argument(f"--{kind}", dest="variants", action="append_const", const=kind, default=[],
                             help=f"also parser and encoders {what}, measured")

@@ -7,13 +7,11 @@
 
     python parse.py VIDEO --bundle OUT                   # a video; the bundle has the encoders
     python parse.py FEATURES.npz --bundle OUT            # features: audio (T, Da), visual_2d (T, D2), visual_3d (T, D3)
-    python parse.py OUT/sample.npz --bundle OUT          # to try it: a video that the bundle brings
-    python parse.py ... --json events.json --csv events.csv --plot timeline.png
     python parse.py FOLDER --bundle OUT --csv EVENTS     # all that is in it, into another folder
     python parse.py VIDEO --bundle OUT --classes "kettle,dog,rain"      # your own, by the teacher; needs tokenizers
 
-Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot. OUT was made by export_onnx.py.
-`uv run parse.py ...` brings all of them by itself, in an environment of its own.
+Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot; `uv run parse.py ...` brings them all.
+OUT was made by export_onnx.py, and has OUT/sample.npz to try. `--help` names the other outputs.
 """
 
 from __future__ import annotations
