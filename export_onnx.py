@@ -190,8 +190,7 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     inputs = export.inputs(B=3, T=5, C=4)  # none of TRIED
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
-    one = mock.patch.object(uwav.HANLayer, "forward", as_one_attention)
-    with quiet(), torch.no_grad(), one:  # the exporter speaks of itself
+    with quiet(), torch.no_grad(), mock.patch.object(uwav.HANLayer, "forward", as_one_attention):
         program = torch.onnx.export(
             export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False,
             verbose=False, optimize=False, input_names=list(inputs), output_names=list(export.outputs),
@@ -221,9 +220,8 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
 
 
 def as_one_attention(layer: uwav.HANLayer, x: Tensor, other: Tensor) -> Tensor:
-    """What HANLayer.forward computes without dropout, self- and cross-attention as one of twice the heads: fewer nodes.
-
-    x, other (B, T, h) -> (B, T, h)."""
+    """What HANLayer.forward computes without dropout, self- and cross-attention as one of twice the heads, in fewer
+    nodes: x, other (B, T, h) -> (B, T, h)."""
     own, cross, linear = layer.self_attn, layer.cross_attn, nn.functional.linear
     weight, bias = (torch.cat(both) for both in zip(own.in_proj.parameters(), cross.in_proj.parameters()))
     n = 4 * own.hidden  # all of self-attention and cross-attention's query are of x, its key and value of the other
@@ -348,8 +346,7 @@ def export_encoders(out: Path, files: dict[str, Path | None], made_with: dict, p
         identity = made_with[f"{whose}_weights"]
         export = export_of_encoder(name, files[whose], identity.get("activation", "quickgelu"))
         with free_batch_size_of_htsat():
-            entry = keep(export, out, properties)
-        entries[name] = entry | dict(weights=identity)
+            entries[name] = keep(export, out, properties) | dict(weights=identity)
         if export.tokenizer:
             export.tokenizer.write_tokenizer(out / f"{whose}_tokenizer.json")
             entries[name]["tokenizer"] = file_hash(out / f"{whose}_tokenizer.json")
@@ -605,9 +602,8 @@ def write_card(out: Path, source: Source, info: dict) -> None:
 
 def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
                   texts: bool = False, variants: tuple[str, ...] = (), opset: int = OPSET) -> dict:
-    """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch.
-
-    A complete bundle of the same models and options is kept as it is."""
+    """Write the whole bundle; bundle.json last. A complete one of the same models and options is kept as it is. Raises
+    ValueError if a file does not agree with PyTorch."""
     info = source.describe()
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
     weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]

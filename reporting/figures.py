@@ -152,9 +152,8 @@ def reliability(axis: Axes, title: str, curves: dict[str, Reliability]) -> float
 @panel
 def timeline(axis: Axes, title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray,
              predicted: np.ndarray) -> float:
-    """Per class three strips: truth (filled), soft label (the more certain the more opaque), prediction (hatched).
-
-    truth, soft, predicted (T, C) of the classes to show."""
+    """Per class three strips: truth (filled), soft label (the more certain the more opaque), prediction (hatched); all
+    (T, C), of the classes to show."""
     T, C = truth.shape
     colour = COLOURS[modality]
     for c in range(C):
