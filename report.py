@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -39,15 +38,10 @@ from uwav import video_scores
 
 # ---- What a run has saved; what is missing, or made from something else, is a FileNotFoundError ----
 
-@dataclass(frozen=True)
 class Saved:
-    run: Path
-    seed: int  # of the models that pictures show
-    data: Path  # packed folder
-
-    @property
-    def folder(self) -> Path:
-        return self.run / f"seed{self.seed}"
+    def __init__(self, run: Path, seed: int, data: Path):
+        """seed: of the models that pictures show; data: the packed folder."""
+        self.run, self.seed, self.data, self.folder = run, seed, data, run / f"seed{seed}"
 
     @cached_property
     def index(self) -> dict:
@@ -298,8 +292,8 @@ def teacher_figure(saved: Saved) -> str:
 
 def parser_figure(saved: Saved) -> str:
     terms, scores = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible"), {}
-    paths = {row: saved.parser.parent / name / "han.pt" for name, row in ROWS.items()}
-    for row, path in ((row, path) for row, path in paths.items() if path.is_file()):  # the last one is our parser
+    paths = [(row, saved.parser.parent / name / "han.pt") for name, row in ROWS.items()]
+    for row, path in [x for x in paths if x[1].is_file()]:  # the last one is our parser
         with made_by("python uwav.py train", path):
             history = load_file(path)["history"]
             scores[row.short] = [float(r["val"]["seg_type"]) for r in history if r["val"]]
