@@ -26,13 +26,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
@@ -41,30 +42,19 @@ import uwav
 from common import devices
 from common.command import one_sentence_errors
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
+from data.demo_world import SOURCE_CLASSES, SOURCE_SECONDS
 from data.layout import ENCODERS, FEATURE_SETS
 from train.presets import PRESETS
 from uwav import SourceSplit, TargetSplit
 
 TRAIN, TEST, T, C = 10_000, 1_200, LLP_SEGMENTS, len(LLP_CLASSES)  # LLP
-SOURCE, SOURCE_CLASSES = 6_489, 100  # UnAV-100, training split
-SOURCE_SECONDS = 10, 60, 42, 10  # of its videos: shortest, longest, mean, standard deviation
-FILES = 400  # videos that exist as files; the plain ways read them again and again, from the page cache
+SOURCE = 6_489  # UnAV-100, training split
+COPIES = 400  # videos that exist as files; the plain ways read them again and again, from the page cache
 LAUNCH, CARDS = 5e-6, {"RTX 3090": 35e12, "H100 in bf16": 400e12}  # seconds; operations a second, in practice
 ROUNDS, ROUND_SECONDS = 3, 1.2  # how often ours and the plain way take turns, and for how long at a time
 
 
 # ---- Measuring -----------------------------------------------------------------------------------
-
-@dataclass
-class Row:
-    """One figure. Times in seconds; the floor follows from `operations`."""
-
-    what: str
-    seconds: float
-    plain: float
-    operations: float
-    note: str
-
 
 def measure(*functions: Callable, warm: int = 0) -> list[float]:
     """Seconds of one call of each: the medians of a few rounds in which they take turns, each after `warm` calls."""
@@ -113,25 +103,20 @@ def random_target(videos: int, device: torch.device) -> TargetSplit:
     weak = (torch.rand(videos, C, device=device) < 1.8 / C).float()  # 1.8 classes a video, as in LLP
     sizes = (ENCODERS[name].size for name in FEATURE_SETS["base"])
     arrays = (torch.randn(videos, T, size, dtype=torch.half, device=device) for size in sizes)
-    return TargetSplit(*arrays, weak, *random_truth(weak))
-
-
-def random_truth(weak: Tensor) -> list[Tensor]:
-    """Audible and visible, (N, T, C) uint8 each: per class of weak (N, C) one run of seconds, 7 of 10 on average."""
-    t = torch.arange(T, device=weak.device)[:, None]  # (T, 1)
-    drawn = torch.randint(0, 4, (2, 2, len(weak), 1, C), device=weak.device)  # seconds before and after the run
-    return [((before <= t) & (t < T - after)).byte() * weak[:, None].byte() for before, after in drawn]
+    t = torch.arange(T, device=device)[:, None]  # (T, 1)
+    before, after = torch.randint(0, 4, (2, 2, videos, 1, C), device=device)  # seconds around the one run of a class
+    return TargetSplit(*arrays, weak, *((before <= t) & (t < T - after) & (weak > 0)[:, None]).byte())
 
 
 class Files(torch.utils.data.Dataset):
-    """The plain way's data: one file per feature and video, FILES videos again and again, padded to the longest."""
+    """The plain way's data: one file per feature and video, COPIES videos again and again, padded to the longest."""
 
     def __init__(self, folder: Path, features: tuple[str, ...], length: np.ndarray):
         self.length, self.longest, rng = length, int(length.max()), np.random.default_rng(0)
         self.folders = [folder / name for name in features]
         for place, encoder in zip(self.folders, map(ENCODERS.get, features)):
             place.mkdir(parents=True)
-            for n, seconds in enumerate(length[:FILES]):
+            for n, seconds in enumerate(length[:COPIES]):
                 shape = seconds * encoder.per_second, encoder.size
                 np.save(place / f"{n}.npy", rng.standard_normal(shape, np.float32))
 
@@ -140,15 +125,13 @@ class Files(torch.utils.data.Dataset):
 
     def __getitem__(self, n: int) -> tuple[int, Tensor, ...]:
         """Number, mask (longest,), and the features, (longest, D) each."""
-        file, seconds = f"{n % FILES}.npy", int(self.length[n % FILES])
+        file, seconds = f"{n % COPIES}.npy", int(self.length[n % COPIES])
         arrays = (torch.from_numpy(np.load(place / file)) for place in self.folders)
         return n, torch.arange(self.longest) < seconds, *(F.pad(x, (0, 0, 0, self.longest - seconds)) for x in arrays)
 
 
-# ---- The plain ways ------------------------------------------------------------------------------
-
 def plain_batches(files: Files, batch: int, device: torch.device) -> Iterator[list[Tensor]]:
-    """Shuffled batches without end, read by as many processes as there are cores."""
+    """The plain way: shuffled batches without end, read by as many processes as there are cores."""
     loader = torch.utils.data.DataLoader(files, batch, shuffle=True, num_workers=os.cpu_count() or 1,
                                          pin_memory=device.type == "cuda")
     while True:
@@ -156,59 +139,50 @@ def plain_batches(files: Files, batch: int, device: torch.device) -> Iterator[li
             yield [x.to(device, non_blocking=True) for x in tensors]
 
 
-def plain_update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> float:
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return loss.item()
-
-
 # ---- The rows ------------------------------------------------------------------------------------
+
+Line = tuple[str, float, float, float, str]  # what, seconds of ours and of the plain way, operations, a note
+
 
 class Bench:
     """What the rows share. Each is a method."""
 
     def __init__(self, options: argparse.Namespace, device: torch.device, preset: str, folder: Path):
         self.preset, self.device, self.folder, self.fast = PRESETS[preset], device, folder, options.fast
-        shortest, longest, mean, deviation = SOURCE_SECONDS
-        drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
-        self.length = np.clip(drawn.round(), shortest, longest).astype(np.int64)
-
-    @functools.cached_property
-    def han(self) -> uwav.HAN:
         torch.manual_seed(0)
-        return uwav.HAN(self.preset.han["base"]).to(self.device)
+        self.han = uwav.HAN(self.preset.han["base"]).to(device)
 
     @functools.cached_property
     def files(self) -> Files:
         return Files(self.folder / "LLP", FEATURE_SETS["base"], np.full(TRAIN, T))
 
-    def epoch(self) -> list[Row]:
+    def training(self, what: str, steps: int, work: float, note: str, ours: Callable, plain: Callable) -> Line:
+        """Of an epoch, two generators of the losses of epoch 1, 2, ...; the plain one waits for every loss. work: share
+        of a plain step's operations that are not padding."""
+        ours, plain = (itertools.chain.from_iterable(map(x, itertools.count(1))) for x in (ours, plain))
+        seconds = measure(lambda: next(ours), lambda: next(plain).sum().item(), warm=5)
+        return what, *(steps * s for s in seconds), steps * work * operations(lambda: next(plain)), note
+
+    def epoch(self) -> Iterator[Line]:
         config, device = replace(self.preset.train, fast=self.fast), self.device
-        data = random_target(TRAIN, device)
-        steps, model, rng = math.ceil(TRAIN / config.batch), copy.deepcopy(self.han), np.random.default_rng(0)
+        steps, data, model = math.ceil(TRAIN / config.batch), random_target(TRAIN, device), copy.deepcopy(self.han)
         labels = uwav.pseudo_labels(torch.randn(2, TRAIN, T, C, device=device), torch.zeros(2, C, device=device),
                                     data.weak, config)
         forward, losses_of = (devices.accelerate(x, config.fast, device, one_shape=True)
                               for x in (self.han, uwav.han_losses))
-        optimizer, other = (uwav.adamw(x, config) for x in (self.han, model))
-        ours = (loss for epoch in itertools.count(1) for loss in uwav.han_epoch(
-            self.han, forward, losses_of, optimizer, data, labels, config, epoch))
         batches = plain_batches(self.files, config.batch, device)
+        read = SimpleNamespace(audio=data.audio, weak=data.weak, inputs=lambda index: next(batches)[2:])
+        ways = (self.han, forward, losses_of, data), (model, model, uwav.han_losses, read)
+        ours, plain = (functools.partial(uwav.han_epoch, *way[:3], uwav.adamw(way[0], config), way[3], labels, config)
+                       for way in ways)
+        yield self.training("HAN, one epoch with its data", steps, 1, f"batches of {config.batch}, scaled to {steps}",
+                            ours, plain)
 
-        def plain() -> float:
-            index, _, *inputs = next(batches)
-            mixup = uwav.draw_mixup(len(index) * T, config.alpha, rng, device)
-            losses = uwav.han_losses(model, model(*inputs), data.weak[index], labels.of(index), mixup)
-            return plain_update(model, other, losses.sum(), config.clip)
-
-        seconds = measure(lambda: next(ours), plain, warm=5)
-        return [Row("HAN, one epoch with its data", *(steps * s for s in seconds), steps * operations(plain),
-                    f"batches of {config.batch}, scaled to {steps}")]
-
-    def teacher(self) -> list[Row]:
-        config, device, length = replace(self.preset.pretrain, fast=self.fast), self.device, self.length
+    def teacher(self) -> Iterator[Line]:
+        config, device = replace(self.preset.pretrain, fast=self.fast), self.device
+        shortest, mean, longest, deviation = SOURCE_SECONDS
+        drawn = np.random.default_rng(0).normal(mean, deviation, SOURCE)
+        length = np.clip(drawn.round(), shortest, longest).astype(np.int64)
         steps, segments = math.ceil(SOURCE / config.batch), int(length.sum())
         torch.manual_seed(0)
         own = uwav.Teacher(self.preset.teacher).to(device)
@@ -217,29 +191,23 @@ class Bench:
                          for x in ("clap", "clip"))
         text = [F.normalize(x[:SOURCE_CLASSES].float(), dim=-1) for x in (audio, visual)]  # (C, D) each
         label = (torch.rand(segments, SOURCE_CLASSES, device=device) < 0.03).byte()
-        data = SourceSplit(audio, visual, label, length)
-        forward = devices.accelerate(own, config.fast, device, one_shape=False)
-        optimizer, other = (uwav.adamw(x, config) for x in (own, model))
-        ours = (loss for epoch in itertools.count()
-                for loss in uwav.teacher_epoch(own, forward, optimizer, data, text, config, epoch))
         batches = plain_batches(Files(self.folder / "UnAV", ("clap", "clip"), length), config.batch, device)
 
-        def plain() -> float:
-            _, mask, *inputs = next(batches)
-            some = label[: mask.numel()].reshape(*mask.shape, -1).float()  # (B, T, C)
-            return plain_update(model, other, uwav.teacher_loss(*model(*inputs, *text, mask), some, mask,
-                                                                config.pos_weight), config.clip)
+        def read(videos: np.ndarray) -> tuple[Tensor, ...]:
+            _, mask, *inputs = next(batches)  # (B, T), (B, T, D) each
+            return *inputs, label[: mask.numel()].reshape(*mask.shape, -1).float(), mask
 
-        seconds = measure(lambda: next(ours), plain, warm=5)
-        all_segments = config.batch * int(length.max())  # of a plain batch, padding included
+        ways = ((own, devices.accelerate(own, config.fast, device, one_shape=False),
+                 SourceSplit(audio, visual, label, length)), (model, model, SimpleNamespace(length=length, batch=read)))
+        ours, plain = (functools.partial(uwav.teacher_epoch, *way[:2], uwav.adamw(way[0], config), way[2], text, config)
+                       for way in ways)
         batched = uwav.batches_by_length(length, config.batch, config.length_pool, np.random.default_rng(0))
         padded = sum(len(videos) * int(length[videos].max()) for videos in batched)
         note = (f"batches of {config.batch}, scaled to {steps}; padding {padded / segments - 1:.0%}, "
                 f"plain {SOURCE * int(length.max()) / segments - 1:.0%}")
-        return [Row("teacher, one epoch with its data", *(steps * s for s in seconds),
-                    operations(plain) / all_segments * segments, note)]
+        yield self.training("teacher, one epoch with its data", steps, length.mean() / length.max(), note, ours, plain)
 
-    def evaluate(self) -> list[Row]:
+    def evaluate(self) -> Iterator[Line]:
         model, data, part = self.han, random_target(TEST, self.device), TEST // 8
 
         def plain() -> dict[str, float]:
@@ -249,10 +217,10 @@ class Bench:
             return uwav.parsing_scores(*map(torch.cat, zip(*each)), data.audio_truth[:part], data.visual_truth[:part])
 
         seconds, some = measure(lambda: uwav.han_scores(model, data), plain)
-        return [Row("HAN, 1,200 videos parsed and scored", seconds, some * TEST / part,
-                    operations(lambda: uwav.han_probabilities(model, data)), f"plain: {part} videos, scaled")]
+        yield ("HAN, 1,200 videos parsed and scored", seconds, some * TEST / part,
+               operations(lambda: uwav.han_probabilities(model, data)), f"plain: {part} videos, scaled")
 
-    def onnx(self) -> list[Row]:
+    def onnx(self) -> Iterator[Line]:
         """The published HAN (random weights), one thread of a CPU: torch.compile and onnxruntime beside PyTorch."""
         import onnx
 
@@ -260,24 +228,23 @@ class Bench:
 
         torch.manual_seed(0)
         torch.set_num_threads(1)
-        export, rows = export_onnx.exports_of(uwav.HAN().eval(), None)["parser"], []
+        export = export_onnx.exports_of(uwav.HAN().eval(), None)["parser"]
         files = {kind: self.folder / f"han_{kind}.onnx" for kind in ("fp32", "fp16", "int8")}
         onnx.save(export_onnx.trace(export), files["fp32"])
         for kind in ("fp16", "int8"):
             export_onnx.make_variant(kind, files["fp32"], files[kind])
-        sessions = [export_onnx.session(path, threads=1) for path in files.values()]
-        compiled = [torch.compile(export)] * bool(shutil.which("c++"))
-        names = ["torch.compile" for _ in compiled] + [f"onnxruntime {kind}, {path.stat().st_size / 1e6:.1f} MB"
-                                                       for kind, path in files.items()]
+        sessions = {f"onnxruntime {kind}, {path.stat().st_size / 1e6:.1f} MB": export_onnx.session(path, threads=1)
+                    for kind, path in files.items()}
+        compiled = {"torch.compile": torch.compile(export)} if shutil.which("c++") else {}
         for B in (1, 64):
             inputs = export.inputs(B, T, 0)
             feeds = {k: v.numpy() for k, v in inputs.items()}
             plain, *others = (torch.inference_mode()(functools.partial(f, *inputs.values()))
-                              for f in (export, *compiled))
-            eager, *times = measure(plain, *others, *(functools.partial(x.run, None, feeds) for x in sessions))
-            rows += [Row(f"HAN published, batch {B}, {name}", seconds, eager, operations(plain), "plain: PyTorch")
-                     for name, seconds in zip(names, times)]
-        return rows
+                              for f in (export, *compiled.values()))
+            runs = (functools.partial(x.run, None, feeds) for x in sessions.values())
+            eager, *times = measure(plain, *others, *runs)
+            for name, seconds in zip((*compiled, *sessions), times):
+                yield f"HAN published, batch {B}, {name}", seconds, eager, operations(plain), "plain: PyTorch"
 
 
 def on_cards(model_config: uwav.HANConfig) -> str:
@@ -295,7 +262,7 @@ def on_cards(model_config: uwav.HANConfig) -> str:
                       f"launches and {work / 1e9:.3g} GFLOP", *lines, "published: 24 s on an RTX 3090"))
 
 
-ROWS = ("epoch", "teacher", "evaluate", "onnx")  # the last one leaves a single thread
+MEASURED = ("epoch", "teacher", "evaluate", "onnx")  # the last one leaves a single thread
 
 
 # ---- Command line --------------------------------------------------------------------------------
@@ -318,33 +285,28 @@ def machine(device: torch.device) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What things cost, beside the plain way of doing them and the floor.")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)} (default: all)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(MEASURED)} (default: all)")
     parser.add_argument("--preset", choices=PRESETS, help="sizes of the models (default: paper on a GPU, or demo)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
     parser.add_argument("--fast", action="store_true", help="train in bf16 and, on a GPU, with compiled kernels")
     options = parser.parse_args()
-    with one_sentence_errors("begins again", ""):
-        if unknown := set(options.rows) - set(ROWS):
-            raise ValueError(f"{min(unknown)}: no such row; there are {', '.join(ROWS)}")
-        run(options)
-
-
-def run(options: argparse.Namespace) -> None:
-    device = torch.device(devices.choose_device(options.device))
-    preset = options.preset or ("paper" if device.type == "cuda" else "demo")
-    operations_per_s = rate(device, options.fast)
-    print(f"{machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}, preset {preset}, "
-          f"{'bf16' if options.fast else 'single precision'}\n"
-          f"measured: {operations_per_s / 1e9:,.0f} GFLOP/s in matrix products\n\n"
-          + line("what", "ours", "plain way", "ratio", "floor"))
-    with tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder:
-        bench = Bench(options, device, preset, Path(folder))
-        for name in sorted(set(options.rows or ROWS), key=ROWS.index):
-            for row in getattr(bench, name)():
-                print(line(row.what, in_units(row.seconds), in_units(row.plain), f"{row.plain / row.seconds:.2f}x",
-                           in_units(row.operations / operations_per_s), row.note), flush=True)
-    if "epoch" in (options.rows or ROWS):
-        print(f"\n{on_cards(uwav.HANConfig())}")
+    with one_sentence_errors("begins again", ""), tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder:
+        if unknown := set(options.rows) - set(MEASURED):
+            raise ValueError(f"{min(unknown)}: no such row; there are {', '.join(MEASURED)}")
+        device = torch.device(devices.choose_device(options.device))
+        preset = options.preset or ("paper" if device.type == "cuda" else "demo")
+        operations_per_s = rate(device, options.fast)
+        print(f"{machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}, preset {preset}, "
+              f"{'bf16' if options.fast else 'single precision'}\n"
+              f"measured: {operations_per_s / 1e9:,.0f} GFLOP/s in matrix products\n\n"
+              + line("what", "ours", "plain way", "ratio", "floor"))
+        bench, rows = Bench(options, device, preset, Path(folder)), options.rows or MEASURED
+        for name in sorted(set(rows), key=MEASURED.index):
+            for what, ours, plain, work, note in getattr(bench, name)():
+                print(line(what, in_units(ours), in_units(plain), f"{plain / ours:.2f}x",
+                           in_units(work / operations_per_s), note), flush=True)
+        if "epoch" in rows:
+            print(f"\n{on_cards(uwav.HANConfig())}")
 
 
 if __name__ == "__main__":

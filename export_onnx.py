@@ -3,19 +3,9 @@
     python export_onnx.py RUN OUT                                          # a run of run_all.sh
     python export_onnx.py --released-han FILE --released-teacher FILE OUT  # checkpoints of the authors' code, or of one
 
-OUT, the *bundle*, holds (B videos, T segments, C classes; B, T and C are free, of the teacher's inputs too):
-
-    onnx/parser.onnx      features -> gated events, audible, visible, both (bool), and their probabilities
-    onnx/teacher.onnx     CLAP, CLIP, mask and the texts of *any* classes -> logits
-    onnx/labels.onnx      logits, weak labels, thresholds -> hard and soft labels (Eq. 4)
-    onnx/clip_image.onnx  (N, 224, 224, 3) uint8 -> (N, 768)       with --clip-weights
-    onnx/clap_audio.onnx  (N, 48000) float32     -> (N, 512)       with --clap-weights
-    onnx/clip_text.onnx, onnx/clap_text.onnx  (N, 77) tokens -> (N, 768), (N, 512)      with --texts
-    *_tokenizer.json      how a text becomes tokens: files of the library tokenizers
-    texts.json            the classes' text embeddings, for teacher.onnx
-    sample.npz            features of a video of the run, to try it with
-    bundle.json           everything a program must know to use them
-    README.md, config.json, preprocessor_config.json    what hubs of models show
+OUT, the *bundle*, holds onnx/*.onnx (parser, teacher, labels; on demand encoders and smaller variants), bundle.json,
+everything a program must know to use them, and what goes with them: docs/deploy.md lists the files. Of every input and
+output the axes B (videos), T (seconds) and, of the teacher and labels, C (classes) are free.
 
 The files are written to OUT/.part and moved to OUT only when the ONNX checker has passed all of them and onnxruntime
 agrees with PyTorch, at sizes other than the one that was traced. Until then OUT keeps what it had.
@@ -57,10 +47,10 @@ except ModuleNotFoundError as error:
 import uwav
 from common.command import Parser, one_sentence_errors, working_in
 from common.files import atomic, file_hash, hash_of, inside, read_sealed, write_json, write_sealed
-from data import layout
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
-from data.layout import FEATURE_SETS, encoders_of, made_alike, read_index
+from data.layout import ENCODERS, FEATURE_SETS, encoders_of, made_alike, read_index
 from data.splits import load_target, load_text, load_truth
+from parse import BUNDLE_FORMAT
 from train.checkpoints import PARSERS, load_model, settings_of
 from train.manifest import GRAPHS
 from train.stages import OWN_RULES, labels_beside
@@ -70,9 +60,8 @@ from video.encoders import quiet
 OPSETS = (17, 20, 23)  # old runtimes stop at 17; in 23 attention is one node
 OPSET = 17  # of parser, teacher and labels, unless another is asked for
 TRACED = 20  # from which a lower one is converted; of the encoders, too: CLAP's Gelu and CLIP's norm are not in 17
-FORMAT = 2  # of the bundle
 TOLERANCE = 1e-4  # largest difference to PyTorch that is accepted
-SIZES = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
+TRIED = ((1, 1), (1, 10), (1, 60), (2, 60), (7, 10), (64, 1))  # (B, T) that every export is tried at
 FOLDED = 1 << 40  # elements of a constant that may be folded: any
 LARGE = 1024  # numbers of an array that is worth storing in half precision
 TIMED_RUNS, TIMED_SECONDS = 50, 3.0  # of a variant, at most
@@ -80,7 +69,6 @@ ENCODED = 16  # random inputs of an encoder that its variants are compared on
 BITS = dict(fp16=16, int8=7)  # of a variant's weights
 COSINE = 0.995  # of embeddings to those in single precision: a variant of an encoder that is further off is not kept
 SAMPLE_TOKENS = 36  # of the smallest vocabulary: random texts are made of these
-EXAMPLE = dict(B=3, T=5, C=4)  # what is traced: none of the sizes above
 VALUES = {  # of inputs that are not normal random numbers, by shape
     "mask": lambda shape: torch.arange(shape[1]) < torch.randint(1, shape[1] + 1, (shape[0], 1)),  # some are shorter
     **dict.fromkeys(("audio_text", "visual_text"), lambda shape: nn.functional.normalize(torch.randn(shape), dim=-1)),
@@ -147,14 +135,20 @@ class Export(nn.Module):
     def sizes(self) -> list[tuple[int, int]]:
         """(B, T) to try; what has no time is tried once at every B."""
         timed = any("T" in axes for axes in self.axes.values())
-        return list(dict.fromkeys((B, T if timed else 1) for B, T in SIZES))
+        return list(dict.fromkeys((B, T if timed else 1) for B, T in TRIED))
+
+
+def sizes_of(han: uwav.HAN | None) -> dict[str, int]:
+    """Of the inputs that it takes."""
+    sizes = {name: getattr(han.config, f"{name}_dim") for name in ("audio", "visual_2d", "visual_3d")} if han else {}
+    return {name: size for name, size in sizes.items() if size}
 
 
 def exports_of(han: uwav.HAN | None, teacher: uwav.Teacher | None) -> dict[str, Export]:
     """Every file but the encoders, by name."""
     found, logit, C = [], ("B", "T", "C"), ("C",)
     if han is not None:
-        features = {name: ("B", "T", D) for name, D in _feature_sizes(han).items()}
+        features = {name: ("B", "T", D) for name, D in sizes_of(han).items()}
         found.append(Export("parser", lambda *x: gated(*probabilities(han(*x))), features, EVENTS + PROBABILITIES, han))
     found.append(Export("labels", labels, dict(audio_logit=logit, visual_logit=logit, weak=("B", "C"),
                                                audio_threshold=C, visual_threshold=C),
@@ -168,7 +162,7 @@ def exports_of(han: uwav.HAN | None, teacher: uwav.Teacher | None) -> dict[str, 
     return {export.name: export for export in found}
 
 
-ENCODERS = {"clip_image": "clip", "clap_audio": "clap", "clip_text": "clip", "clap_text": "clap"}  # whose weights
+ENCODER_GRAPHS = {"clip_image": "clip", "clap_audio": "clap", "clip_text": "clip", "clap_text": "clap"}  # whose weights
 
 
 def export_of_encoder(name: str, weights: Path | None, activation: str = "quickgelu") -> Export:
@@ -189,22 +183,14 @@ def export_of_encoder(name: str, weights: Path | None, activation: str = "quickg
     return Export(name, clip.embed, dict(pixels=pixels), ("embedding",), clip.model)
 
 
-def _feature_sizes(han: uwav.HAN | None) -> dict[str, int]:
-    """Of the inputs that it takes."""
-    if han is None:
-        return {}
-    sizes = {name: getattr(han.config, f"{name}_dim") for name in ("audio", "visual_2d", "visual_3d")}
-    return {name: size for name, size in sizes.items() if size}
-
-
 # ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
 def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
-    inputs = export.inputs(**EXAMPLE)
+    inputs = export.inputs(B=3, T=5, C=4)  # none of TRIED
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
-    with quiet(), torch.no_grad():  # the exporter speaks of itself
+    with quiet(), torch.no_grad(), mock.patch.object(uwav.HANLayer, "forward", as_one_attention):
         program = torch.onnx.export(
             export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False,
             verbose=False, optimize=False, input_names=list(inputs), output_names=list(export.outputs),
@@ -231,6 +217,19 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     for value in (*graph.input, *graph.output):
         value.doc_string = MEANINGS.get(value.name, "")
     return model
+
+
+def as_one_attention(layer: uwav.HANLayer, x: Tensor, other: Tensor) -> Tensor:
+    """What HANLayer.forward computes without dropout, self- and cross-attention as one of twice the heads, in fewer
+    nodes: x, other (B, T, h) -> (B, T, h)."""
+    own, cross, linear = layer.self_attn, layer.cross_attn, nn.functional.linear
+    weight, bias = (torch.cat(both) for both in zip(own.in_proj.parameters(), cross.in_proj.parameters()))
+    n = 4 * own.hidden  # all of self-attention and cross-attention's query are of x, its key and value of the other
+    z = torch.cat([linear(x, weight[:n], bias[:n]), linear(other, weight[n:], bias[n:])], 2)  # (B, T, 6 h)
+    z = z.unflatten(2, (2, 3, own.heads, -1)).permute(3, 0, 2, 4, 1, 5).flatten(2, 3)  # (3, B, 2 H, T, h/H)
+    y = nn.functional.scaled_dot_product_attention(z[0], z[1], z[2])  # (B, 2 H, T, h/H)
+    weight, bias = torch.cat([own.out_proj.weight, cross.out_proj.weight], 1), own.out_proj.bias + cross.out_proj.bias
+    return layer.feedforward(layer.norm(x + linear(y.transpose(1, 2).flatten(2), weight, bias)))
 
 
 def weigh_by_einsum(graph: onnx.GraphProto) -> None:
@@ -280,7 +279,7 @@ def keep(export: Export, out: Path, properties: dict[str, str], opset: int = TRA
     """Export, check, and only then write NAME.onnx; returns what bundle.json says of it. Raises ValueError."""
     started, path = time.monotonic(), file_of(out, export.name)
     model = trace(export, opset)
-    model.producer_name, model.producer_version = "uwav", str(FORMAT)
+    model.producer_name, model.producer_version = "uwav", str(BUNDLE_FORMAT)
     onnx.helper.set_model_props(model, properties)
     with atomic(path) as temporary:
         onnx.save(model, temporary)
@@ -337,15 +336,14 @@ def find_encoders(choices: dict[str, str | None], source: Source) -> tuple[dict[
 def export_encoders(out: Path, files: dict[str, Path | None], made_with: dict, properties: dict[str, str]) -> dict:
     """The encoders of `find_encoders`, if any, and variants; what bundle.json says of them."""
     entries, kinds = {}, made_with["variants"]
-    for name, whose in ENCODERS.items():
+    for name, whose in ENCODER_GRAPHS.items():
         if whose not in files or (name.endswith("text") and not made_with["texts"]):
             continue
         print(f"{name}: building, tracing and checking it takes minutes, CLIP up to 10 GB of memory", flush=True)
         identity = made_with[f"{whose}_weights"]
         export = export_of_encoder(name, files[whose], identity.get("activation", "quickgelu"))
         with free_batch_size_of_htsat():
-            entry = keep(export, out, properties)
-        entries[name] = entry | dict(weights=identity)
+            entries[name] = keep(export, out, properties) | dict(weights=identity)
         if export.tokenizer:
             export.tokenizer.write_tokenizer(out / f"{whose}_tokenizer.json")
             entries[name]["tokenizer"] = file_hash(out / f"{whose}_tokenizer.json")
@@ -382,10 +380,10 @@ def outputs_of(path: Path, inputs: dict[str, np.ndarray]) -> tuple[dict[str, Ten
     run, one = session(path), {k: x[:1] for k, x in inputs.items()}
     starts = range(0, len(next(iter(inputs.values()))), 64)
     chunks = [run.run(None, {k: x[i : i + 64] for k, x in inputs.items()}) for i in starts]
-    names = [o.name for o in run.get_outputs()]
-    runs = min(TIMED_RUNS, 1 + int(TIMED_SECONDS / timeit.timeit(lambda: run.run(None, one), number=1)))
-    times = timeit.repeat(lambda: run.run(None, one), number=1, repeat=runs)
-    return {n: torch.from_numpy(np.concatenate(x)) for n, x in zip(names, zip(*chunks))}, 1e3 * statistics.median(times)
+    timer = timeit.Timer(lambda: run.run(None, one))
+    times = timer.repeat(min(TIMED_RUNS, 1 + int(TIMED_SECONDS / timer.timeit(1))), 1)
+    outputs = (torch.from_numpy(np.concatenate(x)) for x in zip(*chunks))
+    return dict(zip((o.name for o in run.get_outputs()), outputs)), 1e3 * statistics.median(times)
 
 
 def processor() -> str:
@@ -396,47 +394,40 @@ def processor() -> str:
     return f"{name[1] if name else platform.machine()}{', with VNNI' * ('vnni' in text)}"
 
 
-def compare(got: dict[str, Tensor], reference: dict[str, Tensor], truth: tuple[Tensor, Tensor] | None) -> dict:
-    """Of a variant against single precision; of a parser, also events that flip, and the ten scores if truth is
-    known."""
+def deviation(got: dict[str, Tensor], reference: dict[str, Tensor], truth: tuple[Tensor, Tensor] | None) -> dict:
+    """Of a variant from single precision; of a parser, also events that flip, and the ten scores if truth is known."""
     apart = [float((got[k] - x).abs().max()) for k, x in reference.items() if x.is_floating_point()]
     found = dict(largest_difference=max(apart))
     if "embedding" in got:
         cosine = nn.functional.cosine_similarity(got["embedding"], reference["embedding"])  # (N,)
-        found["smallest_cosine"] = float(cosine.min())
-    else:
-        events = EVENTS[:2]
-        found |= dict(flips=int(sum((got[k] != reference[k]).sum() for k in events)),
-                      predictions=sum(reference[k].numel() for k in events),
-                      events=int(sum(reference[k].sum() for k in events)))
-    if truth is not None:
-        found["scores"] = uwav.parsing_scores(got["audio_event"], got["visual_event"], *truth)
-    return found
+        return found | dict(smallest_cosine=float(cosine.min()))
+    mine, theirs = (torch.stack([x[k] for k in EVENTS[:2]]) for x in (got, reference))  # (2, N, T, C)
+    found |= dict(flips=int((mine != theirs).sum()), predictions=mine.numel(), events=int(theirs.sum()))
+    return found | (dict(scores=uwav.parsing_scores(*mine, *truth)) if truth else {})
 
 
 def keep_variants(name: str, kinds: list[str], out: Path, entry: dict, inputs: dict[str, np.ndarray],
                   truth: tuple[Tensor, Tensor] | None, measured_on: str) -> dict:
     """NAME_KIND.onnx beside NAME.onnx; size, speed, and how far and how often it disagrees. bundle.json's entries."""
-    source, entries = file_of(out, name), {}
-    reference, ms = outputs_of(source, inputs)
-    about = dict(on=measured_on, processor=processor())
-    entry["measured"] = about | dict(ms_batch_1=ms) | compare(reference, reference, truth)
-    for kind in kinds:
-        path = file_of(out, f"{name}_{kind}")
-        with atomic(path) as temporary:
-            make_variant(kind, source, temporary)
-            onnx.checker.check_model(str(temporary))
-        got, ms = outputs_of(path, inputs)
-        measured = about | dict(ms_batch_1=ms) | compare(got, reference, truth)
-        if measured.get("smallest_cosine", 1.0) < COSINE:
-            print(f"{path.name}: not kept, cosine {measured['smallest_cosine']:.4f} to single precision")
-            path.unlink()
-            continue
-        entries[path.stem] = describe(path, session(path)) | dict(weight_bits=BITS[kind], measured=measured)
+    paths, reference, entries = {"": file_of(out, name)}, None, {name: entry}
     print(f"{name}, measured on {measured_on}:")
-    for file, x in {name: entry, **entries}.items():
-        numbers = dict(bytes=x["bytes"]) | {k: n for k, n in x["measured"].items() if isinstance(n, int | float)}
-        print(f"  {file}: " + ", ".join(f"{k} {n:{',' if isinstance(n, int) else '.3g'}}" for k, n in numbers.items()))
+    for kind, path in (paths | {kind: file_of(out, f"{name}_{kind}") for kind in kinds}).items():
+        if kind:
+            with atomic(path) as temporary:
+                make_variant(kind, paths[""], temporary)
+                onnx.checker.check_model(str(temporary))
+            entries[path.stem] = describe(path, session(path)) | dict(weight_bits=BITS[kind])
+        got, ms = outputs_of(path, inputs)
+        reference = reference or got
+        measured = dict(on=measured_on, processor=processor(), ms_batch_1=ms) | deviation(got, reference, truth)
+        entries[path.stem]["measured"] = measured
+        numbers = dict(bytes=path.stat().st_size) | {k: n for k, n in measured.items() if isinstance(n, int | float)}
+        told = ", ".join(f"{k} {n:{',' if isinstance(n, int) else '.3g'}}" for k, n in numbers.items())
+        bad = measured.get("smallest_cosine", 1.0) < COSINE
+        print(f"  {path.stem}: {told}{': not kept' * bad}")
+        if bad:
+            path.unlink()
+            del entries[path.stem]
     return entries
 
 
@@ -463,14 +454,14 @@ class Source:
 
     def describe(self) -> dict:
         """All that a program must know besides the files themselves."""
-        inputs = {}
-        for feature, (name, size) in zip(FEATURE_SETS[self.features], _feature_sizes(self.han).items()):
-            inputs[name] = dict(feature=feature, size=size, per_second=1)
-            if feature and layout.ENCODERS[feature].per_second > 1:
-                inputs[name]["averaged_from"] = layout.ENCODERS[feature].per_second
+        inputs = {name: dict(feature=feature, size=size, per_second=1)
+                  for feature, (name, size) in zip(FEATURE_SETS[self.features], sizes_of(self.han).items())}
+        for x in inputs.values():
+            if x["feature"] and (rate := ENCODERS[x["feature"]].per_second) > 1:
+                x["averaged_from"] = rate
         thresholds = self.thresholds and {m: x.tolist() for m, x in zip(("audio", "visual"), self.thresholds)}
         return dict(
-            format=FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model,
+            format=BUNDLE_FORMAT, name="uwav", classes=self.classes, made_from=self.made_from, model=self.model,
             dry_run=self.dry_run, licence=LICENCE, gate=uwav.GATE, features=dict(set=self.features, inputs=inputs),
             segments=self.segments, preprocessing=dict(
                 recipe_of_training=self.encoders.get("recipe", ""), segment_seconds=1,
@@ -608,9 +599,8 @@ def write_card(out: Path, source: Source, info: dict) -> None:
 
 def export_bundle(source: Source, out: Path, clip_weights: str | None = None, clap_weights: str | None = None,
                   texts: bool = False, variants: tuple[str, ...] = (), opset: int = OPSET) -> dict:
-    """Write the whole bundle; bundle.json last. Raises ValueError if a file does not agree with PyTorch.
-
-    A complete bundle of the same models and options is kept as it is."""
+    """Write the whole bundle; bundle.json last. A complete one of the same models and options is kept as it is. Raises
+    ValueError if a file does not agree with PyTorch."""
     info = source.describe()
     properties = {k: v if isinstance(v, str) else json.dumps(v) for k, v in info.items()}
     weights = [x for m in (source.han, source.teacher) if m is not None for x in m.state_dict().values()]
@@ -687,8 +677,7 @@ def finished_bundle(out: Path, info: dict) -> dict | None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = Parser(
-        description="Export a trained parser to ONNX; every file is checked before it is kept.")
+    parser = Parser(description="Export a trained parser to ONNX; every file is checked before it is kept.")
     parser.add_argument("paths", type=Path, nargs="+", metavar="[RUN] OUT", help="folder of a run; folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the run (default: 0)")
     parser.add_argument("--features", choices=FEATURE_SETS, help="of the run (default: clip_clap, else base)")
@@ -698,14 +687,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")
     parser.add_argument("--heads", type=int, help="of released checkpoints, which do not say (default: as published)")
     parser.add_argument("--teacher-heads", type=int, help="of the teacher, if others than the HAN's")
-    parser.add_argument("--visual-3d-dim", type=int,
-                        help="3D features of a released HAN (default: 512 if it has the published sizes, else 0)")
+    parser.add_argument("--visual-3d-dim", type=int, help="of a released HAN (default: 512 if its sizes are published)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
     parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, help="of parser, teacher, labels (default: "
                         "%(default)s); 23 of the parser alone: its attention is one node, which fewer runtimes know")
-    parser.add_argument("--texts", action="store_true", help="export the text encoders of these weights, too: for "
-                        "`parse.py --classes`")
+    parser.add_argument("--texts", action="store_true", help="also their text encoders, for `parse.py --classes`")
     for kind, what in dict(fp16="in half precision", int8="with 8-bit weights").items():
         parser.add_argument(f"--{kind}", dest="variants", action="append_const", const=kind, default=[],
                             help=f"also parser and encoders {what}, measured")
@@ -724,10 +711,8 @@ def main(arguments: list[str] | None = None) -> None:
         with working_in(out):
             export_bundle(source, out, options.clip_weights, options.clap_weights, options.texts,
                           tuple(sorted(set(options.variants))), options.opset)
-        if source.han is None:
-            print(f"{out}: complete; a teacher alone, which parse.py does not run")
-        else:
-            print(f"{out}: complete; try `python parse.py VIDEO|FEATURES.npz --bundle {out}`")
+        print(f"{out}: complete; " + (f"try `python parse.py VIDEO|FEATURES.npz --bundle {out}`" if source.han else
+                                      "a teacher alone, which parse.py does not run"))
         if source.han and not (options.clip_weights and options.clap_weights):
             print("(without the encoders, which --clip-weights and --clap-weights add: it parses features, not videos)")
 

@@ -7,13 +7,11 @@
 
     python parse.py VIDEO --bundle OUT                   # a video; the bundle has the encoders
     python parse.py FEATURES.npz --bundle OUT            # features: audio (T, Da), visual_2d (T, D2), visual_3d (T, D3)
-    python parse.py OUT/sample.npz --bundle OUT          # to try it: a video that the bundle brings
-    python parse.py ... --json events.json --csv events.csv --plot timeline.png
     python parse.py FOLDER --bundle OUT --csv EVENTS     # all that is in it, into another folder
     python parse.py VIDEO --bundle OUT --classes "kettle,dog,rain"      # your own, by the teacher; needs tokenizers
 
-Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot. OUT was made by export_onnx.py.
-`uv run parse.py ...` brings all of them by itself, in an environment of its own.
+Needs numpy and onnxruntime; av and pillow for videos, matplotlib for --plot; `uv run parse.py ...` brings them all.
+OUT was made by export_onnx.py, and has OUT/sample.npz to try. `--help` names the other outputs.
 """
 
 from __future__ import annotations
@@ -34,12 +32,12 @@ from pathlib import Path
 
 import numpy as np
 
-WINDOW = 10  # segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
+CLIP_SECONDS = 10  # segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
 AT_ONCE = 16  # windows through a graph
-MODALITIES = {"audible": "audio", "visible": "visual", "both": "av"}
+PREFIXES = {"audible": "audio", "visible": "visual", "both": "av"}  # of the names of arrays, by modality
 BUNDLE_FORMAT = 2
 JSON_FORMAT = 1  # of what --json writes (docs/deploy.md)
-TIMES = "seconds from the first time stamp of the file"  # of onsets and offsets
+ORIGIN = "seconds from the first time stamp of the file"  # of onsets and offsets
 # Characters that no text of a bundle has: a terminal may obey them, or they are invisible, or turn what follows around.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 FORMULA = re.compile("'*[=+@\uff0b\uff0d\uff1d\uff20-]")  # how a cell begins that a spreadsheet would compute
@@ -49,7 +47,7 @@ TAKEN = tuple(".npz .mp4 .mkv .webm .avi .mov .m4v .flv .f4v .wmv .asf .mpg .mpe
               ".ogv .ogg .opus .wav .mp3 .m4a .aac .flac .wma .mka .aif .aiff".split())  # of the files in a folder
 NOTES = ".parsed"  # in a folder of outputs; no table, nor JSON, that `uwav.py score` would read
 CLOSEST = 5  # probabilities that are told of where there is no event
-LONGEST = 3600.0  # s of a video: it takes as long to encode, but no more memory than a short one
+LONGEST_VIDEO = 3600.0  # s of a video: it takes as long to encode, but no more memory than a short one
 LARGEST = 1 << 30  # bytes that an .npz file of features may unpack to
 READ_BY_ALL = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # by Node and the page, too
 HALF = 65504  # the largest number in half precision, in which parsers are trained
@@ -69,7 +67,7 @@ class Bundle:
             self.info = json.loads(path.read_text(encoding="utf-8"))
             version, self.classes, self.files = self.info["format"], self.info["classes"], self.info["files"]
             self.feature_set, self.gate = self.info["features"]["set"], self.info["gate"]
-            self.window = self.info.get("segments", WINDOW)  # longer videos are parsed piece by piece
+            self.window = self.info.get("segments", CLIP_SECONDS)  # longer videos are parsed piece by piece
             self.recipe = self.info.get("preprocessing", {}).get("recipe_of_training")  # video/ has the recipes
             self.sizes = {name: x["shape"][-1] for name, x in self.files["parser"]["inputs"].items()}
             numbers, checksums = [self.window, *self.sizes.values()], [f["sha256"] for f in self.files.values()]
@@ -210,7 +208,7 @@ def features_of_file(path: str | Path, bundle: Bundle) -> dict[str, np.ndarray]:
     return {name: arrays[name].astype(np.float32) for name in needed}
 
 
-def features_of_video(path: str | Path, bundle: Bundle, longest: float = LONGEST) -> dict[str, np.ndarray]:
+def features_of_video(path: str | Path, bundle: Bundle, longest: float = LONGEST_VIDEO) -> dict[str, np.ndarray]:
     """CLAP of every second's sound, CLIP of the picture in its middle; ValueError names the file and the cause."""
     if bundle.feature_set != "clip_clap":
         raise ValueError(f"{bundle.folder}: its parser reads feature set {bundle.feature_set!r}, which has no encoders "
@@ -339,7 +337,7 @@ class Parse:
         """Every run of positive segments: class, modality, onset and offset in s, mean probability."""
         found, probability = [], {"audio": self.audio_prob, "visual": self.visual_prob}
         probability["av"] = None if self.lacks else np.minimum(self.audio_prob, self.visual_prob)  # (T, C)
-        for modality, name in MODALITIES.items():
+        for modality, name in PREFIXES.items():
             positive = getattr(self, f"{name}_event")  # (T, C)
             edges = np.diff(np.pad(positive.astype(np.int8), ((1, 1), (0, 0))), axis=0)  # (T + 1, C)
             for c in np.flatnonzero(positive.any(0)):
@@ -400,7 +398,7 @@ def timeline(result: Parse, width: int = 100) -> str:
     ruler = "".join(f"{t:<{10}d}" for t in range(0, T, 10 * per)) if T > 10 else "0" + " " * max(1, T - 1) + str(T)
     lines = [" " * indent + ruler + " s" + (f"   ({per} s a character)" if per > 1 else "")]
     for c in shown:
-        for modality, name in MODALITIES.items():
+        for modality, name in PREFIXES.items():
             positive = getattr(result, f"{name}_event")[:, c]
             marks = "".join("#" if positive[t : t + per].any() else "." for t in range(0, T, per))
             marks = f"({result.lacks[modality]})" if modality in result.lacks else marks
@@ -434,7 +432,7 @@ def plot(result: Parse, title: str, path: Path) -> None:
     T = len(result.av_event)
     figure, axes = plt.subplots(figsize=(9, 1.2 + 0.75 * max(1, len(shown))), layout="constrained")
     for e in result.events():
-        row = shown.index(result.classes.index(e["label"])) + 0.27 * (list(MODALITIES).index(e["modality"]) - 1)
+        row = shown.index(result.classes.index(e["label"])) + 0.27 * (list(PREFIXES).index(e["modality"]) - 1)
         axes.barh(row, e["offset"] - e["onset"], 0.24, left=e["onset"], color=colours[e["modality"]])
     axes.set_yticks(range(len(shown)), [result.classes[c].replace("_", " ") for c in shown])
     axes.set(xlim=(0, T), ylim=(max(1, len(shown)) - 0.5, -0.5), xlabel="s", title=title)
@@ -476,7 +474,7 @@ def write_json(result: Parse, source: Path, bundle: Bundle, path: Path) -> None:
     identity = dict(made_from=bundle.info.get("made_from"),
                     parser=bundle.files[bundle.chosen("teacher") if own else bundle.parser]["sha256"])
     content = dict(format=JSON_FORMAT, source=_named(source), bundle=identity, warnings=warnings(bundle, own),
-                   seconds=len(result.av_event), times=TIMES, threshold=result.threshold, classes=result.classes,
+                   seconds=len(result.av_event), times=ORIGIN, threshold=result.threshold, classes=result.classes,
                    events=result.events(), providers=bundle.providers)
     for name in ("video_prob", "audio_prob", "visual_prob"):
         x = getattr(result, name)
@@ -633,7 +631,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threshold", type=float, metavar="P", help="of both gates, in place of the bundle's")
     parser.add_argument("--top", type=int, metavar="N", help=f"N highest probabilities, too ({CLOSEST} if no event)")
     parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller files, if the bundle has them")
-    parser.add_argument("--longest", type=float, default=LONGEST, metavar="S",
+    parser.add_argument("--longest", type=float, default=LONGEST_VIDEO, metavar="S",
                         help="refuse longer videos (default: %(default)s s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where onnxruntime has it")
     options = parser.parse_args(arguments)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import re
-from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -39,15 +38,10 @@ from uwav import video_scores
 
 # ---- What a run has saved; what is missing, or made from something else, is a FileNotFoundError ----
 
-@dataclass(frozen=True)
 class Saved:
-    run: Path
-    seed: int  # of the models that pictures show
-    data: Path  # packed folder
-
-    @property
-    def folder(self) -> Path:
-        return self.run / f"seed{self.seed}"
+    def __init__(self, run: Path, seed: int, data: Path):
+        """seed: of the models that pictures show; data: the packed folder."""
+        self.run, self.seed, self.data, self.folder = run, seed, data, run / f"seed{seed}"
 
     @cached_property
     def index(self) -> dict:
@@ -156,11 +150,7 @@ def stage_table(saved: Saved) -> str:
     lines = [line.split("\t") for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
     # a line may be torn where the disk was full
     made = [x for x in lines if len(x) == 7 and re.fullmatch("[0-9]{1,9}", x[1]) and x[2] != "kept"]
-    rows = []
-    for title in dict.fromkeys(r[3] for r in made):
-        runs = [r for r in made if r[3] == title]
-        goes = f" in {len(runs)} goes" if len(runs) > 1 else ""
-        rows.append([escape(title), f"{sum(int(r[1]) for r in runs):,} s{goes}", escape(runs[-1][0])])
+    rows = [[escape(r[3]), f"{int(r[1]):,} s", escape(r[0])] for r in made]
     rows.append(["together", f"{sum(int(r[1]) for r in made):,} s", ""])
     where = {name: "; ".join(dict.fromkeys(r[k] for r in made))
              for name, k in (("commit", 4), ("machine", 5), ("command", 6))}
@@ -302,9 +292,8 @@ def teacher_figure(saved: Saved) -> str:
 
 def parser_figure(saved: Saved) -> str:
     terms, scores = ("video (weak labels)", "audible", "visible", "mixed, audible", "mixed, visible"), {}
-    trained = [name for name in ROWS if (saved.parser.parent / name / "han.pt").is_file()]  # the last one is our parser
-    for name in trained:
-        row, path = ROWS[name], saved.parser.parent / name / "han.pt"
+    paths = [(row, saved.parser.parent / name / "han.pt") for name, row in ROWS.items()]
+    for row, path in [x for x in paths if x[1].is_file()]:  # the last one is our parser
         with made_by("python uwav.py train", path):
             history = load_file(path)["history"]
             scores[row.short] = [float(r["val"]["seg_type"]) for r in history if r["val"]]
@@ -413,17 +402,15 @@ def threshold_figure(saved: Saved) -> str:
 
 
 def balance(saved: Saved) -> str:
+    """The weights of Eq. 7-8, and the share of positive labels that they follow from."""
     weak, config, said = load_weak(saved.data, "train"), saved.training, []
     if not config.reweight or any(", no " in what for what in saved.index["llp"].get("clips", {}).values()):
         return ""  # of clips that lack sound or picture, not all is counted
     for modality, logit, threshold in zip(figures.COLOURS, saved.labels.logits["train"], saved.labels.thresholds):
         hard = uwav.hard_labels(logit, threshold, weak)  # (N, T, C)
         w_pos, w_neg = map(float, uwav.class_balance(hard, config.W, config.balance_sum))
-        said.append(f"{100 * hard.mean():.2f} % of what may be {modality}, w_pos {w_pos:.2f}, w_neg {w_neg:.2f}")
-    return paragraph(
-        "Few entries (video, second, class) are positive, so Eq. 7-8 let the classes of the weak label weigh w_pos in "
-        f"the loss and all others w_neg. By the hard labels of the training set: {'; '.join(said)} (W = {config.W:g}"
-        + "; as in the released code, times the number of classes" * config.balance_sum + ").")
+        said.append(f"{100 * hard.mean():.2f} % {modality}, w_pos {w_pos:.2f}, w_neg {w_neg:.2f}")
+    return paragraph(f"Class balance (Eq. 7-8), by the hard labels of the training set: {'; '.join(said)}.")
 
 
 # ---- The whole page ------------------------------------------------------------------------------

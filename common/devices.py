@@ -25,10 +25,10 @@ from common.command import HELD
 if TYPE_CHECKING:  # imported where it is used: commands that compute nothing do without
     import torch
 
-GRAPHS = 64  # compiled versions of one function (shapes, rows of the ablation, feature sets) before PyTorch gives up
+COMPILED = 64  # compiled versions of one function (shapes, rows of the ablation, feature sets) before PyTorch gives up
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 SHARED = ("extract", "pretrain", "train")  # the commands that ranks share
-PATIENCE = timedelta(days=1)  # ranks may finish hours apart; one that dies ends the others at once, through torchrun
+TOGETHER = timedelta(days=1)  # ranks may finish hours apart; one that dies ends the others at once, through torchrun
 
 
 def choose_device(name: str | None) -> str:
@@ -67,7 +67,7 @@ def ranks(options: argparse.Namespace) -> Iterator[None]:
             end.enter_context(contextlib.redirect_stderr(nowhere))
         if RANKS > 1:
             import torch
-            torch.distributed.init_process_group(timeout=PATIENCE)
+            torch.distributed.init_process_group(timeout=TOGETHER)
             end.callback(torch.distributed.destroy_process_group)
         try:
             yield
@@ -149,7 +149,7 @@ def accelerate(function: Callable, on: bool, device: torch.device, one_shape: bo
 def _compiled(one_shape: bool) -> Callable:
     """One compiled function whatever it is to call: the models of all seeds and rows share what was compiled."""
     import torch
-    torch._dynamo.config.recompile_limit = GRAPHS
+    torch._dynamo.config.recompile_limit = COMPILED
 
     def call(function: Callable, *inputs):
         return function(*inputs)

@@ -56,7 +56,6 @@ def class_f_scores(pred: Tensor, truth: Tensor) -> np.ndarray:
 
 def choose_videos(score: np.ndarray, audio_truth: Tensor, visual_truth: Tensor) -> dict[str, int]:
     """Four videos worth a look: score (N,) -> title -> number of the video. Of equals, the one with the most events.
-
     Most unaligned: least overlap in time (intersection over union) of what is audible and what is visible, among the
     classes that are both in that video."""
     a, v = audio_truth.bool(), visual_truth.bool()

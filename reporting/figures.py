@@ -1,17 +1,17 @@
 """The pictures of a report: panels drawn with matplotlib, each as SVG for light and dark pages, all of them as PNG.
 
-A picture is a list of panels of one width, narrow enough for a phone; a page or a PNG sets them side by side. Colours
-are those of Okabe and Ito, told apart by colour-blind readers too, and never the only difference: lines have markers,
-bars have positions.
+A picture is a list of panels of one width, narrow enough for a phone; a page or a PNG sets them side by side. A panel
+draws on the axes that it is given, and returns how many inches high they should be. Colours are those of Okabe and Ito,
+told apart by colour-blind readers too, and never the only difference: lines have markers, bars have positions.
 
 Shapes: T segments, C classes. What is drawn was computed in evidence.py or read from a run's files.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -26,15 +26,15 @@ from common.files import atomic
 from reporting.evidence import Reliability
 
 # light -> dark: drawn in light colours; in SVG each becomes a variable that follows the reader's colour scheme
-INK, PAPER, LINE, FAINT = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"
+INK, PAPER, LINE, GREY = "#1c1c1e", "#ffffff", "#dcd9d3", "#6b6b70"
 BLUE, VERMILION, ORANGE, SKY, GREEN, PURPLE = "#0072b2", "#d55e00", "#e69f00", "#56b4e9", "#009e73", "#cc79a7"
-DARK = {INK: "#ececee", PAPER: "#1f1f22", LINE: "#3c3c42", FAINT: "#a0a0a8", BLUE: "#4a9fe0", VERMILION: "#f4743b",
+DARK = {INK: "#ececee", PAPER: "#1f1f22", LINE: "#3c3c42", GREY: "#a0a0a8", BLUE: "#4a9fe0", VERMILION: "#f4743b",
         ORANGE: "#e69f00", SKY: "#a6d8f5", GREEN: "#2fc295", PURPLE: "#e29bc4"}
 COLOURS = {"audible": BLUE, "visible": VERMILION}
 
 STYLE = {
     "font.size": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "legend.fontsize": 8, "legend.frameon": False,
-    "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "text.color": INK, "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "figure.facecolor": PAPER, "axes.facecolor": "none", "grid.color": LINE, "axes.grid": True, "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "uwav", "hatch.linewidth": 0.6,
     "text.parse_math": False,  # a name with a $ is a name
@@ -43,16 +43,18 @@ WIDTH = 4.6  # inches of a panel: on a phone its letters are as large as the pag
 MARKERS = "osD^vPX"
 
 
-@dataclass(frozen=True)
-class Panel:
-    draw: Callable[[Axes], None]
-    height: float = 2.7  # inches
+Panel = Callable[[Axes], float]
+
+
+def panel(draw: Callable[..., float]) -> Callable[..., Panel]:
+    """For a function of axes and more that draws: what is given now is all but the axes."""
+    return functools.wraps(draw)(lambda *given, **named: lambda axis: draw(axis, *given, **named))
 
 
 def write(panels: list[Panel], folder: Path, name: str) -> list[str]:
     """Every panel as folder/NAME-K.svg, all of them as folder/NAME.png in two columns; returns the SVG texts."""
     with plt.rc_context(STYLE):
-        texts = [_svg(panel) for panel in panels]
+        texts = list(map(_svg, panels))
         for k, text in enumerate(texts, 1):
             with atomic(folder / f"{name}-{k}.svg") as temporary:
                 temporary.write_text(text, encoding="utf-8")
@@ -62,11 +64,12 @@ def write(panels: list[Panel], folder: Path, name: str) -> list[str]:
 
 
 def _save(panels: list[Panel], columns: int, file: Path | io.StringIO, **options) -> None:
-    heights = [max(p.height for p in panels[i : i + columns]) for i in range(0, len(panels), columns)]
-    figure = plt.figure(figsize=(WIDTH * columns, sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
-    for panel, place in zip(panels, grid):
-        panel.draw(figure.add_subplot(place))
+    figure = plt.figure(layout="constrained")
+    grid = figure.add_gridspec(-(-len(panels) // columns), columns)
+    heights = [draw(figure.add_subplot(place)) for draw, place in zip(panels, grid)]
+    heights = [max(heights[i : i + columns]) for i in range(0, len(heights), columns)]  # of rows
+    grid.set_height_ratios(heights)
+    figure.set_size_inches(WIDTH * columns, sum(heights))
     figure.savefig(file, **options)
     plt.close(figure)
 
@@ -96,94 +99,79 @@ def without_rows(axis: Axes) -> None:
     axis.grid(axis="y", visible=False)
 
 
-# ---- Training ------------------------------------------------------------------------------------
+# ---- The panels ----------------------------------------------------------------------------------
 
-def lines(title: str, ylabel: str, series: dict[str, list[float]], strong: str = "") -> Panel:
+@panel
+def lines(axis: Axes, title: str, ylabel: str, series: dict[str, list[float]], strong: str = "") -> float:
     """One line a name over epochs 1, 2, ...; `strong` is drawn thick, and the axis need not begin at 0."""
     colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-
-    def draw(axis: Axes) -> None:
-        for k, (name, values) in enumerate(series.items()):
-            axis.plot(range(1, len(values) + 1), values, label=name, markersize=3.5, marker=MARKERS[k % len(MARKERS)],
-                      markevery=max(1, len(values) // 10), color=INK if name == strong else colours[k % len(colours)],
-                      linewidth=2.4 if name == strong else 1.2)
-        axis.set(title=title, xlabel="epoch", ylabel=ylabel)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if not strong:
-            axis.set_ylim(bottom=0)
-        if len(series) > 1:
-            legend_below(axis)
-
-    return Panel(draw, 2.7 + 0.17 * (len(series) // 2 if len(series) > 1 else 0))
+    for k, (name, values) in enumerate(series.items()):
+        axis.plot(range(1, len(values) + 1), values, label=name, markersize=3.5, marker=MARKERS[k % len(MARKERS)],
+                  markevery=max(1, len(values) // 10), color=INK if name == strong else colours[k % len(colours)],
+                  linewidth=2.4 if name == strong else 1.2)
+    axis.set(title=title, xlabel="epoch", ylabel=ylabel)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if not strong:
+        axis.set_ylim(bottom=0)
+    if len(series) > 1:
+        legend_below(axis)
+    return 2.7 + 0.17 * (len(series) // 2)
 
 
-# ---- Ablation ------------------------------------------------------------------------------------
-
-def forest(title: str, differences: list[tuple[str, dict]]) -> Panel:
+@panel
+def forest(axis: Axes, title: str, differences: list[tuple[str, dict]]) -> float:
     """(name, one score of ablation.paired_differences): mean, interval, and below it every seed."""
-
-    def draw(axis: Axes) -> None:
-        axis.axvline(0, color=INK, linewidth=1)
-        for y, (name, x) in enumerate(differences):
-            low, high = x["interval"]
-            axis.plot([low, high], [y, y], color=BLUE, linewidth=2.5, solid_capstyle="butt")
-            axis.plot(x["mean"], y, "o", color=BLUE, markersize=6)
-            if len(x["by_seed"]) > 1:
-                axis.plot(x["by_seed"], [y + 0.22] * len(x["by_seed"]), "D", color=FAINT, markersize=3.5,
-                          markerfacecolor=PAPER)
-            for where, side, text in ((0, "left", name), (1, "right", f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]")):
-                axis.annotate(text, (where, y - 0.3), ha=side, xycoords=("axes fraction", "data"),
-                              bbox=dict(facecolor=PAPER, edgecolor="none", pad=1))
-        axis.set(title=title, xlabel="points", yticks=[], ylim=(len(differences) - 0.5, -0.75))
-        without_rows(axis)
-
-    return Panel(draw, 0.8 + 0.5 * len(differences))
+    axis.axvline(0, color=INK, linewidth=1)
+    for y, (name, x) in enumerate(differences):
+        low, high = x["interval"]
+        axis.plot([low, high], [y, y], color=BLUE, linewidth=2.5, solid_capstyle="butt")
+        axis.plot(x["mean"], y, "o", color=BLUE, markersize=6)
+        if len(x["by_seed"]) > 1:
+            axis.plot(x["by_seed"], [y + 0.22] * len(x["by_seed"]), "D", color=GREY, markersize=3.5,
+                      markerfacecolor=PAPER)
+        for where, side, text in ((0, "left", name), (1, "right", f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]")):
+            axis.annotate(text, (where, y - 0.3), ha=side, xycoords=("axes fraction", "data"),
+                          bbox=dict(facecolor=PAPER, edgecolor="none", pad=1))
+    axis.set(title=title, xlabel="points", yticks=[], ylim=(len(differences) - 0.5, -0.75))
+    without_rows(axis)
+    return 0.8 + 0.5 * len(differences)
 
 
-# ---- Soft labels as probabilities ----------------------------------------------------------------
-
-def reliability(title: str, curves: dict[str, Reliability]) -> Panel:
+@panel
+def reliability(axis: Axes, title: str, curves: dict[str, Reliability]) -> float:
     """How often labels of a given probability are true, by what the legend says; honest ones lie on the diagonal."""
-
-    def draw(axis: Axes) -> None:
-        axis.axline((0, 0), slope=1, color=FAINT, linestyle=":")
-        for style, colour, (name, r) in zip(("o-", "s--"), (BLUE, VERMILION), curves.items()):
-            seen = r.count > 0  # (bins,)
-            axis.plot(r.probability[seen], r.frequency[seen], style, color=colour, label=name, markersize=4.5)
-        axis.set(title=title, xlabel="soft label", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
-        legend_below(axis, columns=1)
-
-    return Panel(draw, 3.5)
+    axis.axline((0, 0), slope=1, color=GREY, linestyle=":")
+    for style, colour, (name, r) in zip(("o-", "s--"), (BLUE, VERMILION), curves.items()):
+        seen = r.count > 0  # (bins,)
+        axis.plot(r.probability[seen], r.frequency[seen], style, color=colour, label=name, markersize=4.5)
+    axis.set(title=title, xlabel="soft label", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
+    legend_below(axis, columns=1)
+    return 3.5
 
 
-# ---- Timelines -----------------------------------------------------------------------------------
-
-def timeline(title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray,
-             predicted: np.ndarray) -> Panel:
-    """Per class three strips: truth (filled), soft label (the more certain the more opaque), prediction (hatched).
-
-    truth, soft, predicted (T, C) of the classes to show."""
+@panel
+def timeline(axis: Axes, title: str, modality: str, classes: list[str], truth: np.ndarray, soft: np.ndarray,
+             predicted: np.ndarray) -> float:
+    """Per class three strips: truth (filled), soft label (the more certain the more opaque), prediction (hatched); all
+    (T, C), of the classes to show."""
     T, C = truth.shape
     colour = COLOURS[modality]
-
-    def draw(axis: Axes) -> None:
-        for c in range(C):
-            axis.broken_barh(_runs(truth[:, c]), (c - 0.38, 0.2), color=colour)
-            axis.broken_barh([(t, 1) for t in range(T)], (c - 0.1, 0.2), facecolor=[(colour, a) for a in soft[:, c]])
-            axis.broken_barh([(0, T)], (c - 0.1, 0.2), facecolor="none", edgecolor=LINE, linewidth=0.6)
-            axis.broken_barh(_runs(predicted[:, c]), (c + 0.18, 0.2), facecolor="none", edgecolor=colour, hatch="/////",
-                             linewidth=1)
-        for name, y in zip(("truth", "soft label", "predicted") if C else (), (-0.28, 0, 0.28)):  # beside the first
-            axis.annotate(name, (T, y), (3, 0), textcoords="offset points", va="center", fontsize=7, color=FAINT,
-                          annotation_clip=False)
-        axis.set(title=title, xlim=(0, T), ylim=(max(C, 1) - 0.45, -0.55), xlabel="second")
-        axis.set_yticks(range(C), [shorten(c) for c in classes])
-        without_rows(axis)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        if not C:
-            axis.text(T / 2, 0.2, "nothing, in truth and prediction", ha="center", color=FAINT)
-
-    return Panel(draw, 0.85 + 0.5 * max(C, 1))
+    for c in range(C):
+        axis.broken_barh(_runs(truth[:, c]), (c - 0.38, 0.2), color=colour)
+        axis.broken_barh([(t, 1) for t in range(T)], (c - 0.1, 0.2), facecolor=[(colour, a) for a in soft[:, c]])
+        axis.broken_barh([(0, T)], (c - 0.1, 0.2), facecolor="none", edgecolor=LINE, linewidth=0.6)
+        axis.broken_barh(_runs(predicted[:, c]), (c + 0.18, 0.2), facecolor="none", edgecolor=colour, hatch="/////",
+                         linewidth=1)
+    for name, y in zip(("truth", "soft label", "predicted") if C else (), (-0.28, 0, 0.28)):  # beside the first
+        axis.annotate(name, (T, y), (3, 0), textcoords="offset points", va="center", fontsize=7, color=GREY,
+                      annotation_clip=False)
+    axis.set(title=title, xlim=(0, T), ylim=(max(C, 1) - 0.45, -0.55), xlabel="second")
+    axis.set_yticks(range(C), [shorten(c) for c in classes])
+    without_rows(axis)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if not C:
+        axis.text(T / 2, 0.2, "nothing, in truth and prediction", ha="center", color=GREY)
+    return 0.85 + 0.5 * max(C, 1)
 
 
 def _runs(active: np.ndarray) -> list[tuple[int, int]]:
@@ -197,28 +185,24 @@ def shorten(name: str, most: int = 18) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-# ---- Classes -------------------------------------------------------------------------------------
-
-def dots(title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarray],
-         spans: dict[str, np.ndarray] | None = None) -> Panel:
+@panel
+def dots(axis: Axes, title: str, xlabel: str, classes: list[str], series: dict[str, np.ndarray],
+         spans: dict[str, np.ndarray] | None = None) -> float:
     """One row a class, in the order given. series: name -> (C,), NaN: not drawn, percent if there are no spans:
     name -> (C, 2), a bar each."""
     C, colours = len(classes), (BLUE, VERMILION, GREEN)
-    styles = dict(color=SKY), dict(facecolor="none", edgecolor=FAINT, hatch="////")
-
-    def draw(axis: Axes) -> None:
-        axis.use_sticky_edges = False  # of bars, which would end at the frame
-        for (name, bounds), style, y in zip((spans or {}).items(), styles, (0.18, -0.18)):
-            low, high = bounds.T  # (C,) each
-            axis.barh(np.arange(C) + y, high - low, 0.3, low, label=name, linewidth=0.8, **style)
-        for k, (name, values) in enumerate(series.items()):
-            axis.plot(values, range(C), MARKERS[k], label=name, markersize=5.5,
-                      color=colours[k] if not spans else INK, markerfacecolor="none" if k else None)
-        axis.set_yticks(range(C), [shorten(c) for c in classes], fontsize=8)
-        axis.set(title=title, xlabel=xlabel, ylim=(C - 0.4, -0.6))
-        if not spans:
-            axis.set_xlim(-2, 102)
-        if len(series) + len(spans or {}) > 1:
-            legend_below(axis, columns=1 if spans else 2)
-
-    return Panel(draw, 1.2 + 0.2 * C + (0.4 if spans else 0))
+    styles = dict(color=SKY), dict(facecolor="none", edgecolor=GREY, hatch="////")
+    axis.use_sticky_edges = False  # of bars, which would end at the frame
+    for (name, bounds), style, y in zip((spans or {}).items(), styles, (0.18, -0.18)):
+        low, high = bounds.T  # (C,) each
+        axis.barh(np.arange(C) + y, high - low, 0.3, low, label=name, linewidth=0.8, **style)
+    for k, (name, values) in enumerate(series.items()):
+        axis.plot(values, range(C), MARKERS[k], label=name, markersize=5.5,
+                  color=colours[k] if not spans else INK, markerfacecolor="none" if k else None)
+    axis.set_yticks(range(C), [shorten(c) for c in classes], fontsize=8)
+    axis.set(title=title, xlabel=xlabel, ylim=(C - 0.4, -0.6))
+    if not spans:
+        axis.set_xlim(-2, 102)
+    if len(series) + len(spans or {}) > 1:
+        legend_below(axis, columns=1 if spans else 2)
+    return 1.2 + 0.2 * C + (0.4 if spans else 0)

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 from reporting import figures
-from reporting.figures import DARK, FAINT, INK, LINE, PAPER, Panel
+from reporting.figures import DARK, GREY, INK, LINE, PAPER, Panel
 
 
 def section(saved: object, *parts: Callable) -> str:
@@ -38,7 +38,7 @@ def html(notice: str, sections: dict[str, str]) -> str:
     for n, (title, text) in enumerate(sections.items(), 1):
         links.append(f'<li><a href="#section{n}">{escape(title)}</a></li>')
         texts.append(f'<section id="section{n}"><h2>{n}. {escape(title)}</h2>{text}</section>')
-    variables = {"ink": INK, "panel": PAPER, "line": LINE, "faint": FAINT}
+    variables = {"ink": INK, "panel": PAPER, "line": LINE, "faint": GREY}
     return string.Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         notice=notice, links="".join(links), sections="".join(texts),
         light="".join(f"--{name}:{colour};" for name, colour in variables.items()),

@@ -41,6 +41,19 @@ def test_everything_imports_downwards_and_nothing_in_a_circle():
     assert imports("parse", inside=False) == set(), "the deployed parser stands alone"
 
 
+def test_a_constant_has_one_meaning_in_the_whole_house():
+    """But for field/, whose systems stand beside each other, each with its own."""
+    found = {}
+    for name, text in MODULES.items():
+        for node in ast.parse(text).body if not name.startswith("field") else ():
+            target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+            pairs = zip(target.elts, node.value.elts) if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) else [(target, getattr(node, "value", None))]
+            for one, value in pairs:
+                if isinstance(one, ast.Name) and one.id.isupper() and len(one.id) > 1:  # T and C are axes
+                    found.setdefault(one.id, {}).setdefault(ast.unparse(value), []).append(name)
+    assert len(found) > 100 and not {constant: list(values.values()) for constant, values in found.items() if len(values) > 1}
+
+
 def test_the_house_is_small():
     lines = {name: len(text.splitlines()) for name, text in MODULES.items()}
     assert len(list(ROOT.glob("*.py"))) <= 6 and lines["uwav"] <= 780

@@ -49,10 +49,10 @@ SYSTEMS = {
     "full": System("UWAV", JOINT, "Type", PAPER_FULL["base"]),
 }
 TRAINED_HERE = [name for name in SYSTEMS if name not in ROWS]  # the others are rows of the ablation
-BACKBONES = {"han": "HAN", "mgn": "MGN", "mm_pyramid": "MM-Pyramid"}
+NETWORKS = {"han": "HAN", "mgn": "MGN", "mm_pyramid": "MM-Pyramid"}
 LABELS = {"video_only": "weak alone", "valor": "VALOR's", "full": "UWAV's"}  # rows of the ablation
 LABELLERS = {"segment": "per segment, no teacher (VALOR)", "prototypes": "prototypes", "teacher": "teacher (UWAV)"}
-CHOICES = (*TRAINED_HERE, *list(BACKBONES)[1:])
+CHOICES = (*TRAINED_HERE, *list(NETWORKS)[1:])
 
 
 @alone
@@ -76,7 +76,7 @@ def run_systems(context: Context, run: Path, seeds: int, features: str | None, s
             labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
             first.append(partial(train_row, seeded, rows / name, labels, row.setting, features))
             first += [partial(train_row, seeded, field / f"{net}_{name}", labels, row.setting, features, net)
-                      for net in list(BACKBONES)[1:] if net in chosen]
+                      for net in list(NETWORKS)[1:] if net in chosen]
         if "leap" in chosen:
             first.append(partial(train_leap, seeded, field / "leap", run / "labels_segment.npz", features))
         if {"jomold", "coleaf"} & set(chosen):
@@ -184,7 +184,7 @@ def tables(field: dict) -> list[Table]:
         labels.append(our_row(LABELLERS[name], values, SCORES[:5]))
         labels += [paper_row(PAPER_LABELS[name].values())] if name in PAPER_LABELS else []
     networks = [our_row(f"{title}, {whose}", scores[name]) for (net, title), (whose_row, whose) in itertools.product(
-        BACKBONES.items(), LABELS.items()) if (name := whose_row if net == "han" else f"{net}_{whose_row}") in scores]
+        NETWORKS.items(), LABELS.items()) if (name := whose_row if net == "han" else f"{net}_{whose_row}") in scores]
     return [
         (f"Table 1: parsing scores on the test split, features {field['features']} ({spread}). Each system decides by "
          "its own published rule; joint: segment-level Type if all decided like the HAN", [*SHORT, "joint"], systems),

@@ -32,12 +32,12 @@ HALF_WRITTEN = ((r"\.([^/]+)\.part(\.\w+)$", r"\1\2"), (rf"^(data/){PART}/|^(bun
 def is_ours(name: str) -> bool:
     """Whether a run writes a file of this name into its folder, whole or for a while."""
     from train.ablation import ROWS, SWEEP  # with PyTorch
-    from train.field import BACKBONES, CHOICES, LABELS
+    from train.field import NETWORKS, CHOICES, LABELS
 
     for pattern, whole in (*HALF_WRITTEN, ("^seed[0-9]+/", "seed0/")):
         name = re.sub(pattern, whole, name)
     folder, _, file = name.rpartition("/")
-    others = ["noise", *CHOICES, *(f"{network}_{row}" for network in BACKBONES for row in LABELS)]
+    others = ["noise", *CHOICES, *(f"{network}_{row}" for network in NETWORKS for row in LABELS)]
     trained = [*ROWS, *SWEEP, *(f"field/{x}" for x in others)]
     return any(name in (place + x for x in files) for place, files in FILES.items()) or (
         file in ROW and folder in [f"seed0/{features}/{row}" for features in FEATURE_SETS for row in trained])

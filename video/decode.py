@@ -31,7 +31,7 @@ from common.command import follow_the_parent
 from video import IMAGE_SIZE, RECIPES, SAMPLE_RATE, Recipe
 
 SEEN_AT = 0.5  # of the time that a kept picture stands for
-PICTURES = {"middle": 1, "linspace": 8}  # kept for each second
+KEPT = {"middle": 1, "linspace": 8}  # kept for each second
 LONGEST_SOUND = 10  # s that CLAP reads
 TAIL = 0.1  # s: a last segment shorter than this is no segment (containers overrun by a frame or two)
 CUT_SHORT = 0.5  # s that may be missing from the length that the container declares
@@ -252,7 +252,7 @@ class _Images(_Stream):
         if self.frame is None:
             self.frame, self.first = frame, time  # what comes before the first frame looks like it
         # The middles of what these pictures stand for lie before `time`.
-        self._keep_until(math.ceil(time * PICTURES[self.file.recipe.frames] - SEEN_AT))
+        self._keep_until(math.ceil(time * KEPT[self.file.recipe.frames] - SEEN_AT))
         self.frame, self.picture = frame, None
         self.frames += 1
         usual = (time - self.first) / max(1, self.frames - 1)  # s from frame to frame
@@ -268,7 +268,7 @@ class _Images(_Stream):
     def segments(self, T: int) -> np.ndarray:
         chosen = np.arange(T)
         if self.file.recipe.frames == "linspace":
-            frames = max(1, round(self.end * PICTURES["linspace"]))  # as many as `ffmpeg -r 8` would write
+            frames = max(1, round(self.end * KEPT["linspace"]))  # as many as `ffmpeg -r 8` would write
             chosen = np.linspace(0, frames - 1, T).round().astype(int)
         self._keep_until(chosen[-1] + 1)
         return self.all_kept(chosen[-1] + 1)[chosen]  # (T, 224, 224, 3) or (T, D)

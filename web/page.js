@@ -1,5 +1,5 @@
 // What a person does on the page: choose a bundle and a file, look, move, save.
-import {MODALITIES, csvOf, decide, describe, featuresOfVideo, highest, parse} from "./parser.js";
+import {PREFIXES, csvOf, decide, describe, featuresOfVideo, highest, parse} from "./parser.js";
 import {Remote} from "./remote.js";
 
 const $ = (id) => document.getElementById(id);
@@ -148,7 +148,7 @@ function show() {
   $("strips").replaceChildren();
   for (const label of found) {
     const line = element("div", "event"), title = label.replaceAll("_", " "), bars = element("div", "");
-    for (const [modality, m] of Object.entries(MODALITIES)) {
+    for (const [modality, m] of Object.entries(PREFIXES)) {
       const there = result.probability[m]; // nothing to say of a stream that is not there
       const strip = there ? element("canvas", modality) : element("div", `absent ${modality}`, result.lacks);
       strip.dataset.row = rows.length;

@@ -8,11 +8,11 @@
 
 import {timesOf} from "./container.js";
 
-export const WINDOW = 10; // segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
-export const MODALITIES = {audible: "audio", visible: "visual", both: "av"};
+export const CLIP_SECONDS = 10; // segments: of LLP's clips. The bundle knows how long those were that its parser was trained on
+export const PREFIXES = {audible: "audio", visible: "visual", both: "av"};
 const BUNDLE_FORMAT = 2;
 const JSON_FORMAT = 1; // of what `describe` returns (docs/deploy.md)
-const TIMES = "seconds from the first time stamp of the file"; // of onsets and offsets
+const ORIGIN = "seconds from the first time stamp of the file"; // of onsets and offsets
 const SIZE = 224; // pixels of a picture's side
 const RATE = 48000; // Hz
 const HALF = 65504; // the largest number in half precision, in which parsers are trained
@@ -29,7 +29,7 @@ const LARGEST = 2 ** 31; // bytes, about, that a browser reads in one piece
 export class Bundle {
   // variant: "fp16" or "int8", for smaller graphs: the parser, which must have it, and the encoders that do.
   constructor(info, variant = "") {
-    Object.assign(this, {info, variant, classes: info.classes, window: info.segments ?? WINDOW});
+    Object.assign(this, {info, variant, classes: info.classes, window: info.segments ?? CLIP_SECONDS});
     Object.assign(this, {sessions: {}, providers: {}, refused: {}}); // by graph
     this.parser = this.chosen("parser");
     if (variant && this.parser === "parser") throw new Error(`the bundle has no ${variant} parser; export it with --${variant}`);
@@ -119,7 +119,7 @@ export class Bundle {
 const DEVICES = {cpu: "CPU", wasm: "WASM", webgpu: "WebGPU"};
 
 function isWhole(info) {
-  const {format, classes, files, gate, segments = WINDOW} = info ?? {}, inputs = files?.parser?.inputs;
+  const {format, classes, files, gate, segments = CLIP_SECONDS} = info ?? {}, inputs = files?.parser?.inputs;
   if (format !== BUNDLE_FORMAT || !Array.isArray(classes) || !inputs?.audio || !inputs.visual_2d) return false;
   const numbers = [segments, ...Object.values(inputs).map((x) => x?.shape?.at?.(-1))];
   return classes.length > 0 && new Set(classes).size === classes.length && gate > 0 && gate < 1 && typeof gate === "number"
@@ -232,7 +232,7 @@ export function decide(result, threshold) {
 export function highest({T, C, classes, probability, around, threshold}, count) {
   const found = [], above = Math.fround(threshold);
   for (const modality of ["audible", "visible"]) {
-    const p = probability[MODALITIES[modality]];
+    const p = probability[PREFIXES[modality]];
     for (let c = 0; p && c < C; c++) {
       let t = 0;
       for (let later = 1; later < T; later++) if (p[later * C + c] > p[t * C + c]) t = later;
@@ -250,7 +250,7 @@ export function describe(result, bundle, source) {
   const table = (p) => p && Array.from({length: T}, (_, t) => Array.from(p.subarray(t * C, (t + 1) * C), round));
   return {
     format: JSON_FORMAT, source, bundle: {made_from: bundle.info.made_from ?? null, parser: bundle.info.files[bundle.parser].sha256},
-    warnings: bundle.warnings, seconds: T, times: TIMES, threshold, classes, events: events.map((e) => ({...e, probability: round(e.probability)})),
+    warnings: bundle.warnings, seconds: T, times: ORIGIN, threshold, classes, events: events.map((e) => ({...e, probability: round(e.probability)})),
     providers: bundle.providers, video_prob: classes.map((_, c) => round(around.reduce((top, x, i) => i % C === c ? Math.max(top, x) : top, 0))),
     audio_prob: table(probability.audio), visual_prob: table(probability.visual),
   };
@@ -267,7 +267,7 @@ export function csvOf(result, source) {
 function events({T, C, classes, probability, event}) {
   const found = [];
   for (let c = 0; c < C; c++) {
-    for (const [modality, m] of Object.entries(MODALITIES)) {
+    for (const [modality, m] of Object.entries(PREFIXES)) {
       for (let t = 0; t < T; t++) {
         if (!event[m][t * C + c]) continue;
         const onset = t;

@@ -172,7 +172,7 @@ def traced_before() -> None:
         return model
 
     export_onnx.trace = trace
-    export_onnx.SIZES = ((1, 1), (2, 10))  # that are compared with PyTorch
+    export_onnx.TRIED = ((1, 1), (2, 10))  # that are compared with PyTorch
 
 
 def tiny_world() -> None:

@@ -14,7 +14,7 @@ from uwav import SourceSplit
 
 
 def test_padding_to_the_longest_of_all_leaves_the_masked_loss_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "FILES", 4)
+    monkeypatch.setattr(bench, "COPIES", 4)
     length = np.array([12, 10, 30, 31])
     files = bench.Files(tmp_path, ("clap", "clip"), length)
     number, mask, audio, visual = torch.utils.data.default_collate([files[n] for n in range(4)])
@@ -24,7 +24,7 @@ def test_padding_to_the_longest_of_all_leaves_the_masked_loss_as_it_is(tmp_path,
 
 
 def test_files_are_read_again_and_again_in_the_shapes_of_the_authors_download(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "FILES", 2)
+    monkeypatch.setattr(bench, "COPIES", 2)
     files = bench.Files(tmp_path, bench.FEATURE_SETS["base"], np.full(5, bench.T))
     number, mask, *features = files[3]
     assert len(files) == 5 and number == 3 and mask.all() and [tuple(x.shape) for x in features] == [(10, 128), (80, 2048), (10, 512)]

@@ -128,6 +128,13 @@ def test_parser_is_the_model_and_the_gate(bundle, han, B, T):
         assert got[name].dtype == bool and np.array_equal(got[name], x.numpy())
 
 
+def test_both_attentions_of_a_layer_are_one_in_the_graph(bundle, han):
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(bundle / "onnx/parser.onnx").graph.node]
+    assert kinds.count("Softmax") == 2 * len(han.layers) + 2  # a layer and modality; the pooling has two
+
+
 def test_teacher_serves_a_class_list_it_has_never_seen(bundle, finished):
     teacher = checkpoints.load_model(finished / "seed0/teacher.pt")
     torch.manual_seed(0)
@@ -298,7 +305,7 @@ def test_fusion_clap_exports_as_well(tmp_path, monkeypatch):
     from video import encoders
 
     monkeypatch.setattr(encoders, "clap_architecture", lambda state, weights: (True, "tiny", 768))
-    monkeypatch.setattr(export_onnx, "SIZES", ((1, 1), (2, 1), (7, 1)))
+    monkeypatch.setattr(export_onnx, "TRIED", ((1, 1), (2, 1), (7, 1)))
     export = export_onnx.export_of_encoder("clap_audio", None)
     with export_onnx.free_batch_size_of_htsat():
         assert export_onnx.keep(export, tmp_path, {})["verified"]["largest_difference"] < 1e-4

@@ -455,10 +455,10 @@ def test_from_ones_own_videos_to_events_of_a_new_one(own, finished, bundle, anno
     assert ("annotated: 3 (val)" in first and "nothing at all" in first) if annotated else "nothing can be scored" in first
     # The encoders take a minute to export: in one of the two cases. The other is given the features of a clip.
     weights = ["--int8"] if annotated else ["--clip-weights", "random", "--clap-weights", "random"]
-    monkeypatch.setattr(export_onnx, "SIZES", ((1, 1), (2, 10)))  # that are compared with PyTorch; test_export.py has all
+    monkeypatch.setattr(export_onnx, "TRIED", ((1, 1), (2, 10)))  # that are compared with PyTorch; test_export.py has all
     trace = export_onnx.trace  # of encoders, the graphs that the same random weights gave before
     monkeypatch.setattr(export_onnx, "trace", lambda export, opset: onnx.load(export_onnx.file_of(bundle, export.name))
-                        if export.name in export_onnx.ENCODERS else trace(export, opset))
+                        if export.name in export_onnx.ENCODER_GRAPHS else trace(export, opset))
     with tiny_extract.small_encoders():
         export_onnx.main([str(run), str(run / "bundle"), *weights])
     assert annotated or "clip_image: building, tracing and checking it takes minutes" in capsys.readouterr().out

@@ -32,7 +32,7 @@ hub.make(home)
 import export_onnx, tiny_extract
 from video import encoders
 encoders.ROBERTA_VOCABULARY = len(hub.VOCABULARY)
-export_onnx.ENCODERS = {name: whose for name, whose in export_onnx.ENCODERS.items() if name.endswith("text")}  # the others take minutes
+export_onnx.ENCODER_GRAPHS = {name: whose for name, whose in export_onnx.ENCODER_GRAPHS.items() if name.endswith("text")}  # the others take minutes
 texts = phrases.read_text(encoding="utf-8").splitlines()
 with tiny_extract.small_encoders():
     export_onnx.main([str(run), str(out), "--clip-weights", "random", "--clap-weights", "random", "--texts", "--fp16"])
