@@ -229,7 +229,36 @@ def test_training_stopped_after_any_epoch_resumes_to_the_same_weights_and_histor
 # ---- refusing ----
 
 
+@pytest.mark.parametrize("field", ["hidden=16", "heads=2", "feedforward=16", "layers=1", "dropout=0.2"])
+@pytest.mark.parametrize("stage", ["ablate", "field"])
+def test_a_name_by_which_teacher_and_parsers_would_change_is_refused_before_any_work(world, tmp_path, stage, field):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([stage, str(world), str(tmp_path / "out"), "--preset", "demo", "--device", "cpu", "--set", field])
+    assert stop.value.code == f"error: --set {field}: both networks have {field.split('=')[0]}; say teacher.{field}, han.{field}, or both"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_field_is_set_for_the_teacher_for_the_parsers_or_where_it_has_one_name_for_whom_it_is():
+    def made(*overrides: str) -> list:
+        context, demo = stages.Context(Path("data"), "demo", overrides=overrides), presets.PRESETS["demo"]
+        return [context.config(x) for x in (demo.teacher, demo.pretrain, demo.han["clip_clap"], demo.train, *(x for pair in demo.field.values() for x in pair))]
+
+    before, names = made(), ("hidden", "heads", "feedforward", "layers", "dropout", "epochs", "peak_lr")
+    for name in names:
+        old = [getattr(x, name, None) for x in before]
+        value = 12 if isinstance(old[0] or old[1], int) else 0.25
+        for whose, parsers in (("teacher.", False), ("han.", True)):
+            new = [getattr(x, name, None) for x in made(f"{whose}{name}={value}")]
+            assert new == [value if x is not None and (k > 1) == parsers else x for k, x in enumerate(old)]
+        assert made(f"{name}={value}") == made(f"teacher.{name}={value}", f"han.{name}={value}")
+    assert made("alpha=3", "audio_scale=1", "pos_weight=2") == made("han.alpha=3", "teacher.audio_scale=1", "teacher.pos_weight=2") != before
+    cli.parse_overrides(("alpha=3", "audio_scale=1", "epochs=2", "peak_lr=0.1", "teacher.hidden=8", "han.heads=2"), both=True)
+
+
 @pytest.mark.parametrize("arguments, message", [
+    (["ablate", "DATA", "out", "--set", "teacher.hiden=8"], "no such field; did you mean teacher.hidden?"),
+    (["ablate", "DATA", "out", "--set", "teacher.alpha=1"], "--set teacher.alpha=1: no such field"),
+    (["field", "DATA", "out", "--set", "han.heads=two"], "han.heads takes a value of type int"),
     (["pretrain", "nowhere", "out"], "nowhere is not a (complete) packed folder"),
     (["pretrain", "DATA", "out", "--set", "epoch=3"], "no such field; did you mean epochs?"),
     (["pretrain", "DATA", "out", "--set", "epochs=many"], "epochs takes a value of type int"),

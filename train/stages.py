@@ -50,7 +50,7 @@ class Context:
 
     def config(self, config):
         """A config of the preset with the overrides that concern it, and this seed added to its own, if it has one."""
-        config = replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+        config = changed(config, parse_overrides(self.overrides))
         return replace(config, seed=config.seed + self.seed) if hasattr(config, "seed") else config
 
     def target(self, split: str, features: str) -> TargetSplit:
@@ -70,27 +70,37 @@ def _target(data: Path, identity: str, split: str, features: str, device: str, s
 
 
 FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # no fields for --set
-CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig,
-           *dict.fromkeys(type(x) for pair in PRESETS["paper"].field.values() for x in pair))
+CONFIGS = {uwav.TeacherConfig: "teacher.", uwav.PretrainConfig: "teacher.", uwav.HANConfig: "han.",
+           uwav.TrainConfig: "han.", **{type(x): "han." for pair in PRESETS["paper"].field.values() for x in pair}}
 
 
-def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float | str]:
-    """("epochs=3", ...) -> {"epochs": 3, ...}; ValueError for an unknown field or a value of the wrong type."""
-    types = {f.name: f.type for config in CONFIGS for f in fields(config) if f.name not in FROM_DATA}
+def changed(config, values: dict):
+    """A config with the values that concern it: of its fields, by their names alone or with whose they are before."""
+    values = {name.removeprefix(CONFIGS[type(config)]): value for name, value in values.items()}
+    return replace(config, **{name: value for name, value in values.items() if hasattr(config, name)})
+
+
+def parse_overrides(overrides: tuple[str, ...], both: bool = False) -> dict[str, bool | int | float | str]:
+    """("epochs=3", "han.heads=4") -> {"epochs": 3, "han.heads": 4}; ValueError for an unknown field, a value of the wrong
+    type and, if a command builds both a teacher and parsers, a name by which the networks of both would change."""
+    types = {whose + f.name: f.type for config, prefix in CONFIGS.items() for f in fields(config)
+             if f.name not in FROM_DATA for whose in ("", prefix)}
     read = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
     values = {}
     for text in overrides:
         name, _, value = text.partition("=")
         if name not in types:
-            meant = did_you_mean(name, types) or f"; there are {', '.join(types)}"
+            meant = did_you_mean(name, types) or f"; there are {', '.join(x for x in types if '.' not in x)}"
             raise ValueError(f"--set {text}: no such field{meant}")
+        if both and hasattr(uwav.TeacherConfig, name) and f"han.{name}" in types:
+            raise ValueError(f"--set {text}: both networks have {name}; say teacher.{text}, han.{text}, or both")
         try:
             values[name] = read[types[name]](value.lower() if types[name] == "bool" else value)
         except (ValueError, KeyError):
             raise ValueError(f"--set {text}: {name} takes a value of type {types[name]}") from None
     for config in CONFIGS:  # now, not after the stages before
         try:
-            check_fields(replace(config(), **{k: v for k, v in values.items() if hasattr(config, k)}))
+            check_fields(changed(config(), values))
         except ValueError as error:
             raise ValueError(f"--set {error}") from None
     return values

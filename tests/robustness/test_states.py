@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import parse
+import conftest
 from common import files
 from conftest import ROOT
 from data import demo_world, layout, pack, splits
@@ -19,8 +20,7 @@ from sources import write_source
 from train import checkpoints, cli
 
 TINY = replace(demo_world.WorldConfig(), train=12, val=6, test=6, source_train=6, source_validation=3, source_test=3)
-SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1",
-         "--set", "epochs=1")
+SMALL = (*conftest.SMALL, "--set", "epochs=1")
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ import features
 import report
 import uwav
 from common import files
-from conftest import need
+from conftest import SMALL, need
 from data import annotations, pack, splits
 from sources import write_own
 from train import checkpoints, cli, stages
@@ -28,7 +28,6 @@ CLASSES = ("dog", "door bell")
 LENGTHS = dict.fromkeys("abcdef", 4)
 LABELS = "video,labels\na,dog\nb,dog; door bell\nc,\nd,door bell\n"
 EVENTS = "video,modality,onset,offset,label\n"
-SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
 
 
 def read(folder: Path, labels: str | bytes, events: str | None = None, lengths: dict = LENGTHS, **options) -> tuple[annotations.LLP, list[str]]:
