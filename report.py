@@ -33,7 +33,7 @@ from train import field
 from train.ablation import COVERAGE, RESAMPLES, ROWS, Table, cell, tables
 from train.checkpoints import check_fields, load_file, settings_of
 from train.stages import (SHORT, THRESHOLDS, Labels, dead_branch, labels_beside, no_better_than_silence,
-                          read_predictions, read_quality, trivial_scores)
+                          read_predictions, trivial_scores)
 from uwav import video_scores
 
 
@@ -203,8 +203,7 @@ def own_result(saved: Saved) -> str:
     index = saved.index["llp"]
     annotated = {s: len(ids) for s, ids in index["videos"].items() if s != "train"}
     learned, teacher = len(index["videos"]["train"]), saved.parser.name == "full"
-    told = read_quality(saved.folder / f"labels_{'teacher' if teacher else 'segment'}.npz")
-    weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in told.get("weak_thresholds", {}).items() if names)
+    weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in saved.labels.weakly.items() if names)
     rule = saved.labels.settings.get("thresholds", "val")
     sentences = [
         f"{learned + sum(annotated.values())} clips of {index['segments']} s, {len(index['classes'])} classes; learned "

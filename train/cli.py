@@ -38,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
                              help="paper: the published run; demo: small models for a CPU")
             sub.add_argument("--seed", type=int, default=0, help="added to the published seeds; 0 is the published run")
             sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
-                             help="change a field of the configurations at the top of uwav.py, e.g. --set temperature=1 "
-                                  "(repeatable); teacher.FIELD or han.FIELD: for the teacher or for the parsers alone. "
+                             help="change a field of the configurations on top of uwav.py, e.g. --set temperature=1 "
+                                  "(repeatable). teacher.FIELD or han.FIELD: for the teacher or for the parsers alone. "
                                   "Without, a field of the training, like epochs, is changed for both; one of the "
                                   "networks, like hidden, only by a stage that trains one of them")
             sub.add_argument("--fast", action="append_const", const="fast=true", dest="overrides",

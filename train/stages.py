@@ -26,7 +26,7 @@ from common.files import file_hash, made_by, plain, read_arrays, read_sealed, re
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import (check_source, dry_run, encoders_of, feature_set_of, made_alike, packed_feature_sets,
                          read_index)
-from data.splits import load_source, load_target, load_text
+from data.splits import load_source, load_target, load_text, load_truth, load_weak
 from field import coleaf, jomold, mgn, mm_pyramid, prototypes
 from train import lacking
 from train.checkpoints import PARSERS, Run, check_fields, load_file, load_model, settings_of
@@ -81,8 +81,8 @@ def changed(config, values: dict):
 
 
 def parse_overrides(overrides: tuple[str, ...], both: bool = False) -> dict[str, bool | int | float | str]:
-    """("epochs=3", "han.heads=4") -> {"epochs": 3, "han.heads": 4}; ValueError for an unknown field, a value of the wrong
-    type and, if a command builds both a teacher and parsers, a name by which the networks of both would change."""
+    """("epochs=3", "han.heads=4") -> {"epochs": 3, "han.heads": 4}; ValueError for an unknown field, a wrong value and,
+    if a command builds both a teacher and parsers, a name by which the networks of both would change."""
     types = {whose + f.name: f.type for config, prefix in CONFIGS.items() for f in fields(config)
              if f.name not in FROM_DATA for whose in ("", prefix)}
     read = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
@@ -174,6 +174,7 @@ class Labels:
     settings: dict
     logits: dict[str, tuple[Tensor, Tensor]]  # split -> audio, visual (N, T, C)
     thresholds: tuple[Tensor, Tensor]  # audio, visual (C,)
+    weakly: dict[str, list[str]]  # modality -> the classes with a threshold from weak labels
 
 
 @alone
@@ -182,9 +183,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz; from a
     parser's own idea of the classes (field/prototypes.py) out/labels_prototypes.npz.
 
-    Beside it, as .json: the segment- and event-level scores of the hard labels on val and test and, for each modality,
-    the classes with a threshold from weak labels. rule: a key of THRESHOLDS. try_out: take a teacher that has seen
-    nothing real."""
+    rule: a key of THRESHOLDS. try_out: take a teacher that has seen nothing real."""
     index = read_index(context.data)
     model, ours = teacher and load_model(teacher, context.device, kind=uwav.Teacher), dry_run(index)
     saw = seen_by(teacher, ours, try_out)
@@ -192,11 +191,10 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None, dry_run="; ".join(reasons))
     settings |= {} if rule == "val" else dict(thresholds=rule)
     settings |= dict(prototypes=file_hash(own)) if own else {}
-    path, finished = out / f"labels_{'teacher' if teacher else 'prototypes' if own else 'segment'}.npz", False
-    with contextlib.suppress(FileNotFoundError, ValueError):  # damaged, or with scores of other labels: made again
+    path, made_with = out / f"labels_{'teacher' if teacher else 'prototypes' if own else 'segment'}.npz", None
+    with contextlib.suppress(FileNotFoundError, ValueError):  # damaged: made again
         made_with = read_labels(path, "cpu").settings
-        finished = made_with != settings or bool(read_quality(path))
-    if finished:
+    if made_with:
         return check_finished(path, settings, made_with)
     if teacher:
         check_encoders(teacher, context)
@@ -204,7 +202,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     parser = own and load_model(own, context.device, kind=uwav.HAN)
     features = feature_set_of(parser.config, own) if parser else "clip_clap"
     splits = {s: context.target(s, features) for s in index["llp"]["videos"]}
-    arrays, quality, weakly, thresholds = {}, {}, {}, []
+    arrays, weakly = {}, {}
     if parser:
         logits = prototypes.logits(parser, splits)
     else:
@@ -217,27 +215,20 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
         weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
         arrays |= {f"threshold_{modality}": threshold, **{f"{s}_{modality}": x for s, x in logit.items()}}
-        thresholds.append(threshold)
-    annotated = [s for s, x in splits.items() if x.audio_truth is not None]
-    for s in annotated:
-        hard = [uwav.hard_labels(z, theta, splits[s].weak) for z, theta in zip(logits[s], thresholds)]
-        quality[s] = uwav.parsing_scores(*hard, splits[s].audio_truth, splits[s].visual_truth)
-    write_arrays(path, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
+    write_arrays(path, settings=np.array(json.dumps(settings)), weakly=np.array(json.dumps(weakly)),
+                 **{k: v.cpu().numpy() for k, v in arrays.items()})
     if any(weakly.values()):
-        quality["weak_thresholds"] = weakly
         print(f"{path}: thresholds from weak labels alone: "
               + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
-    write_sealed(path.with_suffix(".json"), dict(quality, labels=file_hash(path)))
-    for s in annotated[-1:]:
-        print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
+    for s in [s for s, x in splits.items() if x.audio_truth is not None][-1:]:
+        print(f"{path}: hard labels on {s}: {one_line(label_scores(path, context.data, s))}")
 
 
-def read_quality(labels: Path) -> dict:
-    """The scores beside labels. Raises FileNotFoundError or ValueError, also if they are those of other labels."""
-    path = labels.with_suffix(".json")
-    quality = read_sealed(path, "python uwav.py label")
-    check_source(path, quality.get("labels", ""), labels, "python uwav.py label")
-    return quality
+def label_scores(path: Path, data: Path, split: str) -> dict[str, float]:
+    """The ten scores of the hard labels of a file on a split. Raises FileNotFoundError or ValueError naming it."""
+    labels, weak = read_labels(path, "cpu", data), load_weak(data, split)
+    hard = [uwav.hard_labels(z, theta, weak) for z, theta in zip(labels.logits[split], labels.thresholds)]
+    return uwav.parsing_scores(*hard, *load_truth(data, split))
 
 
 def check_encoders(model: Path, context: Context) -> None:
@@ -304,12 +295,12 @@ def read_labels(path: Path, device: str, data: Path | None = None) -> Labels:
     """What `label` wrote, of these data, if they are named. Raises FileNotFoundError or ValueError naming the file."""
     with made_by("python uwav.py label", path):
         arrays = read_arrays(path)
-        settings = dict(plain(json.loads(str(arrays.pop("settings")))))
+        settings, weakly = (dict(plain(json.loads(str(arrays.pop(name))))) for name in ("settings", "weakly"))
         settings["dry_run"]  # an earlier version's have none
         x = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         splits = [s for s in LLP_WEAK_FILES if s == "train" or f"{s}_audio" in x]
         labels = Labels(settings, {s: (x[f"{s}_audio"], x[f"{s}_visual"]) for s in splits},
-                        (x["threshold_audio"], x["threshold_visual"]))
+                        (x["threshold_audio"], x["threshold_visual"]), weakly)
     if data and settings["data"] != read_index(data)["sha256"]:
         raise ValueError(f"{path}: made from other data than {data}; make them in another folder, with "
                          "`python uwav.py label`")
@@ -485,8 +476,9 @@ def gate_table(scores: dict[str, dict[str, float]], gate: str) -> str:
 SHORT = [name.replace("event_", "ev_") for name in uwav.SCORES]  # heads of columns
 
 
-def table_row(title: str, cells: list[str]) -> str:
-    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
+def table_row(title: str, cells: list[str], first: int = 34, wide: int = 10) -> str:
+    """A line of a printed table; the widths of its first column and of the others."""
+    return (f"{title:{first}s}" + "".join(f"{c:>{wide}s}" for c in cells)).rstrip()
 
 
 def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor,

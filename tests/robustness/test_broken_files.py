@@ -353,7 +353,7 @@ def of_labels(folder: Path) -> Reader:
     rng = np.random.default_rng(0)
     arrays = {f"{s}_{m}": rng.standard_normal((2, 3, 4)).astype(np.float32) for s in ("train", "val") for m in ("audio", "visual")}
     arrays |= {f"threshold_{m}": rng.standard_normal(4).astype(np.float32) for m in ("audio", "visual")}
-    files.write_arrays(folder / "labels.npz", settings=np.array(json.dumps(dict(data="x", teacher=None, dry_run=""))), **arrays)
+    files.write_arrays(folder / "labels.npz", settings=np.array(json.dumps(dict(data="x", teacher=None, dry_run=""))), weakly=np.array("{}"), **arrays)
 
     def holds(labels: stages.Labels) -> bool:
         every = [x for pair in labels.logits.values() for x in pair]
