@@ -30,8 +30,8 @@ from common.command import follow_the_parent, progress
 from common.files import atomic, file_hash, inside, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
-from train.stages import (SHORT, Context, alone, evaluate, label, label_scores, need_source, pretrain, read_predictions,
-                          table_row, train, trivial_scores)
+from train.stages import (SHORT, Context, alone, evaluate, label, label_scores, pretrain, read_predictions, table_row,
+                          train, trivial_scores)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -63,7 +63,6 @@ ROWS = {
     "soft_mixup": Row("soft + mixup", "soft + mixup", "soft_mixup", "teacher", 65.2),
     "full": Row("all (UWAV)", "UWAV", "full", "teacher", 65.9),
 }
-TITLES = {name: row.title for name, row in ROWS.items()}
 # Which rows are compared: the paper's claims, one step at a time, then all of it.
 COMPARISONS = (("valor", "binary"), ("binary", "soft"), ("soft", "soft_reweight"), ("soft", "soft_mixup"),
                ("soft", "full"), ("valor", "full"), ("video_only", "full"))
@@ -100,12 +99,11 @@ def seeds_of(context: Context, run: Path, seeds: int) -> list[tuple[Context, Pat
     """Every seed's context and folder, in which its teacher and that one's labels are made, if they are not there."""
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least one seed is needed")
-    need_source(context.data, read_index(context.data))
-    label(context, run, None)
     made = [(replace(context, seed=k), run / f"seed{k}") for k in range(context.seed, context.seed + seeds)]
     for seeded, folder in made:
         pretrain(seeded, folder)
         label(seeded, folder, folder / "teacher.pt")
+    label(context, run, None)
     return made
 
 
@@ -256,11 +254,11 @@ def as_text(tables: list[Table], *widths: int) -> str:
     return "\n".join(lines)
 
 
-def difference_table(features: str, differences: list[dict], seeds: int, titles: dict[str, str] = TITLES) -> str:
-    """Paired differences as text, segment- and event-level Type."""
+def difference_table(features: str, differences: list[dict], seeds: int, systems: dict[str, NamedTuple] = ROWS) -> str:
+    """Paired differences as text, segment- and event-level Type; systems: what has been compared, with titles."""
     shown, rows = ("seg_type", "event_type"), []
     for d in differences:
-        rows.append([f"{titles[d['first']]} -> {titles[d['second']]}"])
+        rows.append([f"{systems[d['first']].title} -> {systems[d['second']].title}"])
         for x in (d["scores"][score] for score in shown):
             low, high = x["interval"]
             spread = f" ±{statistics.stdev(x['by_seed']):.1f}" if seeds > 1 else ""

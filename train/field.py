@@ -85,9 +85,8 @@ def run_systems(context: Context, run: Path, seeds: int, features: str | None, s
     if "prototypes" in folders:
         made["labels"]["prototypes"] = [label_scores(x / "labels_prototypes.npz", context.data, "test")
                                         for x in folders["prototypes"]]
-    titles = {name: system.title for name, system in SYSTEMS.items()}
     publish(run / "field.json", run / "field.txt", made,
-            as_text(tables(made)) + difference_table(features, made["differences"], seeds, titles))
+            as_text(tables(made)) + difference_table(features, made["differences"], seeds, SYSTEMS))
 
 
 @alone

@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,8 +56,7 @@ class Context:
 
     def target(self, split: str, features: str) -> TargetSplit:
         """A split of LLP, read once and kept on the device, unless it is to stay on disk."""
-        stream = self.stream * (split == "train")
-        return _target(self.data, self.identity, split, features, self.device, stream)
+        return _target(self.identity, self.data, split, features, self.device, self.stream * (split == "train"))
 
     @property
     def identity(self) -> str:
@@ -64,11 +64,8 @@ class Context:
         return read_index(self.data)["sha256"]
 
 
-@functools.lru_cache(maxsize=6)  # three splits of both feature sets; shared by all rows and seeds
-def _target(data: Path, identity: str, split: str, features: str, device: str, stream: float) -> TargetSplit:
-    return load_target(data, split, features, device, stream)
-
-
+# Three splits of both feature sets, shared by all rows and seeds.
+_target = functools.lru_cache(maxsize=6)(lambda identity, *of_what: load_target(*of_what))
 FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # no fields for --set
 CONFIGS = {uwav.TeacherConfig: "teacher.", uwav.PretrainConfig: "teacher.", uwav.HANConfig: "han.",
            uwav.TrainConfig: "han.", **{type(x): "han." for pair in PRESETS["paper"].field.values() for x in pair}}
@@ -131,9 +128,10 @@ def alone(stage: Callable) -> Callable:
 @alone
 def pretrain(context: Context, out: Path) -> None:
     """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history)."""
-    index = read_index(context.data)
-    need_source(context.data, index)
-    preset = PRESETS[context.preset]
+    index, preset = read_index(context.data), PRESETS[context.preset]
+    if "unav" not in index:
+        raise ValueError(f"{context.data}: your own data have no UnAV part to pre-train on; bring a teacher from "
+                         "elsewhere, `python uwav.py label --teacher FILE`, or do without, `--per-segment`")
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
     settings = dict(data=context.identity, dry_run=dry_run(index), encoders=encoders_of(index),
                     model=asdict(model_config), training=asdict(config))
@@ -161,14 +159,7 @@ def dead_branch(scores: dict[str, float]) -> str:
             "(--set peak_lr=..., --set warmup=...)")
 
 
-def need_source(data: Path, index: dict) -> None:
-    if "unav" not in index:
-        raise ValueError(f"{data}: your own data have no UnAV part to pre-train on; bring a teacher from elsewhere, "
-                         "`python uwav.py label --teacher FILE`, or do without, `--per-segment`")
-
-
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """What `label` writes: logits of every split and the thresholds; hard and soft labels follow from them."""
 
     settings: dict
@@ -444,9 +435,8 @@ def modality_prob(model: uwav.HAN, out: uwav.HANOutput) -> Tensor:
     """HAN.pool without the weights over modalities, for each modality -> (B, 2, C), from 0 to 1. JoMoLD's gate."""
     if not hasattr(model, "time_pool"):  # field/leap.py has these probabilities instead
         return torch.stack([out.heard_prob, out.seen_prob], 1)  # (B, 2, C)
-    x = torch.stack([out.audio_feat, out.visual_feat], 2)  # (B, T, 2, h)
-    p = torch.stack([out.audio_logit, out.visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
-    return (model.time_pool(x).float().softmax(1) * p).sum(1)  # (B, 2, C)
+    pairs = (out.audio_feat, out.audio_logit), (out.visual_feat, out.visual_logit)  # (B, T, h) and (B, T, C) each
+    return torch.stack([jomold.pool_time(model.time_pool(x), logit) for x, logit in pairs], 1)  # (B, 2, C)
 
 
 @torch.no_grad()
@@ -497,10 +487,10 @@ def read_predictions(path: Path, data: Path, joint: bool = False, model: Path | 
     command = "python uwav.py evaluate" + " --split val" * path.stem.endswith("val")
     with made_by(command, path):
         arrays = read_arrays(path)
-        made_from = json.loads(str(arrays["made_from"]))
+        made_from = json.loads(str(arrays.pop("made_from")))
         if made_from["data"] != read_index(data)["sha256"]:
             raise ValueError(f"made from other data than {data}")
-        x = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "made_from"}
+        x = {name: torch.from_numpy(array) for name, array in arrays.items()}
         predicted = uwav.gated_predictions(x["video"], x["audio"], x["visual"])
         if "audio_predicted" in x and not joint:
             predicted = x["audio_predicted"], x["visual_predicted"]
