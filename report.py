@@ -23,6 +23,7 @@ from torch import Tensor
 
 import uwav
 from common.command import Parser, one_sentence_errors, working_in
+from common.devices import ranks
 from common.files import atomic, lack, made_by, read_sealed, reason
 from data.annotations import LLP_CLASSES
 from data.layout import FEATURE_SETS, check_source, dry_run, read_index, recipe_of
@@ -452,7 +453,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which seed's run the pictures show (default: 0)")
     parser.add_argument("--data", type=Path, help="DATA of uwav.py, the packed folder (default: RUN/data)")
     options = parser.parse_args(arguments)
-    with one_sentence_errors("begins again", ""):
+    with one_sentence_errors("begins again", ""), ranks(options):
         saved = Saved(options.run, options.seed, options.data or options.run / "data")
         seeds = sorted(path.name for path in options.run.glob("seed[0-9]*"))
         if not saved.folder.is_dir() and (seeds or not saved.data.is_dir()):

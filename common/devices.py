@@ -17,6 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
@@ -50,11 +51,12 @@ def choose_device(name: str | None) -> str:
 def ranks(options: argparse.Namespace) -> Iterator[None]:
     """Around a command: the ranks wait for each other, and all but the first are silent. ValueError if it is not one
     of SHARED, or one of them is lost."""
-    if RANKS > 1 and options.command not in SHARED:
+    command = getattr(options, "command", Path(sys.argv[0]).name)
+    if RANKS > 1 and command not in SHARED:
         if RANK:
             sys.exit(1)
-        raise ValueError(f"torchrun started {RANKS} processes, which {', '.join(SHARED)} can share; start "
-                         f"{options.command} without it")
+        raise ValueError(f"torchrun started {RANKS} processes, which {', '.join(SHARED)} can share; start {command} "
+                         "without it")
     shard = getattr(options, "shard", None)
     with contextlib.ExitStack() as end:
         if RANK or shard:  # the folder is held by rank 0, or open to other shards

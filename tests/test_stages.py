@@ -1,5 +1,6 @@
 """The stage commands, run for real on a tiny demo world: results, resuming, refusing."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 import uwav
 from conftest import SMALL, TRAINED
-from common import files
+from common import devices, files
 from data import layout, pack, splits
 from sources import write_source
 from train import ablation, checkpoints, cli, presets, stages
@@ -285,6 +286,24 @@ def test_bad_input_is_one_sentence_and_exit_status_1(world, finished, tmp_path, 
 def test_the_command_line_exits_with_status_1_and_without_traceback(tmp_path):
     result = run("evaluate", tmp_path, tmp_path / "none.pt")
     assert result.returncode == 1 and result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("export_onnx.py", ["RUN", "OUT"]), ("report.py", ["RUN"]), ("bench.py", ["scores"]), ("parse.py", ["x.npz", "--bundle", "OUT"]),
+    ("features.py", ["pack", "RUN", "OUT"]), ("uwav.py", ["label", "RUN", "OUT", "--per-segment"])])
+def test_what_processes_of_torchrun_cannot_share_is_refused_in_one_sentence_that_one_of_them_says(finished, tmp_path, monkeypatch, capsys, name, arguments):
+    main, out = importlib.import_module(name.removesuffix(".py").replace("uwav", "train.cli")).main, tmp_path / "out"
+    arguments, before = [str({"RUN": finished, "OUT": out}.get(x, x)) for x in arguments], sorted(finished.rglob("*"))
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(devices, "RANKS", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setattr(devices, "RANK", rank)
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert (stop.value.code == 1) if rank else (stop.value.code.startswith("error: torchrun started 2 processes, which ") and "\n" not in stop.value.code)
+    assert capsys.readouterr() == ("", "") and not out.exists() and sorted(finished.rglob("*")) == before
 
 
 def test_a_result_made_with_other_settings_is_not_overwritten(world, finished):
