@@ -118,6 +118,7 @@ def check_finished(path: Path, settings: dict, made_with: dict | None = None) ->
 def alone(stage: Callable) -> Callable:
     """One run at a time in the folder that a stage writes to, its second argument."""
 
+    @functools.wraps(stage)  # which worker processes find by its name
     def run(context: Context, out: Path, *options, **named) -> None:
         with working_in(out):
             return stage(context, out, *options, **named)
