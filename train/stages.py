@@ -3,7 +3,7 @@
     packed data --pretrain--> teacher.pt --label--> labels_teacher.npz --train--> han.pt --evaluate--> scores.json
 
 A stage whose result is there already, made with the same settings from the same inputs, is not run again; one that was
-interrupted continues.
+interrupted continues. What cannot be read is a FileNotFoundError or a ValueError that names the file.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
 
 
 def label_scores(path: Path, data: Path, split: str) -> dict[str, float]:
-    """The ten scores of the hard labels of a file on a split. Raises FileNotFoundError or ValueError naming it."""
+    """The ten scores of the hard labels of a file on a split."""
     labels, weak = read_labels(path, "cpu", data), load_weak(data, split)
     hard = [uwav.hard_labels(z, theta, weak) for z, theta in zip(labels.logits[split], labels.thresholds)]
     return uwav.parsing_scores(*hard, *load_truth(data, split))
@@ -284,7 +284,7 @@ def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_labels(path: Path, device: str, data: Path | None = None) -> Labels:
-    """What `label` wrote, of these data, if they are named. Raises FileNotFoundError or ValueError naming the file."""
+    """What `label` wrote, of these data, if they are named."""
     with made_by("python uwav.py label", path):
         arrays = read_arrays(path)
         settings, weakly = (dict(plain(json.loads(str(arrays.pop(name))))) for name in ("settings", "weakly"))
@@ -300,9 +300,7 @@ def read_labels(path: Path, device: str, data: Path | None = None) -> Labels:
 
 
 def labels_beside(path: Path, data: Path, parser: Path | None = None) -> Labels:
-    """Labels of these data: by the teacher beside them, if one is there; if a parser is named, those it learned from.
-
-    Raises FileNotFoundError or ValueError."""
+    """Labels of these data: by the teacher beside them, if one is there; those that a parser learned from, if named."""
     labels = read_labels(path, "cpu", data)
     check_source(path, labels.settings["teacher"], path.with_name("teacher.pt"), "python uwav.py label")
     if parser:
@@ -482,9 +480,7 @@ def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor,
 
 def read_predictions(path: Path, data: Path, joint: bool = False, model: Path | None = None) -> tuple[Tensor, Tensor]:
     """What `evaluate` wrote of a split of `data`, decided by the system's own rule or by the joint gate: audio and
-    visual, (N, T, C) bool; of this model, if it is named.
-
-    Raises FileNotFoundError or ValueError naming the file."""
+    visual, (N, T, C) bool; of this model, if it is named."""
     command = "python uwav.py evaluate" + " --split val" * path.stem.endswith("val")
     with made_by(command, path):
         arrays = read_arrays(path)
