@@ -82,9 +82,8 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
     features, rows = features or packed_feature_sets(index), ROWS | (SWEEP if sweep else {})
     seeded = seeds_of(context, run, seeds)
     jobs = [row_job(*each, f, row) for each in seeded for f, row in itertools.product(features, rows)]
-    scores = {f: {} for f in features}
-    for job, result in zip(jobs, train_rows(jobs, run)):
-        scores[job.args[-1]].setdefault(job.args[1].name, []).append(result)
+    result = train_rows(jobs, run)
+    scores = {f: {row: [result[x / f / row] for _, x in seeded] for row in rows} for f in features}
     trivial = trivial_scores(load_weak(context.data, "test"), *load_truth(context.data, "test"))
     differences = {f: differences_of(context.data, {row: [x / f / row for _, x in seeded] for row in ROWS}, COMPARISONS)
                    for f in features}
@@ -133,16 +132,16 @@ def publish(path: Path, text_path: Path, made: dict, text: str) -> None:
     print(f"\n{text}")
 
 
-def train_rows(jobs: list[partial], run: Path) -> list[dict[str, float]]:
-    """What the jobs return, functions of a context and a folder that train a parser. A model of preset `demo` is too
-    small for more than one core of a CPU, so there they run side by side, one core each."""
+def train_rows(jobs: list[partial], run: Path) -> dict[Path, dict[str, float]]:
+    """What the jobs return, functions of a context and a folder that train a parser, by folder. A model of preset demo
+    is too small for more than one core of a CPU, so there they run side by side, one core each."""
     for job in jobs:
         inside(job.args[1] / "x")
-    context, unfinished = jobs[0].args[0], sum(not (job.args[1] / "han.pt").exists() for job in jobs)
-    if context.device != "cpu" or context.preset != "demo" or not unfinished:
-        return [job() for job in jobs]
+    unfinished = sum(not (job.args[1] / "han.pt").exists() for job in jobs)
+    if not unfinished or jobs[0].args[0].device != "cpu" or jobs[0].args[0].preset != "demo":
+        return {job.args[1]: job() for job in jobs}
     sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
-    number, results = min(os.cpu_count() or 1, unfinished), []
+    number, results = min(os.cpu_count() or 1, unfinished), {}
     with ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core) as pool:
         try:
             # Workers are born deaf to signals, which this process decides about.
@@ -150,9 +149,9 @@ def train_rows(jobs: list[partial], run: Path) -> list[dict[str, float]]:
             rows = pool.map(quietly, jobs)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             with progress(rows, total=len(jobs), desc="rows of the ablation", unit="row") as bar:
-                for result, said in bar:
+                for folder, result, said in bar:
                     bar.write(said, end="")
-                    results.append(result)
+                    results[folder] = result
         except BrokenProcessPool:
             raise ValueError(f"{run}: a worker process was killed (is memory short?); the same command goes on from "
                              "here") from None
@@ -176,10 +175,10 @@ def on_one_core() -> None:
     torch.set_num_threads(1)
 
 
-def quietly(job: partial) -> tuple[dict[str, float], str]:
-    """In a worker: the result, and what was said meanwhile, for the parent to say at once."""
+def quietly(job: partial) -> tuple[Path, dict[str, float], str]:
+    """In a worker: folder and result, and what was said meanwhile, for the parent to say at once."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        return job(), said.getvalue()
+        return job.args[1], job(), said.getvalue()
 
 
 def differences_of(data: Path, folders: dict[str, list[Path]], comparisons: Iterable[tuple[str, str]]) -> list[dict]:

@@ -57,23 +57,21 @@ CHOICES = (*TRAINED_HERE, *list(BACKBONES)[1:])
 def run_systems(context: Context, run: Path, seeds: int, features: str | None, systems: list[str] | None) -> None:
     """Train what is missing -> run/seedK/FEATURES/field/SYSTEM/..., run/field.json, run/field.txt."""
     chosen, features = systems or CHOICES, features or packed_feature_sets(read_index(context.data))[0]
-    denoised = [name for name in ("jomold", "coleaf") if name in chosen]
-    seeded = seeds_of(context, run, seeds)
+    wanted, seeded = {*chosen, *["noise"] * bool({"jomold", "coleaf"} & {*chosen})}, seeds_of(context, run, seeds)
     first, second = [], []  # jobs; the second need what the first make
     for each, folder in seeded:
         place = folder / features
         first += [row_job(each, folder, features, row, network) for row in LABELS for network in BACKBONES
                   if network in ("han", *chosen)]
-        ours = [("leap", run / "labels_segment.npz")] * ("leap" in chosen) + [("noise", None)] * bool(denoised)
-        later = [(name, place / "field/noise/ratios.npz") for name in denoised]
-        later += [("prototypes", place / "video_only/han.pt")] * ("prototypes" in chosen)
-        for jobs, some in ((first, ours), (second, later)):
-            jobs += [partial(train_system, each, place / "field" / name, given, name, features) for name, given in some]
+        ratios = place / "field/noise/ratios.npz"
+        for jobs, given in ((first, dict(leap=run / "labels_segment.npz", noise=None)), (second, dict(
+                jomold=ratios, coleaf=ratios, prototypes=place / "video_only/han.pt"))):
+            jobs += [partial(train_system, each, place / "field" / name, path, name, features)
+                     for name, path in given.items() if name in wanted]
     scores = {}
-    for jobs in (first, second):
-        for job, result in zip(jobs, train_rows(jobs, run) if jobs else ()):
-            scores.setdefault(job.args[1].name, []).append(result)
-    scores.pop("noise", None)
+    for folder, result in (train_rows(first, run) | train_rows(second, run)).items():
+        if result:  # the estimator of noise has none
+            scores.setdefault(folder.name, []).append(result)
     folders = {name: [x / features / ("" if name in ROWS else "field") / name for _, x in seeded]
                for name in SYSTEMS if name in scores}
     truth = load_truth(context.data, "test")
