@@ -315,17 +315,15 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
           backbone: str = "han") -> None:
     """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none. backbone: what takes
     the place of the HAN, a key of BACKBONES."""
-    index = read_index(context.data)
+    index, preset = read_index(context.data), PRESETS[context.preset]
     features = features or packed_feature_sets(index)[0]
-    preset = PRESETS[context.preset]
     model_config, config = (preset.han[features], preset.train) if backbone == "han" else preset.field[backbone]
     model_config = context.config(for_features(model_config, features, len(index["llp"]["classes"])))
     config = context.config(replace(config, **ABLATION[setting]))
-    labels = None
-    if config.pseudo_label != "none":
-        if labels_path is None:
-            raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
-        labels = read_labels(labels_path, context.device, context.data)
+    taught = config.pseudo_label != "none"
+    if taught and labels_path is None:
+        raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
+    labels = read_labels(labels_path, context.device, context.data) if taught else None
     settings = dict(data=context.identity, features=features, labels=labels and file_hash(labels_path),
                     dry_run=labels.settings["dry_run"] if labels else dry_run(index), encoders=encoders_of(index),
                     classes=index["llp"]["classes"], model=asdict(model_config), training=asdict(config))
@@ -335,7 +333,7 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
         return check_finished(path, settings)
     data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
     whole = "unav" in index or lacking.present(data).all()
-    if not whole and config.pseudo_label == "none":
+    if not whole and not taught:
         raise ValueError(f"setting {setting}: some clips lack sound or picture, which only pseudo-labels can leave out")
     pseudo = labels and (uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config) if whole else
                          lacking.pseudo_labels(labels.logits["train"], labels.thresholds, data, config))
