@@ -225,7 +225,7 @@ def label_table(title: str, made: dict, titles: dict[str, str], paper: bool = Tr
     rows = []
     for who in (x for x in titles if x in made["labels"]):
         rows.append(our_row(titles[who], made["labels"][who], SCORES[:5]))
-        rows += [paper_row(PAPER_LABELS[who].values())] * (paper and who in PAPER_LABELS)
+        rows += [paper_row(PAPER_LABELS[who].values())] if paper and who in PAPER_LABELS else []
     return (f"{title}: segment-level F-scores of the hard labels on the test split ({over_seeds(made)})",
             [s[4:] for s in SCORES[:5]], rows)
 
