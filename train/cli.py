@@ -16,8 +16,6 @@ from train.score import score
 from train.stages import (BACKBONES, GATES, THRESHOLDS, Context, evaluate, label, own, parse_overrides, pretrain,
                           seen_by, train)
 
-BOTH = ("ablate", "field")  # stages that build the teacher as well as parsers
-
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
@@ -117,7 +115,7 @@ def check(arguments: list[str]) -> None:
     """Whether the options of a stage make sense: for run_all.sh, before any work."""
     with one_sentence_errors():
         options = build_parser().parse_args(arguments)
-        parse_overrides(getattr(options, "overrides", ()), options.command in BOTH)
+        parse_overrides(getattr(options, "overrides", ()), both="seeds" in options)  # ablate and field
         seen_by(getattr(options, "teacher", None), try_out=getattr(options, "dry_run", False))
 
 
@@ -125,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors(less=LESS * hasattr(options, "overrides")), ranks(options):
         given = {k: getattr(options, k) for k in ("preset", "seed", "overrides", "stream") if hasattr(options, k)}
-        parse_overrides(given.get("overrides", ()), options.command in BOTH)
+        parse_overrides(given.get("overrides", ()), both="seeds" in options)
         options.run(Context(options.data, device=choose_device(options.device), **given), options)
 
 
