@@ -290,7 +290,8 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: cuda where there is a GPU)")
     parser.add_argument("--fast", action="store_true", help="train in bf16 and, on a GPU, with compiled kernels")
     options = parser.parse_args()
-    with one_sentence_errors("begins again", ""), tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder:
+    with (one_sentence_errors("begins again", ""), devices.ranks(options),
+          tempfile.TemporaryDirectory(prefix="uwav-bench-") as folder):
         if unknown := set(options.rows) - set(MEASURED):
             raise ValueError(f"{min(unknown)}: no such row; there are {', '.join(MEASURED)}")
         device = torch.device(devices.choose_device(options.device))

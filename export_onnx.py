@@ -46,6 +46,7 @@ except ModuleNotFoundError as error:
 
 import uwav
 from common.command import Parser, one_sentence_errors, working_in
+from common.devices import ranks
 from common.files import atomic, file_hash, hash_of, inside, read_sealed, write_json, write_sealed
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import ENCODERS, FEATURE_SETS, encoders_of, made_alike, read_index
@@ -697,7 +698,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{kind}", dest="variants", action="append_const", const=kind, default=[],
                             help=f"also parser and encoders {what}, measured")
     options = parser.parse_args(arguments)
-    with one_sentence_errors("begins again", ""):
+    with one_sentence_errors("begins again", ""), ranks(options):
         if options.texts and not (options.clip_weights and options.clap_weights):
             raise ValueError("--texts needs --clip-weights and --clap-weights: whose text encoders are meant")
         released = options.released_han, options.released_teacher

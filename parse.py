@@ -641,6 +641,9 @@ def main(arguments: list[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # one that knows ASCII alone shows the number of an ü
     try:
+        if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":  # under torchrun
+            said = ValueError(f"torchrun started {processes} processes, which would all do the same; start it without")
+            raise said if os.environ["RANK"] == "0" else SystemExit(1)
         if options.serve:
             from web.serve import serve
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import uwav
 from common.command import Parser, one_sentence_errors, working_in
+from common.devices import ranks
 from common.files import atomic, lack, made_by, read_sealed, reason
 from data.annotations import LLP_CLASSES
 from data.layout import FEATURE_SETS, check_source, dry_run, encoders_of, read_index
@@ -32,7 +33,7 @@ from train import field
 from train.ablation import COVERAGE, RESAMPLES, ROWS, Table, cell, tables
 from train.checkpoints import check_fields, load_file, settings_of
 from train.stages import (SHORT, THRESHOLDS, Labels, dead_branch, labels_beside, no_better_than_silence,
-                          read_predictions, read_quality, trivial_scores)
+                          read_predictions, trivial_scores)
 from uwav import video_scores
 
 
@@ -193,8 +194,7 @@ def own_result(saved: Saved) -> str:
     index = saved.index["llp"]
     annotated = {s: len(ids) for s, ids in index["videos"].items() if s != "train"}
     learned, teacher = len(index["videos"]["train"]), saved.parser.name == "full"
-    told = read_quality(saved.folder / f"labels_{'teacher' if teacher else 'segment'}.npz")
-    weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in told.get("weak_thresholds", {}).items() if names)
+    weakly = "; ".join(f"{m} of {', '.join(names)}" for m, names in saved.labels.weakly.items() if names)
     rule = saved.labels.settings.get("thresholds", "val")
     sentences = [
         f"{learned + sum(annotated.values())} clips of {index['segments']} s, {len(index['classes'])} classes; learned "
@@ -440,7 +440,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which seed's run the pictures show (default: 0)")
     parser.add_argument("--data", type=Path, help="DATA of uwav.py, the packed folder (default: RUN/data)")
     options = parser.parse_args(arguments)
-    with one_sentence_errors("begins again", ""):
+    with one_sentence_errors("begins again", ""), ranks(options):
         saved = Saved(options.run, options.seed, options.data or options.run / "data")
         seeds = sorted(path.name for path in options.run.glob("seed[0-9]*"))
         if not saved.folder.is_dir() and (seeds or not saved.data.is_dir()):

@@ -145,7 +145,9 @@ case $out in *[$'\t\n']*) die "--out: a tab or a line break in the name of a fol
 train_options=(--preset "${preset:-demo}" ${device:+--device "$device"} ${fast:+--fast} ${extra[@]+"${extra[@]}"})
 if [ -n "$own" ]; then setup onnx,features "$needs av pebble open_clip laion_clap"; else setup onnx "$needs"; fi
 check() { "$python" -c 'import sys; from train.cli import check; check(sys.argv[1:])' "$@"; } # before any work
-if [ ${#extra[@]} -gt 0 ]; then check pretrain DATA OUT "${train_options[@]}"; fi
+last=ablate # of the stages that get these options, the one that takes the fewest
+if [ -n "$own" ]; then last=own; fi
+if [ ${#extra[@]} -gt 0 ]; then check $last DATA OUT "${train_options[@]}"; fi
 if [ -n "$teacher" ]; then check label DATA OUT --teacher "$teacher" ${dry_run:+--dry-run}; fi
 mkdir -p "$out"
 exec 9<"$out" # held by this script and its stages, for as long as one of them runs

@@ -1,11 +1,8 @@
 """Which device computes, what `--fast` changes there, and the processes ("ranks") that torchrun started.
 
-Without torchrun there is one rank, number 0, and nothing here does anything. With it, each rank extracts its share of
-the groups of videos, or computes its share of every batch. Losses are those of the outputs of all ranks, so they, and
-with dropout off the weights, are those of one process. Rank 0 alone speaks, and writes what all have in common.
-
-With --fast, matrix products are in bf16 and, on a GPU, kernels are compiled and launched as CUDA graphs. Weights,
-gradients, optimiser, losses, thresholds and labels stay in single precision.
+Without torchrun there is one rank, number 0. With it, each rank extracts its share of the groups of videos, or computes
+its share of every batch; rank 0 alone speaks, and writes what all have in common (docs/scale.md). With --fast, matrix
+products are in bf16; weights, gradients, optimiser, losses, thresholds and labels stay in single precision.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import files
@@ -38,9 +36,9 @@ def choose_device(name: str | None) -> str:
     name, gpus = name or ("cuda" if torch.cuda.is_available() else "cpu"), torch.cuda.device_count()
     if name == "cuda" and RANKS > 1:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    if name not in ("cpu", "cuda", *(f"cuda:{k}" for k in range(gpus))) or (name == "cuda" and not gpus):
-        raise ValueError(f"--device {name}: this PyTorch sees {f'{gpus} GPUs' if gpus else 'no GPU'}; "
-                         "cpu, cuda or cuda:NUMBER")
+    known = ["cpu", *["cuda"] * bool(gpus), *(f"cuda:{k}" for k in range(gpus))]
+    if name not in known:
+        raise ValueError(f"--device {name}: this PyTorch sees {gpus or 'no'} GPU; it takes {', '.join(known)}")
     return name
 
 
@@ -50,11 +48,12 @@ def choose_device(name: str | None) -> str:
 def ranks(options: argparse.Namespace) -> Iterator[None]:
     """Around a command: the ranks wait for each other, and all but the first are silent. ValueError if it is not one
     of SHARED, or one of them is lost."""
-    if RANKS > 1 and options.command not in SHARED:
+    command = getattr(options, "command", Path(sys.argv[0]).name)
+    if RANKS > 1 and command not in SHARED:
         if RANK:
             sys.exit(1)
-        raise ValueError(f"torchrun started {RANKS} processes, which {', '.join(SHARED)} can share; start "
-                         f"{options.command} without it")
+        raise ValueError(f"torchrun started {RANKS} processes, which {', '.join(SHARED)} can share; start {command} "
+                         "without it")
     shard = getattr(options, "shard", None)
     with contextlib.ExitStack() as end:
         if RANK or shard:  # the folder is held by rank 0, or open to other shards

@@ -3,7 +3,8 @@ device that trains.
 
 Nothing is read during training, unless training features are to stay on disk (`Stored`): then an epoch takes one window
 of them after the other (`by_windows`). Every array is compared with the hash that index.json records of it, so what is
-read is what was packed and checked then. Shapes: N videos in a split, T segments, C classes, D feature size.
+read is what was packed and checked then; what is not there or damaged is a FileNotFoundError or a ValueError that names
+it. Shapes: N videos in a split, T segments, C classes, D feature size.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ WINDOW = 8  # blocks that are shuffled together, and trained on before the next 
 
 
 def load(folder: str | Path, name: str, mmap: bool = False) -> np.ndarray:
-    """An array of a packed folder. Raises FileNotFoundError or ValueError naming the file."""
+    """An array of a packed folder."""
     path, index = Path(folder) / name, read_index(folder)
     made = "pack SOURCE" if isinstance(index["source"], str) else "demo"  # the demo world's is a dict
     with made_by(f"python features.py {made} {folder}", path):
@@ -80,8 +81,8 @@ def by_windows(steps: Callable[..., Iterator[Tensor]], *inputs) -> Iterator[Tens
 
 def load_target(folder: str | Path, split: str, features: str, device: str | torch.device,
                 stream: float = 0) -> TargetSplit:
-    """Read one split of `llp/` from a packed folder; features: a key of FEATURE_SETS. stream: features stay on disk, to
-    be read so many MB at a time. Raises FileNotFoundError or ValueError naming what is not there or damaged."""
+    """One split of `llp/`; features: a key of FEATURE_SETS. stream: they stay on disk, and so many MB are read at a
+    time."""
     names = FEATURE_SETS[features]
     missing = [name for name in names if name and name not in read_index(folder)["llp"]["features"]]
     if missing:
@@ -97,17 +98,15 @@ def load_weak(folder: str | Path, split: str, device: str | torch.device = "cpu"
 
 
 def load_truth(folder: str | Path, split: str, device: str | torch.device = "cpu") -> tuple[Tensor, Tensor]:
-    """What is audible and what is visible in a split of `llp/`, (N, T, C) uint8 each. Raises FileNotFoundError if
-    nobody annotated the split, too."""
+    """What is audible and what is visible in a split of `llp/`, (N, T, C) uint8 each, if it has been annotated."""
     if f"llp/{split}/audio.npy" not in read_index(folder)["files"]:
         raise FileNotFoundError(f"the {split} split has no dense truth (in {folder})")
     return tuple(_tensor(folder, f"llp/{split}/{m}.npy", device) for m in ("audio", "visual"))
 
 
 def load_source(folder: str | Path, split: str, device: str | torch.device, stream: float = 0) -> SourceSplit:
-    """Read one split of `unav/` from a packed folder; stream: as of `load_target`."""
-    names = (*TEXTED, "label")
-    return SourceSplit(*(_tensor(folder, f"unav/{split}/{name}.npy", device, stream) for name in names),
+    """One split of `unav/`; stream: as of `load_target`."""
+    return SourceSplit(*(_tensor(folder, f"unav/{split}/{name}.npy", device, stream) for name in (*TEXTED, "label")),
                        load(folder, f"unav/{split}/length.npy"))
 
 

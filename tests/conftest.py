@@ -78,7 +78,8 @@ def golden() -> Callable[[str], dict]:
     return load
 
 
-SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
+TINY = tuple(f"{whose}.{size}" for whose in ("teacher", "han") for size in ("hidden=16", "feedforward=16", "layers=1"))
+SMALL = ("--preset", "demo", "--device", "cpu", *(x for field in TINY for x in ("--set", field)))
 TRAINED = (*SMALL, "--set", "epochs=6", "--set", "peak_lr=0.01")  # enough for a HAN that predicts some events
 SIZES = dict(train=60, val=30, test=40, source_train=40, source_validation=20, source_test=20)  # of the world, in videos
 

@@ -1,5 +1,6 @@
 """The stage commands, run for real on a tiny demo world: results, resuming, refusing."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 import uwav
 from conftest import SMALL, TRAINED
-from common import files
+from common import devices, files
 from data import layout, pack, splits
 from sources import write_source
 from train import ablation, checkpoints, cli, presets, stages
@@ -65,7 +66,7 @@ def test_rows_trained_side_by_side_are_those_trained_one_after_the_other_on_one_
     together = ablation.train_rows(jobs("together"), tmp_path)
     said, threads = capsys.readouterr().out, torch.get_num_threads()
     torch.set_num_threads(1)
-    assert [job() for job in jobs("alone")] == together
+    assert [job() for job in jobs("alone")] == list(together.values()) and [x.name for x in together] == ["soft", "full"]
     torch.set_num_threads(threads)
     assert said == capsys.readouterr().out.replace("/alone/", "/together/"), "each row tells its own, in order"
     for row in ("soft", "full"):
@@ -229,7 +230,36 @@ def test_training_stopped_after_any_epoch_resumes_to_the_same_weights_and_histor
 # ---- refusing ----
 
 
+@pytest.mark.parametrize("field", ["hidden=16", "heads=2", "feedforward=16", "layers=1", "dropout=0.2"])
+@pytest.mark.parametrize("stage", ["ablate", "field"])
+def test_a_name_by_which_teacher_and_parsers_would_change_is_refused_before_any_work(world, tmp_path, stage, field):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([stage, str(world), str(tmp_path / "out"), "--preset", "demo", "--device", "cpu", "--set", field])
+    assert stop.value.code == f"error: --set {field}: both networks have {field.split('=')[0]}; say teacher.{field}, han.{field}, or both"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_field_is_set_for_the_teacher_for_the_parsers_or_where_it_has_one_name_for_whom_it_is():
+    def made(*overrides: str) -> list:
+        context, demo = stages.Context(Path("data"), "demo", overrides=overrides), presets.PRESETS["demo"]
+        return [context.config(x) for x in (demo.teacher, demo.pretrain, demo.han["clip_clap"], demo.train, *(x for pair in demo.field.values() for x in pair))]
+
+    before, names = made(), ("hidden", "heads", "feedforward", "layers", "dropout", "epochs", "peak_lr")
+    for name in names:
+        old = [getattr(x, name, None) for x in before]
+        value = 12 if isinstance(old[0] or old[1], int) else 0.25
+        for whose, parsers in (("teacher.", False), ("han.", True)):
+            new = [getattr(x, name, None) for x in made(f"{whose}{name}={value}")]
+            assert new == [value if x is not None and (k > 1) == parsers else x for k, x in enumerate(old)]
+        assert made(f"{name}={value}") == made(f"teacher.{name}={value}", f"han.{name}={value}")
+    assert made("alpha=3", "audio_scale=1", "pos_weight=2") == made("han.alpha=3", "teacher.audio_scale=1", "teacher.pos_weight=2") != before
+    cli.parse_overrides(("alpha=3", "audio_scale=1", "epochs=2", "peak_lr=0.1", "teacher.hidden=8", "han.heads=2"), both=True)
+
+
 @pytest.mark.parametrize("arguments, message", [
+    (["ablate", "DATA", "out", "--set", "teacher.hiden=8"], "no such field; did you mean teacher.hidden?"),
+    (["ablate", "DATA", "out", "--set", "teacher.alpha=1"], "--set teacher.alpha=1: no such field"),
+    (["field", "DATA", "out", "--set", "han.heads=two"], "han.heads takes a value of type int"),
     (["pretrain", "nowhere", "out"], "nowhere is not a (complete) packed folder"),
     (["pretrain", "DATA", "out", "--set", "epoch=3"], "no such field; did you mean epochs?"),
     (["pretrain", "DATA", "out", "--set", "epochs=many"], "epochs takes a value of type int"),
@@ -256,6 +286,24 @@ def test_bad_input_is_one_sentence_and_exit_status_1(world, finished, tmp_path, 
 def test_the_command_line_exits_with_status_1_and_without_traceback(tmp_path):
     result = run("evaluate", tmp_path, tmp_path / "none.pt")
     assert result.returncode == 1 and result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("name, arguments", [
+    ("export_onnx.py", ["RUN", "OUT"]), ("report.py", ["RUN"]), ("bench.py", ["scores"]), ("parse.py", ["x.npz", "--bundle", "OUT"]),
+    ("features.py", ["pack", "RUN", "OUT"]), ("uwav.py", ["label", "RUN", "OUT", "--per-segment"])])
+def test_what_processes_of_torchrun_cannot_share_is_refused_in_one_sentence_that_one_of_them_says(finished, tmp_path, monkeypatch, capsys, name, arguments):
+    main, out = importlib.import_module(name.removesuffix(".py").replace("uwav", "train.cli")).main, tmp_path / "out"
+    arguments, before = [str({"RUN": finished, "OUT": out}.get(x, x)) for x in arguments], sorted(finished.rglob("*"))
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.setattr(devices, "RANKS", 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setattr(devices, "RANK", rank)
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert (stop.value.code == 1) if rank else (stop.value.code.startswith("error: torchrun started 2 processes, which ") and "\n" not in stop.value.code)
+    assert capsys.readouterr() == ("", "") and not out.exists() and sorted(finished.rglob("*")) == before
 
 
 def test_a_result_made_with_other_settings_is_not_overwritten(world, finished):

@@ -30,8 +30,8 @@ from common.command import follow_the_parent, progress
 from common.files import atomic, file_hash, inside, write_sealed
 from data.layout import RANDOM_SOURCE, packed_feature_sets, read_index
 from data.splits import load_truth, load_weak
-from train.stages import (SHORT, Context, alone, evaluate, label, need_source, pretrain, read_predictions, read_quality,
-                          table_row, train, trivial_scores)
+from train.stages import (SHORT, Context, alone, evaluate, label, label_scores, pretrain, read_predictions, table_row,
+                          train, trivial_scores)
 from uwav import SCORES
 
 # What the paper reports for LLP, for orientation beside our numbers.
@@ -63,7 +63,6 @@ ROWS = {
     "soft_mixup": Row("soft + mixup", "soft + mixup", "soft_mixup", "teacher", 65.2),
     "full": Row("all (UWAV)", "UWAV", "full", "teacher", 65.9),
 }
-TITLES = {name: row.title for name, row in ROWS.items()}
 # Which rows are compared: the paper's claims, one step at a time, then all of it.
 COMPARISONS = (("valor", "binary"), ("binary", "soft"), ("soft", "soft_reweight"), ("soft", "soft_mixup"),
                ("soft", "full"), ("valor", "full"), ("video_only", "full"))
@@ -79,56 +78,70 @@ def ablate(context: Context, run: Path, seeds: int, features: list[str] | None, 
 
     Layout: labels_segment.npz, seedK/{teacher.pt, labels_teacher.npz}, seedK/FEATURES/ROW/{han.pt, scores_test.json}.
     """
+    index = read_index(context.data)
+    features, rows = features or packed_feature_sets(index), ROWS | (SWEEP if sweep else {})
+    seeded = seeds_of(context, run, seeds)
+    jobs = [row_job(*each, f, row) for each in seeded for f, row in itertools.product(features, rows)]
+    result = train_rows(jobs, run)
+    scores = {f: {row: [result[x / f / row] for _, x in seeded] for row in rows} for f in features}
+    trivial = trivial_scores(load_weak(context.data, "test"), *load_truth(context.data, "test"))
+    differences = {f: differences_of(context.data, {row: [x / f / row for _, x in seeded] for row in ROWS}, COMPARISONS)
+                   for f in features}
+    made = noted(context, run, seeded, jobs) | dict(source=index["source"], scores=scores, trivial=trivial,
+                                                    differences=differences)
+    text = f"{as_text(tables(made))}\n{note(index['source'])}\n" + "".join(
+        difference_table(f, x, seeds) for f, x in differences.items())
+    publish(run / "ablation.json", run / "tables.txt", made, text)
+
+
+def seeds_of(context: Context, run: Path, seeds: int) -> list[tuple[Context, Path]]:
+    """Every seed's context and folder, in which its teacher and that one's labels are made, if they are not there."""
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least one seed is needed")
-    index = read_index(context.data)
-    need_source(context.data, index)
-    features = features or packed_feature_sets(index)
-    label_scores, jobs = {"segment": [], "teacher": []}, []
-    label(context, run, None)
-    for k in range(seeds):
-        seeded, folder = replace(context, seed=context.seed + k), run / f"seed{context.seed + k}"
+    made = [(replace(context, seed=k), run / f"seed{k}") for k in range(context.seed, context.seed + seeds)]
+    for seeded, folder in made:
         pretrain(seeded, folder)
         label(seeded, folder, folder / "teacher.pt")
-        for name, where in (("segment", run), ("teacher", folder)):
-            label_scores[name].append(read_quality(where / f"labels_{name}.npz")["test"])
-        for feature_set, (name, row) in itertools.product(features, (ROWS | (SWEEP if sweep else {})).items()):
-            labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
-            changed = replace(seeded, overrides=(*context.overrides, *row.changed))
-            jobs.append(partial(train_row, changed, folder / feature_set / name, labels, row.setting, feature_set))
-    scores = {feature_set: {} for feature_set in features}
-    for job, result in zip(jobs, train_rows(jobs, run)):
-        scores[job.args[-1]].setdefault(job.args[1].name, []).append(result)
-    trivial = trivial_scores(load_weak(context.data, "test"), *load_truth(context.data, "test"))
-    seed_numbers = [context.seed + k for k in range(seeds)]
-    differences = {f: differences_of(context.data, run, seed_numbers, f) for f in features}
-    made = dict(data=index["sha256"], made_from=files_scored(run, jobs), seeds=seed_numbers, source=index["source"],
-                preset=context.preset, overrides=context.overrides, labels=label_scores, scores=scores,
-                trivial=trivial, differences=differences)
-    write_sealed(run / "ablation.json", made)
-    text = f"{as_text(tables(made))}\n{note(index['source'])}\n" + "".join(
-        difference_table(f, d, seeds) for f, d in differences.items())
-    with atomic(run / "tables.txt") as temporary:
+    label(context, run, None)
+    return made
+
+
+def row_job(context: Context, folder: Path, features: str, name: str, backbone: str = "han") -> partial:
+    """What trains and scores a row in the folder of a seed, or another network in the place of its HAN."""
+    row, out = (ROWS | SWEEP)[name], folder / features / (name if backbone == "han" else f"field/{backbone}_{name}")
+    labels = row.labels and (folder.parent if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
+    changed = replace(context, overrides=(*context.overrides, *row.changed))
+    return partial(train_row, changed, out, labels, row.setting, features, backbone=backbone)
+
+
+def noted(context: Context, run: Path, seeded: list[tuple[Context, Path]], jobs: list[partial]) -> dict:
+    """What tables tell of: the options, the scores of the labels, and the parsers that the jobs trained and the labels
+    that these learned from, with hashes."""
+    paths = {path for job in jobs for path in (job.args[1] / "han.pt", job.args[2]) if isinstance(path, Path)}
+    made_from = {str(path.relative_to(run)): file_hash(path) for path in sorted(paths)}
+    labels = {who: [label_scores(x / f"labels_{who}.npz", context.data, "test") for x in folders] for who, folders in (
+        ("segment", [run] * len(seeded)), ("teacher", [x for _, x in seeded]))}
+    return dict(data=context.identity, made_from=made_from, seeds=[x.seed for x, _ in seeded], preset=context.preset,
+                overrides=context.overrides, labels=labels)
+
+
+def publish(path: Path, text_path: Path, made: dict, text: str) -> None:
+    write_sealed(path, made)
+    with atomic(text_path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"\n{text}")
 
 
-def files_scored(run: Path, jobs: list[partial]) -> dict[str, str]:
-    """What tables tell of: the parsers that the jobs trained, and the labels that these learned from, with hashes."""
-    paths = {path for job in jobs for path in (job.args[1] / "han.pt", job.args[2]) if isinstance(path, Path)}
-    return {str(path.relative_to(run)): file_hash(path) for path in sorted(paths)}
-
-
-def train_rows(jobs: list[partial], run: Path) -> list[dict[str, float]]:
-    """What the jobs return, functions of a context and a folder that train a parser. A model of preset `demo` is too
-    small for more than one core of a CPU, so there they run side by side, one core each."""
+def train_rows(jobs: list[partial], run: Path) -> dict[Path, dict[str, float]]:
+    """What the jobs return, functions of a context and a folder that train a parser, by folder. A model of preset demo
+    is too small for more than one core of a CPU, so there they run side by side, one core each."""
     for job in jobs:
         inside(job.args[1] / "x")
-    context, unfinished = jobs[0].args[0], sum(not (job.args[1] / "han.pt").exists() for job in jobs)
-    if context.device != "cpu" or context.preset != "demo" or not unfinished:
-        return [job() for job in jobs]
+    unfinished = sum(not (job.args[1] / "han.pt").exists() for job in jobs)
+    if not unfinished or jobs[0].args[0].device != "cpu" or jobs[0].args[0].preset != "demo":
+        return {job.args[1]: job() for job in jobs}
     sys.warnoptions.append("ignore:resource_tracker")  # would complain of semaphores when we are stopped
-    number, results = min(os.cpu_count() or 1, unfinished), []
+    number, results = min(os.cpu_count() or 1, unfinished), {}
     with ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), on_one_core) as pool:
         try:
             # Workers are born deaf to signals, which this process decides about.
@@ -136,9 +149,9 @@ def train_rows(jobs: list[partial], run: Path) -> list[dict[str, float]]:
             rows = pool.map(quietly, jobs)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             with progress(rows, total=len(jobs), desc="rows of the ablation", unit="row") as bar:
-                for result, said in bar:
+                for folder, result, said in bar:
                     bar.write(said, end="")
-                    results.append(result)
+                    results[folder] = result
         except BrokenProcessPool:
             raise ValueError(f"{run}: a worker process was killed (is memory short?); the same command goes on from "
                              "here") from None
@@ -162,21 +175,18 @@ def on_one_core() -> None:
     torch.set_num_threads(1)
 
 
-def quietly(job: partial) -> tuple[dict[str, float], str]:
-    """In a worker: the result, and what was said meanwhile, for the parent to say at once."""
+def quietly(job: partial) -> tuple[Path, dict[str, float], str]:
+    """In a worker: folder and result, and what was said meanwhile, for the parent to say at once."""
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        return job(), said.getvalue()
+        return job.args[1], job(), said.getvalue()
 
 
-def differences_of(data: Path, run: Path, seeds: list[int], features: str) -> list[dict]:
-    """paired_differences between the rows of a finished ablation, from its saved predictions."""
-    truth, scores = load_truth(data, "test"), {}
-    for row in ROWS:
-        folders = [run / f"seed{k}" / features / row for k in seeds]
-        scores[row] = [uwav.video_scores(*read_predictions(x / "predictions_test.npz", data, model=x / "han.pt"),
-                                         *truth)
-                       for x in folders]
-    return paired_differences(scores, COMPARISONS)
+def differences_of(data: Path, folders: dict[str, list[Path]], comparisons: Iterable[tuple[str, str]]) -> list[dict]:
+    """paired_differences between parsers, from their saved predictions; folders: row -> one a seed."""
+    truth = load_truth(data, "test")
+    scores = {row: [uwav.video_scores(*read_predictions(x / "predictions_test.npz", data, model=x / "han.pt"), *truth)
+                    for x in each] for row, each in folders.items()}
+    return paired_differences(scores, comparisons)
 
 
 Table = tuple[str, list[str], list[list[str]]]  # what it is, the heads of its columns, and rows of a title and cells
@@ -186,15 +196,8 @@ def tables(made: dict, paper: bool = True) -> list[Table]:
     """Those of ablation.json: label quality, and scores by feature set; what needs no learning beneath. paper: with the
     published numbers."""
     (nothing, by_nothing), (everything, by_everything) = made["trivial"].items()
-    spread = over_seeds(len(made["seeds"]))
-
-    labels = []
-    for name, title in (("segment", "per segment, no teacher"), ("teacher", "teacher")):
-        labels.append(our_row(title, made["labels"][name], SCORES[:5]))
-        labels += [paper_row(PAPER_LABELS[name].values())] * paper
-    labels.append(our_row(everything, [by_everything], SCORES[:5]))  # it knows weak labels, which no parser may
-    result = [(f"Label quality: segment-level F-scores of the hard labels on the test split ({spread})",
-               [s[4:] for s in SCORES[:5]], labels)]
+    result = [label_table("Label quality", made, dict(segment="per segment, no teacher", teacher="teacher"), paper)]
+    result[0][2].append(our_row(everything, [by_everything], SCORES[:5]))  # it knows weak labels, which no parser may
     for features, scores in made["scores"].items():
         # The paper's ablation is on features `base`; beside real `clip_clap` features it would mislead.
         column, rows = paper and (features == "base" or made["source"] != "pack"), []
@@ -203,7 +206,7 @@ def tables(made: dict, paper: bool = True) -> list[Table]:
             rows.append(our_row((ROWS | SWEEP)[name].title, values) + [str(published)] * bool(column and published))
         rows += [paper_row(PAPER_FULL[features], f", all (UWAV), {features}")] * paper
         rows.append(our_row(nothing, [by_nothing]))
-        result.append((f"Parsing scores on the test split, features {features} ({spread})",
+        result.append((f"Parsing scores on the test split, features {features} ({over_seeds(made)})",
                        SHORT + ["  | paper: seg_type"] * column, rows))
     return result
 
@@ -217,7 +220,18 @@ def note(source: object) -> str:
             "OURS IS ANOTHER DATASET: its features are invented. Do not compare the numbers.")
 
 
-def over_seeds(seeds: int) -> str:
+def label_table(title: str, made: dict, titles: dict[str, str], paper: bool = True) -> Table:
+    """The quality of labels; titles: of whoever made them, in order."""
+    rows = []
+    for who in (x for x in titles if x in made["labels"]):
+        rows.append(our_row(titles[who], made["labels"][who], SCORES[:5]))
+        rows += [paper_row(PAPER_LABELS[who].values())] if paper and who in PAPER_LABELS else []
+    return (f"{title}: segment-level F-scores of the hard labels on the test split ({over_seeds(made)})",
+            [s[4:] for s in SCORES[:5]], rows)
+
+
+def over_seeds(made: dict) -> str:
+    seeds = len(made["seeds"])
     return f"mean±standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
 
 
@@ -230,32 +244,29 @@ def paper_row(values: Iterable[float], of: str = "") -> list[str]:
     return [f"  paper{of}", *(f"{x:.1f}" for x in values)]
 
 
-def as_text(tables: list[Table]) -> str:
-    """One beneath the other, an empty line after each."""
-    parts = []
+def as_text(tables: list[Table], *widths: int) -> str:
+    """One beneath the other, an empty line after each; widths: as of table_row."""
+    lines = []
     for heading, header, rows in tables:
-        parts += [heading, *([table_row("", header)] if header else []), *(table_row(x[0], x[1:]) for x in rows), ""]
-    return "\n".join(parts)
+        rows = [["", *header]] * bool(header) + rows
+        lines += [heading, *(table_row(title, cells, *widths) for title, *cells in rows), ""]
+    return "\n".join(lines)
 
 
-def difference_table(features: str, differences: list[dict], seeds: int, titles: dict[str, str] = TITLES) -> str:
-    """Paired differences as text, segment- and event-level Type."""
-    shown = ("seg_type", "event_type")
-    kind = "points [95% interval over videos]" + (", ± over seeds" if seeds > 1 else "")
-    lines = ["", f"Paired differences on the test split, features {features}: {kind}",
-             f"{'':68s}" + "".join(f"{s:>30s}" for s in shown)]
+def difference_table(features: str, differences: list[dict], seeds: int, systems: dict[str, NamedTuple] = ROWS) -> str:
+    """Paired differences as text, segment- and event-level Type; systems: what has been compared, with titles."""
+    shown, rows = ("seg_type", "event_type"), []
     for d in differences:
-        cells = []
-        for score in shown:
-            x = d["scores"][score]
+        rows.append([f"{systems[d['first']].title} -> {systems[d['second']].title}"])
+        for x in (d["scores"][score] for score in shown):
             low, high = x["interval"]
             spread = f" ±{statistics.stdev(x['by_seed']):.1f}" if seeds > 1 else ""
-            cells.append(f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]{spread}")
-        title = f"{titles[d['first']]} -> {titles[d['second']]}"
-        lines.append(f"{title:68s}" + "".join(f"{c:>30s}" for c in cells))
-    note = ("The interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
-            "they are; it does not cover the training seed.")
-    return "\n".join([*lines, "", note, ""])
+            rows[-1].append(f"{x['mean']:+.1f} [{low:+.1f}, {high:+.1f}]{spread}")
+    kind = "points [95% interval over videos]" + ", ± over seeds" * (seeds > 1)
+    table = f"Paired differences on the test split, features {features}: {kind}", [*shown], rows
+    return "\n" + as_text([table], 68, 30) + (
+        "\nThe interval says how much the choice of test videos matters (bootstrap), the trained models being what\n"
+        "they are; it does not cover the training seed.\n")
 
 
 def cell(values: list[float], spread: str = "±{}") -> str:
@@ -282,7 +293,7 @@ def bootstrap_intervals(values: np.ndarray, resamples: int = RESAMPLES, seed: in
 
 
 def paired_differences(scores: dict[str, list[dict[str, Tensor]]],
-                       comparisons: tuple[tuple[str, str], ...]) -> list[dict]:
+                       comparisons: Iterable[tuple[str, str]]) -> list[dict]:
     """Second row minus first, in points of each score, on the same test videos and with the same seeds.
 
     scores: row -> one entry a seed, as uwav.video_scores gives it. For each comparison: the mean; `interval`,

@@ -116,9 +116,7 @@ def save_file(path: Path, content: dict) -> None:
 
 
 def load_file(path: str | Path, device: str | torch.device = "cpu") -> dict:
-    """A file written by torch.save; nothing in it is executed, and its checksums must agree.
-
-    Raises FileNotFoundError or ValueError naming the file."""
+    """A file written by torch.save; nothing in it is executed, and its checksums must agree; errors name the file."""
     with reading(path, "not a readable checkpoint ({cause})"):
         content = read_checkpoint(path, device)
         json.dumps(plain(dict(content.get("settings") or {})))  # they are written into what is made from it
@@ -141,8 +139,7 @@ PARSERS = (uwav.HAN, coleaf.CoLeaF)  # JoMoLD, LEAP, MGN and MM-Pyramid are HANs
 def load_model(path: str | Path, device: str | torch.device = "cpu", heads: int | None = None,
                visual_3d_dim: int | None = None, kind: type | tuple[type, ...] = nn.Module) -> uwav.Teacher | uwav.HAN:
     """A trained model, of `kind`, from its checkpoint alone: one of ours, or a state dict of the authors' released
-    code, of which `heads` and `visual_3d_dim` tell what it does not; heads not told are guessed, which is said. Raises
-    FileNotFoundError or ValueError naming it."""
+    code, of which `heads` and `visual_3d_dim` tell what it does not; heads not told are guessed, which is said."""
     content = load_file(path, device)
     with reading(path, "not a checkpoint of a teacher or a HAN ({cause})"):
         weights = content["weights"] if "kind" in content else weights_of(content)

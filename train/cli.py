@@ -36,8 +36,10 @@ def build_parser() -> argparse.ArgumentParser:
                              help="paper: the published run; demo: small models for a CPU")
             sub.add_argument("--seed", type=int, default=0, help="added to the published seeds; 0 is the published run")
             sub.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
-                             help="change a field of the configurations at the top of uwav.py, "
-                                  "e.g. --set temperature=1 (repeatable)")
+                             help="change a field of the configurations on top of uwav.py, e.g. --set temperature=1 "
+                                  "(repeatable). teacher.FIELD or han.FIELD: for the teacher or for the parsers alone. "
+                                  "Without, a field of the training, like epochs, is changed for both; one of the "
+                                  "networks, like hidden, only by a stage that trains one of them")
             sub.add_argument("--fast", action="append_const", const="fast=true", dest="overrides",
                              help="train in bf16 and, on a GPU, with compiled kernels; the same as --set fast=true")
         if name in ("pretrain", "label", "train"):
@@ -112,16 +114,16 @@ def build_parser() -> argparse.ArgumentParser:
 def check(arguments: list[str]) -> None:
     """Whether the options of a stage make sense: for run_all.sh, before any work."""
     with one_sentence_errors():
-        options = vars(build_parser().parse_args(arguments))
-        parse_overrides(options.get("overrides", ()))
-        seen_by(options.get("teacher"), try_out=options.get("dry_run", False))
+        options = build_parser().parse_args(arguments)
+        parse_overrides(getattr(options, "overrides", ()), both="seeds" in options)  # ablate and field
+        seen_by(getattr(options, "teacher", None), try_out=getattr(options, "dry_run", False))
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = build_parser().parse_args(arguments)
     with one_sentence_errors(less=LESS * hasattr(options, "overrides")), ranks(options):
         given = {k: getattr(options, k) for k in ("preset", "seed", "overrides", "stream") if hasattr(options, k)}
-        parse_overrides(given.get("overrides", ()))
+        parse_overrides(given.get("overrides", ()), both="seeds" in options)
         options.run(Context(options.data, device=choose_device(options.device), **given), options)
 
 

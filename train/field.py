@@ -7,8 +7,7 @@ HAN. Rows that the ablation has are taken from it. Seeds S, videos N of the test
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,17 +15,16 @@ from typing import NamedTuple
 import torch
 
 import uwav
-from common.files import atomic, read_arrays, write_arrays, write_sealed
+from common.files import read_arrays, write_arrays
 from data.layout import dry_run, encoders_of, packed_feature_sets, read_index
 from data.splits import load_text, load_truth
 from field import coleaf, jomold, leap
-from train.ablation import (PAPER_FULL, PAPER_LABELS, ROWS, Table, as_text, cell, difference_table, files_scored,
-                            our_row, over_seeds, paired_differences, paper_row, train_row, train_rows)
+from train.ablation import (PAPER_FULL, ROWS, Table, as_text, cell, difference_table, differences_of, label_table,
+                            noted, our_row, over_seeds, paper_row, publish, row_job, seeds_of, train_row, train_rows)
 from train.checkpoints import Run, load_model
 from train.presets import PRESETS, for_features
-from train.stages import (SHORT, Context, alone, check_finished, evaluate, label, need_source, pretrain, read_labels,
-                          read_predictions, read_quality)
-from uwav import SCORES
+from train.stages import (SHORT, Context, alone, check_finished, evaluate, label, label_scores, read_labels,
+                          read_predictions)
 
 
 class System(NamedTuple):
@@ -48,141 +46,91 @@ SYSTEMS = {
     "leap": System("LEAP", JOINT, "Type", (62.7, 65.6, 59.3, 62.5, 61.8, 56.4, 63.1, 54.1, 57.8, 55.0)),
     "full": System("UWAV", JOINT, "Type", PAPER_FULL["base"]),
 }
-TRAINED_HERE = [name for name in SYSTEMS if name not in ROWS]  # the others are rows of the ablation
 NETWORKS = {"han": "HAN", "mgn": "MGN", "mm_pyramid": "MM-Pyramid"}
 LABELS = {"video_only": "weak alone", "valor": "VALOR's", "full": "UWAV's"}  # rows of the ablation
 LABELLERS = {"segment": "per segment, no teacher (VALOR)", "prototypes": "prototypes", "teacher": "teacher (UWAV)"}
-CHOICES = (*TRAINED_HERE, *list(NETWORKS)[1:])
+CHOICES = (*(x for x in SYSTEMS if x not in ROWS), *list(NETWORKS)[1:])  # the others are rows of the ablation
 
 
 @alone
 def run_systems(context: Context, run: Path, seeds: int, features: str | None, systems: list[str] | None) -> None:
     """Train what is missing -> run/seedK/FEATURES/field/SYSTEM/..., run/field.json, run/field.txt."""
-    if seeds < 1:
-        raise ValueError(f"--seeds {seeds}: at least one seed is needed")
-    index, chosen = read_index(context.data), systems or CHOICES
-    need_source(context.data, index)
-    features = features or packed_feature_sets(index)[0]
-    numbers = [context.seed + k for k in range(seeds)]
-    label(context, run, None)
+    chosen, features = systems or CHOICES, features or packed_feature_sets(read_index(context.data))[0]
+    wanted, seeded = {*chosen, *["noise"] * bool({"jomold", "coleaf"} & {*chosen})}, seeds_of(context, run, seeds)
     first, second = [], []  # jobs; the second need what the first make
-    for k in numbers:
-        seeded, folder = replace(context, seed=k), run / f"seed{k}"
-        pretrain(seeded, folder)
-        label(seeded, folder, folder / "teacher.pt")
-        rows, field = folder / features, folder / features / "field"
-        for name in LABELS:
-            row = ROWS[name]
-            labels = row.labels and (run if row.labels == "segment" else folder) / f"labels_{row.labels}.npz"
-            first.append(partial(train_row, seeded, rows / name, labels, row.setting, features))
-            first += [partial(train_row, seeded, field / f"{net}_{name}", labels, row.setting, features, net)
-                      for net in list(NETWORKS)[1:] if net in chosen]
-        if "leap" in chosen:
-            first.append(partial(train_leap, seeded, field / "leap", run / "labels_segment.npz", features))
-        if {"jomold", "coleaf"} & set(chosen):
-            first.append(partial(estimate_noise, seeded, field / "noise", features))
-        second += [partial(train_denoised, seeded, field / name, field / "noise/ratios.npz", features, name)
-                   for name in ("jomold", "coleaf") if name in chosen]
-        if "prototypes" in chosen:
-            second.append(partial(train_on_prototypes, seeded, field / "prototypes", rows / "video_only/han.pt",
-                                  features))
-    results = {}
-    for jobs in (first, second):
-        for job, result in zip(jobs, train_rows(jobs, run) if jobs else ()):
-            results.setdefault(job.args[1].name, []).append(result)
-    results.pop("noise", None)
-    write_tables(context, run, numbers, features, results, files_scored(run, first + second))
-
-
-def train_leap(context: Context, out: Path, labels_path: Path, features: str) -> dict[str, float]:
-    """LEAP, with VALOR's labels."""
-    labels = read_labels(labels_path, context.device, context.data)
-    weak = context.target("train", features).weak
-    hard = uwav.pseudo_labels(labels.logits["train"], labels.thresholds, weak,
-                              uwav.TrainConfig(pseudo_label="hard", reweight=False))
-    names = leap.name_vectors(*load_text(context.data, "llp", context.device))  # (C, 512 + 768)
-    train_system(context, out, features, "leap", leap.train, labels.settings, hard, names)
-    return evaluate(context, out / "han.pt", "test", out)
-
-
-def estimate_noise(context: Context, out: Path, features: str) -> dict[str, float]:
-    """JoMoLD's first two stages: a parser without cross-attention -> which share of the labels is noise, by class."""
-    train_system(context, out, features, "noise", jomold.train, {}, None)
-    ratios = jomold.noise_ratios(load_model(out / "han.pt", context.device), context.target("train", features))
-    write_arrays(out / "ratios.npz", **{m: x.cpu().numpy() for m, x in zip(("audio", "visual"), ratios)})
-    return {}  # nothing that a table holds
-
-
-def train_denoised(context: Context, out: Path, ratios: Path, features: str, name: str) -> dict[str, float]:
-    arrays = read_arrays(ratios)
-    given = tuple(torch.from_numpy(arrays[m]).to(context.device) for m in ("audio", "visual"))  # (C,) each
-    train_it = dict(jomold=jomold.train, coleaf=coleaf.train)[name]
-    train_system(context, out, features, name, train_it, dict(ratios=[x.tolist() for x in given]), given)
-    return evaluate(context, out / "han.pt", "test", out)
-
-
-def train_on_prototypes(context: Context, out: Path, parser: Path, features: str) -> dict[str, float]:
-    """A HAN that learnt from weak labels alone labels its own training videos; another one learns from that."""
-    label(context, out, None, own=parser)
-    return train_row(context, out, out / "labels_prototypes.npz", "binary", features)
+    for each, folder in seeded:
+        place = folder / features
+        first += [row_job(each, folder, features, row, network) for row in LABELS for network in NETWORKS
+                  if network in ("han", *chosen)]
+        ratios = place / "field/noise/ratios.npz"
+        for jobs, given in ((first, dict(leap=run / "labels_segment.npz", noise=None)), (second, dict(
+                jomold=ratios, coleaf=ratios, prototypes=place / "video_only/han.pt"))):
+            jobs += [partial(train_system, each, place / "field" / name, path, name, features)
+                     for name, path in given.items() if name in wanted]
+    scores = {}
+    for folder, result in (train_rows(first, run) | train_rows(second, run)).items():
+        if result:  # the estimator of noise has none
+            scores.setdefault(folder.name, []).append(result)
+    folders = {name: [x / features / ("" if name in ROWS else "field") / name for _, x in seeded]
+               for name in SYSTEMS if name in scores}
+    truth = load_truth(context.data, "test")
+    joint = {name: [uwav.parsing_scores(*read_predictions(x / "predictions_test.npz", context.data, joint=True), *truth)
+                    for x in each] for name, each in folders.items()}
+    made = noted(context, run, seeded, first + second) | dict(
+        features=features, scores=scores, joint={name: [x["seg_type"] for x in each] for name, each in joint.items()},
+        differences=differences_of(context.data, folders, [(name, "full") for name in folders if name != "full"]))
+    if "prototypes" in folders:
+        made["labels"]["prototypes"] = [label_scores(x / "labels_prototypes.npz", context.data, "test")
+                                        for x in folders["prototypes"]]
+    publish(run / "field.json", run / "field.txt", made,
+            as_text(tables(made)) + difference_table(features, made["differences"], seeds, SYSTEMS))
 
 
 @alone
-def train_system(context: Context, out: Path, features: str, name: str, train_it: Callable, made_from: dict,
-                 *learns_from) -> None:
-    """One of the systems with a loop of their own -> out/han.pt, and its history."""
+def train_system(context: Context, out: Path, given: Path | None, name: str, features: str) -> dict[str, float]:
+    """One of the systems with a way of their own -> out/han.pt, its history and scores. given: the file that it learns
+    from besides weak labels. noise, JoMoLD's first stages, has none: a parser without cross-attention, and ratios.npz,
+    which share of the labels is noise, by class."""
+    if name == "prototypes":  # a HAN that learnt from weak labels alone labels its own training videos
+        label(context, out, None, own=given)
+        return train_row(context, out, out / "labels_prototypes.npz", "binary", features)
     index, path = read_index(context.data), out / "han.pt"
     model_config, config = PRESETS[context.preset].field[name]
     model_config = context.config(for_features(model_config, features, len(index["llp"]["classes"])))
     config = context.config(config)
+    data, validation = (context.target(s, features) for s in ("train", "val"))
+    made_from, learns_from = {}, (None,)
+    if name == "leap":  # from VALOR's labels
+        labels = read_labels(given, context.device, context.data)
+        hard = uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak,
+                                  uwav.TrainConfig(pseudo_label="hard", reweight=False))
+        names = leap.name_vectors(*load_text(context.data, "llp", context.device))  # (C, 512 + 768)
+        made_from, learns_from = labels.settings, (hard, names)
+    elif given:
+        ratios = tuple(torch.from_numpy(x).to(context.device) for x in read_arrays(given).values())  # (C,) each
+        made_from, learns_from = dict(ratios=[x.tolist() for x in ratios]), (ratios,)
     settings = dict(data=context.identity, features=features, dry_run=dry_run(index), made_from=made_from,
                     encoders=encoders_of(index), classes=index["llp"]["classes"], model=asdict(model_config),
                     training=asdict(config))
-    data, validation = (context.target(s, features) for s in ("train", "val"))
     if path.exists():
-        return check_finished(path, settings)
-    train_it(data, validation, *learns_from, model_config, config, Run(path, name, settings))
-
-
-def write_tables(context: Context, run: Path, seeds: list[int], features: str, results: dict[str, list[dict]],
-                 made_from: dict[str, str]) -> None:
-    """The three tables and what separates each system from UWAV -> run/field.json, run/field.txt."""
-    truth, folders = load_truth(context.data, "test"), [run / f"seed{k}" / features for k in seeds]
-    joint, by_video = {}, {}
-    for name in (x for x in SYSTEMS if x in results):
-        paths = [folder / ("" if name in ROWS else "field") / name / "predictions_test.npz" for folder in folders]
-        joint[name] = [uwav.parsing_scores(*read_predictions(path, context.data, joint=True), *truth)["seg_type"]
-                       for path in paths]
-        made = [read_predictions(path, context.data, model=path.with_name("han.pt")) for path in paths]
-        by_video[name] = [uwav.video_scores(*x, *truth) for x in made]
-    labels = {name: [read_quality(path)["test"] for path in paths] for name, paths in (
-        ("segment", [run / "labels_segment.npz"] * len(seeds)),
-        ("prototypes", [folder / "field/prototypes/labels_prototypes.npz" for folder in folders]),
-        ("teacher", [folder.parent / "labels_teacher.npz" for folder in folders]))
-        if name != "prototypes" or name in results}
-    differences = paired_differences(by_video, tuple((name, "full") for name in by_video if name != "full"))
-    content = dict(data=read_index(context.data)["sha256"], made_from=made_from, seeds=seeds, features=features,
-                   preset=context.preset, overrides=context.overrides, scores=results, joint=joint, labels=labels,
-                   differences=differences)
-    write_sealed(run / "field.json", content)
-    text = as_text(tables(content)) + difference_table(
-        features, differences, len(seeds), {name: system.title for name, system in SYSTEMS.items()})
-    with atomic(run / "field.txt") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"\n{text}")
+        check_finished(path, settings)
+    else:
+        fit = dict(leap=leap.train, coleaf=coleaf.train).get(name, jomold.train)
+        fit(data, validation, *learns_from, model_config, config, Run(path, name, settings))
+    if name != "noise":
+        return evaluate(context, path, "test", out)
+    shares = jomold.noise_ratios(load_model(path, context.device), data)
+    write_arrays(out / "ratios.npz", **{m: x.cpu().numpy() for m, x in zip(("audio", "visual"), shares)})
+    return {}  # nothing that a table holds
 
 
 def tables(field: dict) -> list[Table]:
     """Those of field.json, the paper's rows beneath ours."""
-    scores, spread = field["scores"], over_seeds(len(field["seeds"]))
-
-    systems, labels, names = [], [], [name for name in SYSTEMS if name in scores]
+    scores, spread = field["scores"], over_seeds(field)
+    systems, names = [], [name for name in SYSTEMS if name in scores]
     for name in names:
         systems.append([*our_row(SYSTEMS[name].title, scores[name]), cell(field["joint"][name])])
         systems += [paper_row(SYSTEMS[name].paper)] if SYSTEMS[name].paper else []
-    for name, values in field["labels"].items():
-        labels.append(our_row(LABELLERS[name], values, SCORES[:5]))
-        labels += [paper_row(PAPER_LABELS[name].values())] if name in PAPER_LABELS else []
     networks = [our_row(f"{title}, {whose}", scores[name]) for (net, title), (whose_row, whose) in itertools.product(
         NETWORKS.items(), LABELS.items()) if (name := whose_row if net == "han" else f"{net}_{whose_row}") in scores]
     return [
@@ -190,6 +138,5 @@ def tables(field: dict) -> list[Table]:
          "its own published rule; joint: segment-level Type if all decided like the HAN", [*SHORT, "joint"], systems),
         ("Rules: when a second has a class; and the validation score that chose the epoch", [],
          [[SYSTEMS[name].title, f"{SYSTEMS[name].rule}; {SYSTEMS[name].kept}"] for name in names]),
-        (f"Table 2: segment-level F-scores of the hard labels on the test split ({spread})",
-         [s[4:] for s in SCORES[:5]], labels),
+        label_table("Table 2", field, LABELLERS),
         (f"Other networks in the place of the HAN, by their labels ({spread})", SHORT, networks)]

@@ -14,18 +14,16 @@ GRAPHS = [f"{name}{variant}.onnx" for variant in ("", "_fp16", "_int8") for name
     "parser", "teacher", "labels", "clip_image", "clap_audio", "clip_text", "clap_text")]
 PICTURES = ["classes", "curves", "curves_teacher", "reliability", "thresholds", "timelines",
             *(f"differences_{features}" for features in FEATURE_SETS)]
-SEGMENT, TEACHER, PROTOTYPES = ([f"labels_{who}.{end}" for end in ("npz", "json")]
-                                for who in ("segment", "teacher", "prototypes"))
 FILES = {  # of a run, by folder
-    "": "stages.tsv .started tables.txt ablation.json field.json field.txt report.html".split() + SEGMENT,
+    "": "stages.tsv .started tables.txt ablation.json field.json field.txt report.html labels_segment.npz".split(),
     "data/": [*ARRAYS, "index.json", "plan.json", MADE],
-    "seed0/": ["teacher.pt", "teacher.state.pt", "teacher.jsonl", *TEACHER, *SEGMENT],
+    "seed0/": "teacher.pt teacher.state.pt teacher.jsonl labels_teacher.npz labels_segment.npz".split(),
     "pictures/": [name + end for name in PICTURES for end in (".png", *(f"-{k}.svg" for k in range(1, 10)))],
     "bundle/": "bundle.json README.md config.json preprocessor_config.json texts.json sample.npz clip_tokenizer.json "
                "clap_tokenizer.json".split(),
     "bundle/onnx/": GRAPHS}
 ROW = ("han.pt han.state.pt han.jsonl scores_val.json scores_test.json predictions_val.npz predictions_test.npz "
-       "ratios.npz").split() + PROTOTYPES
+       "ratios.npz labels_prototypes.npz").split()
 HALF_WRITTEN = ((r"\.([^/]+)\.part(\.\w+)$", r"\1\2"), (rf"^(data/){PART}/|^(bundle/)\.part/", r"\1\2"))
 
 

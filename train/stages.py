@@ -3,7 +3,7 @@
     packed data --pretrain--> teacher.pt --label--> labels_teacher.npz --train--> han.pt --evaluate--> scores.json
 
 A stage whose result is there already, made with the same settings from the same inputs, is not run again; one that was
-interrupted continues.
+interrupted continues. What cannot be read is a FileNotFoundError or a ValueError that names the file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from common.files import file_hash, made_by, plain, read_arrays, read_sealed, re
 from data.annotations import LLP_WEAK_FILES, UNAV_SPLITS, some
 from data.layout import (check_source, dry_run, encoders_of, feature_set_of, made_alike, packed_feature_sets,
                          read_index)
-from data.splits import load_source, load_target, load_text
+from data.splits import load_source, load_target, load_text, load_truth, load_weak
 from field import coleaf, jomold, mgn, mm_pyramid, prototypes
 from train import lacking
 from train.checkpoints import PARSERS, Run, check_fields, load_file, load_model, settings_of
@@ -50,13 +51,12 @@ class Context:
 
     def config(self, config):
         """A config of the preset with the overrides that concern it, and this seed added to its own, if it has one."""
-        config = replace(config, **{k: v for k, v in parse_overrides(self.overrides).items() if hasattr(config, k)})
+        config = changed(config, parse_overrides(self.overrides))
         return replace(config, seed=config.seed + self.seed) if hasattr(config, "seed") else config
 
     def target(self, split: str, features: str) -> TargetSplit:
         """A split of LLP, read once and kept on the device, unless it is to stay on disk."""
-        stream = self.stream * (split == "train")
-        return _target(self.data, self.identity, split, features, self.device, stream)
+        return _target(self.identity, self.data, split, features, self.device, self.stream * (split == "train"))
 
     @property
     def identity(self) -> str:
@@ -64,33 +64,40 @@ class Context:
         return read_index(self.data)["sha256"]
 
 
-@functools.lru_cache(maxsize=6)  # three splits of both feature sets; shared by all rows and seeds
-def _target(data: Path, identity: str, split: str, features: str, device: str, stream: float) -> TargetSplit:
-    return load_target(data, split, features, device, stream)
-
-
+# Three splits of both feature sets, shared by all rows and seeds.
+_target = functools.lru_cache(maxsize=6)(lambda identity, *of_what: load_target(*of_what))
 FROM_DATA = ("classes", "audio_dim", "visual_dim", "visual_2d_dim", "visual_3d_dim")  # no fields for --set
-CONFIGS = (uwav.TeacherConfig, uwav.PretrainConfig, uwav.HANConfig, uwav.TrainConfig,
-           *dict.fromkeys(type(x) for pair in PRESETS["paper"].field.values() for x in pair))
+CONFIGS = {uwav.TeacherConfig: "teacher.", uwav.PretrainConfig: "teacher.", uwav.HANConfig: "han.",
+           uwav.TrainConfig: "han.", **{type(x): "han." for pair in PRESETS["paper"].field.values() for x in pair}}
 
 
-def parse_overrides(overrides: tuple[str, ...]) -> dict[str, bool | int | float | str]:
-    """("epochs=3", ...) -> {"epochs": 3, ...}; ValueError for an unknown field or a value of the wrong type."""
-    types = {f.name: f.type for config in CONFIGS for f in fields(config) if f.name not in FROM_DATA}
+def changed(config, values: dict):
+    """A config with the values that concern it: of its fields, by their names alone or with whose they are before."""
+    values = {name.removeprefix(CONFIGS[type(config)]): value for name, value in values.items()}
+    return replace(config, **{name: value for name, value in values.items() if hasattr(config, name)})
+
+
+def parse_overrides(overrides: tuple[str, ...], both: bool = False) -> dict[str, bool | int | float | str]:
+    """("epochs=3", "han.heads=4") -> {"epochs": 3, "han.heads": 4}; ValueError for an unknown field, a wrong value and,
+    if a command builds both a teacher and parsers, a name by which the networks of both would change."""
+    types = {whose + f.name: f.type for config, prefix in CONFIGS.items() for f in fields(config)
+             if f.name not in FROM_DATA for whose in ("", prefix)}
     read = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
     values = {}
     for text in overrides:
         name, _, value = text.partition("=")
         if name not in types:
-            meant = did_you_mean(name, types) or f"; there are {', '.join(types)}"
+            meant = did_you_mean(name, types) or f"; there are {', '.join(x for x in types if '.' not in x)}"
             raise ValueError(f"--set {text}: no such field{meant}")
+        if both and hasattr(uwav.TeacherConfig, name) and f"han.{name}" in types:
+            raise ValueError(f"--set {text}: both networks have {name}; say teacher.{text}, han.{text}, or both")
         try:
             values[name] = read[types[name]](value.lower() if types[name] == "bool" else value)
         except (ValueError, KeyError):
             raise ValueError(f"--set {text}: {name} takes a value of type {types[name]}") from None
     for config in CONFIGS:  # now, not after the stages before
         try:
-            check_fields(replace(config(), **{k: v for k, v in values.items() if hasattr(config, k)}))
+            check_fields(changed(config(), values))
         except ValueError as error:
             raise ValueError(f"--set {error}") from None
     return values
@@ -111,6 +118,7 @@ def check_finished(path: Path, settings: dict, made_with: dict | None = None) ->
 def alone(stage: Callable) -> Callable:
     """One run at a time in the folder that a stage writes to, its second argument."""
 
+    @functools.wraps(stage)  # which worker processes find by its name
     def run(context: Context, out: Path, *options, **named) -> None:
         with working_in(out):
             return stage(context, out, *options, **named)
@@ -121,9 +129,10 @@ def alone(stage: Callable) -> Callable:
 @alone
 def pretrain(context: Context, out: Path) -> None:
     """Teacher on UnAV -> out/teacher.pt, teacher.jsonl (history)."""
-    index = read_index(context.data)
-    need_source(context.data, index)
-    preset = PRESETS[context.preset]
+    index, preset = read_index(context.data), PRESETS[context.preset]
+    if "unav" not in index:
+        raise ValueError(f"{context.data}: your own data have no UnAV part to pre-train on; bring a teacher from "
+                         "elsewhere, `python uwav.py label --teacher FILE`, or do without, `--per-segment`")
     model_config, config = context.config(preset.teacher), context.config(preset.pretrain)
     settings = dict(data=context.identity, dry_run=dry_run(index), encoders=encoders_of(index),
                     model=asdict(model_config), training=asdict(config))
@@ -151,19 +160,13 @@ def dead_branch(scores: dict[str, float]) -> str:
             "(--set peak_lr=..., --set warmup=...)")
 
 
-def need_source(data: Path, index: dict) -> None:
-    if "unav" not in index:
-        raise ValueError(f"{data}: your own data have no UnAV part to pre-train on; bring a teacher from elsewhere, "
-                         "`python uwav.py label --teacher FILE`, or do without, `--per-segment`")
-
-
-@dataclass(frozen=True)
-class Labels:
+class Labels(NamedTuple):
     """What `label` writes: logits of every split and the thresholds; hard and soft labels follow from them."""
 
     settings: dict
     logits: dict[str, tuple[Tensor, Tensor]]  # split -> audio, visual (N, T, C)
     thresholds: tuple[Tensor, Tensor]  # audio, visual (C,)
+    weakly: dict[str, list[str]]  # modality -> the classes with a threshold from weak labels
 
 
 @alone
@@ -172,9 +175,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     """Logits and thresholds on LLP -> out/labels_teacher.npz or, without a teacher, out/labels_segment.npz; from a
     parser's own idea of the classes (field/prototypes.py) out/labels_prototypes.npz.
 
-    Beside it, as .json: the segment- and event-level scores of the hard labels on val and test and, for each modality,
-    the classes with a threshold from weak labels. rule: a key of THRESHOLDS. try_out: take a teacher that has seen
-    nothing real."""
+    rule: a key of THRESHOLDS. try_out: take a teacher that has seen nothing real."""
     index = read_index(context.data)
     model, ours = teacher and load_model(teacher, context.device, kind=uwav.Teacher), dry_run(index)
     saw = seen_by(teacher, ours, try_out)
@@ -182,11 +183,10 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     settings = dict(data=context.identity, teacher=file_hash(teacher) if teacher else None, dry_run="; ".join(reasons))
     settings |= {} if rule == "val" else dict(thresholds=rule)
     settings |= dict(prototypes=file_hash(own)) if own else {}
-    path, finished = out / f"labels_{'teacher' if teacher else 'prototypes' if own else 'segment'}.npz", False
-    with contextlib.suppress(FileNotFoundError, ValueError):  # damaged, or with scores of other labels: made again
+    path, made_with = out / f"labels_{'teacher' if teacher else 'prototypes' if own else 'segment'}.npz", None
+    with contextlib.suppress(FileNotFoundError, ValueError):  # damaged: made again
         made_with = read_labels(path, "cpu").settings
-        finished = made_with != settings or bool(read_quality(path))
-    if finished:
+    if made_with:
         return check_finished(path, settings, made_with)
     if teacher:
         check_encoders(teacher, context)
@@ -194,7 +194,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     parser = own and load_model(own, context.device, kind=uwav.HAN)
     features = feature_set_of(parser.config, own) if parser else "clip_clap"
     splits = {s: context.target(s, features) for s in index["llp"]["videos"]}
-    arrays, quality, weakly, thresholds = {}, {}, {}, []
+    arrays, weakly = {}, {}
     if parser:
         logits = prototypes.logits(parser, splits)
     else:
@@ -207,27 +207,20 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
         weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
         arrays |= {f"threshold_{modality}": threshold, **{f"{s}_{modality}": x for s, x in logit.items()}}
-        thresholds.append(threshold)
-    annotated = [s for s, x in splits.items() if x.audio_truth is not None]
-    for s in annotated:
-        hard = [uwav.hard_labels(z, theta, splits[s].weak) for z, theta in zip(logits[s], thresholds)]
-        quality[s] = uwav.parsing_scores(*hard, splits[s].audio_truth, splits[s].visual_truth)
-    write_arrays(path, settings=np.array(json.dumps(settings)), **{k: v.cpu().numpy() for k, v in arrays.items()})
+    write_arrays(path, settings=np.array(json.dumps(settings)), weakly=np.array(json.dumps(weakly)),
+                 **{k: v.cpu().numpy() for k, v in arrays.items()})
     if any(weakly.values()):
-        quality["weak_thresholds"] = weakly
         print(f"{path}: thresholds from weak labels alone: "
               + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
-    write_sealed(path.with_suffix(".json"), dict(quality, labels=file_hash(path)))
-    for s in annotated[-1:]:
-        print(f"{path}: hard labels on {s}: {one_line(quality[s])}")
+    for s in [s for s, x in splits.items() if x.audio_truth is not None][-1:]:
+        print(f"{path}: hard labels on {s}: {one_line(label_scores(path, context.data, s))}")
 
 
-def read_quality(labels: Path) -> dict:
-    """The scores beside labels. Raises FileNotFoundError or ValueError, also if they are those of other labels."""
-    path = labels.with_suffix(".json")
-    quality = read_sealed(path, "python uwav.py label")
-    check_source(path, quality.get("labels", ""), labels, "python uwav.py label")
-    return quality
+def label_scores(path: Path, data: Path, split: str) -> dict[str, float]:
+    """The ten scores of the hard labels of a file on a split."""
+    labels, weak = read_labels(path, "cpu", data), load_weak(data, split)
+    hard = [uwav.hard_labels(z, theta, weak) for z, theta in zip(labels.logits[split], labels.thresholds)]
+    return uwav.parsing_scores(*hard, *load_truth(data, split))
 
 
 def check_encoders(model: Path, context: Context) -> None:
@@ -291,15 +284,15 @@ def weak_thresholds(logit: Tensor, weak: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_labels(path: Path, device: str, data: Path | None = None) -> Labels:
-    """What `label` wrote, of these data, if they are named. Raises FileNotFoundError or ValueError naming the file."""
+    """What `label` wrote, of these data, if they are named."""
     with made_by("python uwav.py label", path):
         arrays = read_arrays(path)
-        settings = dict(plain(json.loads(str(arrays.pop("settings")))))
+        settings, weakly = (dict(plain(json.loads(str(arrays.pop(name))))) for name in ("settings", "weakly"))
         settings["dry_run"]  # an earlier version's have none
         x = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         splits = [s for s in LLP_WEAK_FILES if s == "train" or f"{s}_audio" in x]
         labels = Labels(settings, {s: (x[f"{s}_audio"], x[f"{s}_visual"]) for s in splits},
-                        (x["threshold_audio"], x["threshold_visual"]))
+                        (x["threshold_audio"], x["threshold_visual"]), weakly)
     if data and settings["data"] != read_index(data)["sha256"]:
         raise ValueError(f"{path}: made from other data than {data}; make them in another folder, with "
                          "`python uwav.py label`")
@@ -307,9 +300,7 @@ def read_labels(path: Path, device: str, data: Path | None = None) -> Labels:
 
 
 def labels_beside(path: Path, data: Path, parser: Path | None = None) -> Labels:
-    """Labels of these data: by the teacher beside them, if one is there; if a parser is named, those it learned from.
-
-    Raises FileNotFoundError or ValueError."""
+    """Labels of these data: by the teacher beside them, if one is there; those that a parser learned from, if named."""
     labels = read_labels(path, "cpu", data)
     check_source(path, labels.settings["teacher"], path.with_name("teacher.pt"), "python uwav.py label")
     if parser:
@@ -324,17 +315,15 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
           backbone: str = "han") -> None:
     """HAN on LLP -> out/han.pt, han.jsonl (history). Labels are needed unless pseudo_label = none. backbone: what takes
     the place of the HAN, a key of BACKBONES."""
-    index = read_index(context.data)
+    index, preset = read_index(context.data), PRESETS[context.preset]
     features = features or packed_feature_sets(index)[0]
-    preset = PRESETS[context.preset]
     model_config, config = (preset.han[features], preset.train) if backbone == "han" else preset.field[backbone]
     model_config = context.config(for_features(model_config, features, len(index["llp"]["classes"])))
     config = context.config(replace(config, **ABLATION[setting]))
-    labels = None
-    if config.pseudo_label != "none":
-        if labels_path is None:
-            raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
-        labels = read_labels(labels_path, context.device, context.data)
+    taught = config.pseudo_label != "none"
+    if taught and labels_path is None:
+        raise ValueError(f"setting {setting} learns from pseudo-labels: name the file with --labels")
+    labels = read_labels(labels_path, context.device, context.data) if taught else None
     settings = dict(data=context.identity, features=features, labels=labels and file_hash(labels_path),
                     dry_run=labels.settings["dry_run"] if labels else dry_run(index), encoders=encoders_of(index),
                     classes=index["llp"]["classes"], model=asdict(model_config), training=asdict(config))
@@ -344,7 +333,7 @@ def train(context: Context, out: Path, labels_path: Path | None, setting: str, f
         return check_finished(path, settings)
     data, validation = (context.target(s, features) if s in index["llp"]["videos"] else None for s in ("train", "val"))
     whole = "unav" in index or lacking.present(data).all()
-    if not whole and config.pseudo_label == "none":
+    if not whole and not taught:
         raise ValueError(f"setting {setting}: some clips lack sound or picture, which only pseudo-labels can leave out")
     pseudo = labels and (uwav.pseudo_labels(labels.logits["train"], labels.thresholds, data.weak, config) if whole else
                          lacking.pseudo_labels(labels.logits["train"], labels.thresholds, data, config))
@@ -443,9 +432,8 @@ def modality_prob(model: uwav.HAN, out: uwav.HANOutput) -> Tensor:
     """HAN.pool without the weights over modalities, for each modality -> (B, 2, C), from 0 to 1. JoMoLD's gate."""
     if not hasattr(model, "time_pool"):  # field/leap.py has these probabilities instead
         return torch.stack([out.heard_prob, out.seen_prob], 1)  # (B, 2, C)
-    x = torch.stack([out.audio_feat, out.visual_feat], 2)  # (B, T, 2, h)
-    p = torch.stack([out.audio_logit, out.visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
-    return (model.time_pool(x).float().softmax(1) * p).sum(1)  # (B, 2, C)
+    pairs = (out.audio_feat, out.audio_logit), (out.visual_feat, out.visual_logit)  # (B, T, h) and (B, T, C) each
+    return torch.stack([jomold.pool_time(model.time_pool(x), logit) for x, logit in pairs], 1)  # (B, 2, C)
 
 
 @torch.no_grad()
@@ -475,8 +463,9 @@ def gate_table(scores: dict[str, dict[str, float]], gate: str) -> str:
 SHORT = [name.replace("event_", "ev_") for name in uwav.SCORES]  # heads of columns
 
 
-def table_row(title: str, cells: list[str]) -> str:
-    return (f"{title:34s}" + "".join(f"{c:>10s}" for c in cells)).rstrip()
+def table_row(title: str, cells: list[str], first: int = 34, wide: int = 10) -> str:
+    """A line of a printed table; the widths of its first column and of the others."""
+    return (f"{title:{first}s}" + "".join(f"{c:>{wide}s}" for c in cells)).rstrip()
 
 
 def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor,
@@ -489,16 +478,14 @@ def trivial_scores(weak: Tensor, audio_truth: Tensor, visual_truth: Tensor,
 
 def read_predictions(path: Path, data: Path, joint: bool = False, model: Path | None = None) -> tuple[Tensor, Tensor]:
     """What `evaluate` wrote of a split of `data`, decided by the system's own rule or by the joint gate: audio and
-    visual, (N, T, C) bool; of this model, if it is named.
-
-    Raises FileNotFoundError or ValueError naming the file."""
+    visual, (N, T, C) bool; of this model, if it is named."""
     command = "python uwav.py evaluate" + " --split val" * path.stem.endswith("val")
     with made_by(command, path):
         arrays = read_arrays(path)
-        made_from = json.loads(str(arrays["made_from"]))
+        made_from = json.loads(str(arrays.pop("made_from")))
         if made_from["data"] != read_index(data)["sha256"]:
             raise ValueError(f"made from other data than {data}")
-        x = {name: torch.from_numpy(array) for name, array in arrays.items() if name != "made_from"}
+        x = {name: torch.from_numpy(array) for name, array in arrays.items()}
         predicted = uwav.gated_predictions(x["video"], x["audio"], x["visual"])
         if "audio_predicted" in x and not joint:
             predicted = x["audio_predicted"], x["visual_predicted"]

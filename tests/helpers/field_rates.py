@@ -48,14 +48,11 @@ def trained(name: str, rate: float, times: int, world: Path, out: Path) -> list:
         changed["min_lr"] = rate / 20
     presets.PRESETS["demo"].field[name] = model_config, replace(config, **changed)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        if name == "leap":
-            field.train_leap(context, here, out / "labels_segment.npz", FEATURES)
-        elif name in BACKBONES:
+        if name in BACKBONES:
             train_row(context, here, out / "labels_teacher.npz", "full", FEATURES, name)
-        elif name == "noise":
-            field.estimate_noise(context, here, FEATURES)
         else:
-            field.train_denoised(context, here, out / "noise/ratios.npz", FEATURES, name)
+            given = dict(leap=out / "labels_segment.npz", noise=None).get(name, out / "noise/ratios.npz")
+            field.train_system(context, here, given, name, FEATURES)
     content = load_file(here / "han.pt")
     return [round(content["score"], 2), len(content["history"])]
 

@@ -353,7 +353,7 @@ def of_labels(folder: Path) -> Reader:
     rng = np.random.default_rng(0)
     arrays = {f"{s}_{m}": rng.standard_normal((2, 3, 4)).astype(np.float32) for s in ("train", "val") for m in ("audio", "visual")}
     arrays |= {f"threshold_{m}": rng.standard_normal(4).astype(np.float32) for m in ("audio", "visual")}
-    files.write_arrays(folder / "labels.npz", settings=np.array(json.dumps(dict(data="x", teacher=None, dry_run=""))), **arrays)
+    files.write_arrays(folder / "labels.npz", settings=np.array(json.dumps(dict(data="x", teacher=None, dry_run=""))), weakly=np.array("{}"), **arrays)
 
     def holds(labels: stages.Labels) -> bool:
         every = [x for pair in labels.logits.values() for x in pair]
@@ -482,13 +482,13 @@ def of_run(folder: Path) -> Reader:
     pytest.importorskip("matplotlib")
     from data import demo_world
     import report
+    from conftest import SMALL
 
     sizes = dict(train=12, val=8, test=10, source_train=8, source_validation=6, source_test=6)
     demo_world.make(folder / "data", replace(demo_world.WorldConfig(), **sizes))
-    small = [x for field in ("hidden=16", "feedforward=16", "layers=1", "epochs=1") for x in ("--set", field)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ablation, "SWEEP", {name: ablation.SWEEP[name] for name in ("full_alpha_0.5",)})
-        cli.main(["ablate", str(folder / "data"), str(folder), "--preset", "demo", "--device", "cpu", "--sweep", *small])
+        cli.main(["ablate", str(folder / "data"), str(folder), "--sweep", *SMALL, "--set", "epochs=1"])
     line = ["2026-01-02 03:04", "70", "new", "Train the HAN", "abc1234", "Linux, 2 CPU cores", "bash run_all.sh"]
     (folder / "stages.tsv").write_text("\t".join(line) + "\n" + "\t".join(line) + "\n")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import need, unavailable
+from conftest import SMALL, need, unavailable
 
 need("av", "open_clip", "laion_clap", "onnx", "onnxscript", "onnxruntime")
 if sys.platform != "linux":
@@ -33,7 +33,6 @@ from sources import write_source
 ROOT = Path(__file__).resolve().parents[2]
 SOAK = int(os.environ.get("UWAV_SOAK", 0))
 SEED = int(os.environ.get("UWAV_SEED", time.time_ns() % 1_000_000 if SOAK else 0))
-SMALL = ["--preset", "demo", "--device", "cpu", *(x for s in ("hidden=16", "feedforward=16", "layers=1") for x in ("--set", s))]
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import report
+import uwav
 from common import files
 from conftest import SMALL
-from data import pack
+from data import pack, splits
 from reporting import figures
 from sources import write_own
 from train import checkpoints, cli, stages
@@ -42,26 +44,35 @@ def missing(page: str) -> str:
     return " ".join(re.findall('<p class="missing">.*?</p>', page))
 
 
-# ---- labels and their scores are two files ----
+# ---- labels are one file; their scores are computed from it ----
 
 
 @pytest.mark.parametrize("damage", [
-    lambda path: path.with_suffix(".json").unlink(),
-    lambda path: path.with_suffix(".json").write_text("{"),
-    lambda path: files.write_sealed(path.with_suffix(".json"), json.loads(path.with_suffix(".json").read_text()) | dict(labels="0" * 64)),
+    lambda path: path.unlink(),
+    lambda path: files.write_arrays(path, **{k: v for k, v in files.read_arrays(path).items() if k != "weakly"}),  # of the version before
+    lambda path: files.write_arrays(path, **files.read_arrays(path) | dict(weakly=np.array("[1]"))),
     lambda path: path.write_bytes(path.read_bytes()[:-9]),
     lambda path: path.write_bytes(b""),
 ])
-def test_labels_that_are_damaged_or_have_scores_of_others_are_made_again_by_the_command_that_is_advised(finished, tmp_path, damage):
+def test_labels_that_are_damaged_or_of_another_version_are_made_again_by_the_command_that_is_advised(finished, tmp_path, damage):
     run = copied(finished, tmp_path)
     path = run / "seed0/labels_teacher.npz"
-    whole = path.read_bytes(), path.with_suffix(".json").read_bytes()
+    whole = path.read_bytes()
     damage(path)
-    with pytest.raises((ValueError, FileNotFoundError), match="make it (again )?with `python uwav.py label`"):
-        stages.read_labels(path, "cpu")
-        stages.read_quality(path)
+    with pytest.raises((ValueError, FileNotFoundError), match="make it (again )?with `python uwav.py label`") as error:
+        stages.label_scores(path, run / "data", "test")
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
     cli.main(["label", str(run / "data"), str(path.parent), "--teacher", str(run / "seed0/teacher.pt")])
-    assert (path.read_bytes(), path.with_suffix(".json").read_bytes()) == whole
+    assert path.read_bytes() == whole
+
+
+def test_the_scores_of_labels_in_the_tables_are_those_of_thresholded_logits(finished):
+    truth, weak = (splits.load_truth(finished / "data", "test"), splits.load_weak(finished / "data", "test"))
+    for who, places in dict(segment=[""] * 2, teacher=["seed0", "seed1"]).items():
+        for place, saved in zip(places, files.read_sealed(finished / "ablation.json", "")["labels"][who]):
+            arrays = np.load(finished / place / f"labels_{who}.npz")
+            hard = [((arrays[f"test_{m}"] > arrays[f"threshold_{m}"]) & (weak.numpy()[:, None] > 0)) for m in ("audio", "visual")]
+            assert uwav.parsing_scores(*map(torch.from_numpy, hard), *truth) == saved
 
 
 @pytest.mark.parametrize("name", ["scores_test.json", "predictions_test.npz"])
@@ -119,7 +130,7 @@ def test_tables_are_of_the_very_parsers_and_labels_that_are_there(finished, tmp_
 @pytest.mark.parametrize("names, said", [
     ([f"{ROW}/predictions_test.npz"], "predictions_test.npz: made by another han than"),
     (["seed0/teacher.pt"], "labels_teacher.npz: made by another teacher than"),
-    (["seed0/labels_teacher.npz", "seed0/labels_teacher.json"], "labels_teacher.npz: made by another teacher than"),
+    (["seed0/labels_teacher.npz"], "labels_teacher.npz: made by another teacher than"),
     (["seed0/teacher.pt", "seed0/labels_teacher.npz"], f"{ROW}/han.pt: made by another labels_teacher than seed0/labels_teacher.npz"),
 ])
 def test_what_is_of_another_seed_is_not_shown_as_of_this_one(finished, tmp_path, monkeypatch, names, said):

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import uwav
+from conftest import SMALL
 from data import splits
 from train import checkpoints, cli
 from uwav import SourceSplit, TargetSplit, parsing_scores
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
 HAN = uwav.HANConfig(audio_dim=6, visual_2d_dim=8, visual_3d_dim=0, hidden=8, heads=2, feedforward=16, layers=1)
 TEACHER = uwav.TeacherConfig(audio_dim=6, visual_dim=8, hidden=8, heads=2, feedforward=16, layers=1)
 

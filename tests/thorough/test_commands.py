@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, need
+from conftest import SMALL, TINY, need
 from train import checkpoints
 
 need("onnx", "onnxscript", "onnxruntime")  # else run_all.sh would install them
@@ -46,9 +46,9 @@ def ran(tmp_path_factory) -> Ran:
         return subprocess.run(["bash", ROOT / "run_all.sh", "--out", out, "--", *options], env=environment, capture_output=True, text=True,
                               timeout=600)
 
-    mistaken = [run_all("epoch=1"), run_all("pseudo_label=sfot"), run_all("temperature=hot")]
+    mistaken = [run_all(x) for x in ("epoch=1", "pseudo_label=sfot", "temperature=hot", "hidden=16")]
     assert list(out.iterdir()) == [], "a mistake is said before any work"
-    printed, tiny = [], ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "batch=64")
+    printed, tiny = [], ("epochs=1", *TINY, "batch=64")
     for _ in range(2):
         started = time.monotonic()
         result = run_all(*tiny)
@@ -78,9 +78,10 @@ def test_run_all_notes_every_stage_and_whether_it_made_kept_or_lost_results(ran)
 
 def test_run_all_names_a_mistake_in_an_option_before_any_work(ran):
     said = [x.stderr.strip() for x in ran.mistaken]
-    assert [x.returncode for x in ran.mistaken] == [1, 1, 1] and all(len(x.splitlines()) == 1 for x in said)
+    assert [x.returncode for x in ran.mistaken] == [1] * 4 and all(len(x.splitlines()) == 1 for x in said)
     assert said[0] == "error: --set epoch=1: no such field; did you mean epochs?"
     assert said[1] == "error: --set pseudo_label = 'sfot': one of none, hard, soft" and "takes a value of type float" in said[2]
+    assert said[3] == "error: --set hidden=16: both networks have hidden; say teacher.hidden=16, han.hidden=16, or both"
 
 
 @pytest.mark.parametrize("options, said", [

@@ -9,13 +9,13 @@ from torch._dynamo.utils import counters
 
 import uwav
 from common import devices
+from conftest import SMALL
 from train import checkpoints, cli, stages
 from uwav import SourceSplit, TargetSplit
 
 CPU = torch.device("cpu")
 SMALL_HAN = uwav.HANConfig(classes=4, hidden=8, heads=2, feedforward=16, layers=2, dropout=0.0)
 SMALL_TEACHER = uwav.TeacherConfig(hidden=8, heads=2, feedforward=16, layers=2, dropout=0.0)
-SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
 
 
 def random_target(videos: int) -> TargetSplit:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, TINY
 from data import annotations, fetch, pack
 from sources import checklist, write_llp, write_unav
 
@@ -313,7 +313,7 @@ def test_a_damaged_archive_that_somebody_brought_is_named_and_stays(mirror, tmp_
 def test_run_all_fetches_packs_trains_and_scores_in_one_command(mirror, tmp_path):
     """The full reproduction, with a toy server and the smallest models."""
     pytest.importorskip("onnxscript", reason="run_all.sh would install it")
-    tiny = [x for pair in ("epochs=1", "hidden=16", "feedforward=16", "layers=1", "heads=2", "project_visual=true")
+    tiny = [x for pair in (*TINY, "epochs=1", "teacher.heads=2", "han.heads=2", "project_visual=true")
             for x in ("--set", pair)]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "UWAV_MIRROR": mirror.url}
     result = subprocess.run(

@@ -86,7 +86,7 @@ def test_some_systems_alone_and_what_was_made_with_other_settings_is_refused(run
     assert set(made["scores"]) == {"video_only", "valor", "full", "leap"} and set(made["labels"]) == {"segment", "teacher"}
     assert made["scores"]["leap"] == json.loads((run / "field.json").read_text())["scores"]["leap"]
     with pytest.raises(SystemExit, match="made with other settings"):
-        cli.main(["field", str(tmp_path / "run/data"), str(tmp_path / "run"), *TRAINED, "--systems", "leap", "--set", "dropout=0.2"])
+        cli.main(["field", str(tmp_path / "run/data"), str(tmp_path / "run"), *TRAINED, "--systems", "leap", "--set", "han.dropout=0.2"])
 
 
 def test_the_report_has_the_three_tables(run):

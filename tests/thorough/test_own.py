@@ -18,7 +18,7 @@ import features
 import report
 import uwav
 from common import files
-from conftest import need
+from conftest import SMALL, need
 from data import annotations, pack, splits
 from sources import write_own
 from train import checkpoints, cli, stages
@@ -28,7 +28,6 @@ CLASSES = ("dog", "door bell")
 LENGTHS = dict.fromkeys("abcdef", 4)
 LABELS = "video,labels\na,dog\nb,dog; door bell\nc,\nd,door bell\n"
 EVENTS = "video,modality,onset,offset,label\n"
-SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1")
 
 
 def read(folder: Path, labels: str | bytes, events: str | None = None, lengths: dict = LENGTHS, **options) -> tuple[annotations.LLP, list[str]]:
@@ -289,8 +288,8 @@ def packed(tmp_path) -> Path:
 def test_each_class_and_modality_has_its_threshold_from_where_it_can(packed, tmp_path, capsys):
     cli.main(["label", str(packed), str(tmp_path / "run"), "--per-segment", "--device", "cpu"])
     path = tmp_path / "run/labels_segment.npz"
-    labels, quality = stages.read_labels(path, "cpu"), json.loads(path.with_suffix(".json").read_text())
-    assert quality["weak_thresholds"] == {"audio": ["drill"], "visual": ["bell", "drill"]} and set(quality["val"]) == set(uwav.SCORES)
+    labels = stages.read_labels(path, "cpu")
+    assert labels.weakly == {"audio": ["drill"], "visual": ["bell", "drill"]} and set(stages.label_scores(path, packed, "val")) == set(uwav.SCORES)
     printed = capsys.readouterr().out
     assert "thresholds from weak labels alone: audio of drill, visual of bell; drill" in printed and "hard labels on val: seg_a" in printed
     train, val = (splits.load_target(packed, s, "clip_clap", "cpu") for s in ("train", "val"))
@@ -318,7 +317,7 @@ def test_llp_keeps_the_published_rule(finished):
     labels, val = stages.read_labels(path, "cpu"), splits.load_target(finished / "data", "val", "clip_clap", "cpu")
     unseen = ~val.visual_truth.bool().flatten(0, 1).any(0)
     assert unseen.any() and (labels.thresholds[1][unseen] == -torch.inf).all()
-    assert "weak_thresholds" not in json.loads(path.with_suffix(".json").read_text())
+    assert labels.weakly == {"audio": [], "visual": []}
 
 
 # ---- training without annotated videos ----

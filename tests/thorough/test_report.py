@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+import conftest
 import report
 from common.files import file_hash, read_sealed, write_array, write_sealed
 from data import demo_world, splits
@@ -20,8 +21,7 @@ from train import ablation, cli
 from train.stages import read_labels
 
 PICTURES = os.environ.get("UWAV_SCREENSHOTS")  # a folder
-SMALL = ("--preset", "demo", "--device", "cpu", "--set", "hidden=16", "--set", "feedforward=16", "--set", "layers=1",
-         "--set", "epochs=2", "--set", "peak_lr=0.01")
+SMALL = (*conftest.SMALL, "--set", "epochs=2", "--set", "peak_lr=0.01")
 STAGES = "\t".join(["2026-01-02 03:04", "{}", "{}", "Train the HAN", "abc1234", "Linux, 2 CPU cores, PyTorch 2", "bash run_all.sh"])
 
 
