@@ -314,6 +314,16 @@ def test_an_epoch_s_losses_are_the_mean_of_its_steps():
     assert run.mean(lambda: iter(torch.tensor([[1.0, 2.0], [2.0, 4.0], [6.0, 0.0]]))) == [3.0, 2.0]
 
 
+@pytest.mark.parametrize("last, kept", [(False, 2), (True, 3)])
+def test_of_epochs_with_the_same_best_score_the_first_is_kept_or_the_last(last, kept):
+    run, model = uwav.Run(), nn.Linear(1, 1)
+    run.begin(model, uwav.TrainConfig(), videos=1)
+    for epoch, score in enumerate((1.0, 5.0, 5.0, 4.0), 1):
+        nn.init.constant_(model.weight, epoch)
+        run.end_epoch({}, score, last)
+    assert run.finish().weight.item() == kept
+
+
 def test_the_teacher_s_score_counts_seconds_in_which_both_probabilities_multiply_to_a_half():
     z = torch.tensor([[2.0, 3.0, -3.0, -9.0], [2.0, 0.3, -3.0, 9.0]])  # sigmoids .88 .95 .05 0 and .88 .57 .05 1
     split = uwav.SourceSplit(torch.zeros(4, 1), torch.zeros(4, 1), torch.tensor([[1], [1], [0], [1]]), np.array([4]))
@@ -331,12 +341,12 @@ def test_the_teacher_s_score_counts_seconds_in_which_both_probabilities_multiply
 def test_batches_by_length_hold_every_video_once_and_pool_similar_lengths():
     length = np.random.default_rng(0).integers(10, 61, 1000)
     padded = {}
-    for pool in (1, 8):
+    for pool in (1, 2, 8):
         batches = uwav.batches_by_length(length, 64, pool, np.random.default_rng(1))
         assert sorted(np.concatenate(batches)) == list(range(1000))
         assert max(map(len, batches)) == 64
         padded[pool] = sum(len(b) * length[b].max() for b in batches)
-    assert padded[8] < 1.1 * length.sum() < padded[1]
+    assert padded[8] < 1.1 * length.sum() < padded[2] < 0.95 * padded[1]
 
 
 def test_source_batch_holds_each_video_s_own_segments():
