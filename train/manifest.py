@@ -34,11 +34,10 @@ def is_ours(name: str) -> bool:
 
     for pattern, whole in (*HALF_WRITTEN, ("^seed[0-9]+/", "seed0/")):
         name = re.sub(pattern, whole, name)
-    folder, _, file = name.rpartition("/")
     others = ["noise", *CHOICES, *(f"{network}_{row}" for network in NETWORKS for row in LABELS)]
     trained = [*ROWS, *SWEEP, *(f"field/{x}" for x in others)]
-    return any(name in (place + x for x in files) for place, files in FILES.items()) or (
-        file in ROW and folder in [f"seed0/{features}/{row}" for features in FEATURE_SETS for row in trained])
+    rows = {f"seed0/{features}/{row}/": ROW for features in FEATURE_SETS for row in trained}
+    return any(name in (place + x for x in files) for place, files in (FILES | rows).items())
 
 
 def begin(directory: int, out: str, fresh: bool = False) -> None:
