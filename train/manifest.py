@@ -14,27 +14,28 @@ GRAPHS = [f"{name}{variant}.onnx" for variant in ("", "_fp16", "_int8") for name
     "parser", "teacher", "labels", "clip_image", "clap_audio", "clip_text", "clap_text")]
 PICTURES = ["classes", "curves", "curves_teacher", "reliability", "thresholds", "timelines",
             *(f"differences_{features}" for features in FEATURE_SETS)]
+LABELS = [f"labels_{of}.{ending}" for of in ("segment", "teacher", "prototypes") for ending in ("npz", "json")]
 FILES = {  # of a run, by folder
-    "": "stages.tsv .started tables.txt ablation.json field.json field.txt report.html labels_segment.npz".split(),
+    "": ["stages.tsv", ".started", "tables.txt", "ablation.json", "field.json", "field.txt", "report.html", *LABELS],
     "data/": [*ARRAYS, "index.json", "plan.json", MADE],
-    "seed0/": "teacher.pt teacher.state.pt teacher.jsonl labels_teacher.npz labels_segment.npz".split(),
+    "seed0/": ["teacher.pt", "teacher.state.pt", "teacher.jsonl", *LABELS],
     "pictures/": [name + end for name in PICTURES for end in (".png", *(f"-{k}.svg" for k in range(1, 10)))],
     "bundle/": "bundle.json README.md config.json preprocessor_config.json texts.json sample.npz clip_tokenizer.json "
                "clap_tokenizer.json".split(),
     "bundle/onnx/": GRAPHS}
-ROW = ("han.pt han.state.pt han.jsonl scores_val.json scores_test.json predictions_val.npz predictions_test.npz "
-       "ratios.npz labels_prototypes.npz").split()
+ROW = ["han.pt", "han.state.pt", "han.jsonl", "scores_val.json", "scores_test.json", "predictions_val.npz",
+       "predictions_test.npz", "ratios.npz", *LABELS]
 HALF_WRITTEN = ((r"\.([^/]+)\.part(\.\w+)$", r"\1\2"), (rf"^(data/){PART}/|^(bundle/)\.part/", r"\1\2"))
 
 
 def is_ours(name: str) -> bool:
     """Whether a run writes a file of this name into its folder, whole or for a while."""
     from train.ablation import ROWS, SWEEP  # with PyTorch
-    from train.field import NETWORKS, CHOICES, LABELS
+    from train import field
 
     for pattern, whole in (*HALF_WRITTEN, ("^seed[0-9]+/", "seed0/")):
         name = re.sub(pattern, whole, name)
-    others = ["noise", *CHOICES, *(f"{network}_{row}" for network in NETWORKS for row in LABELS)]
+    others = ["noise", *field.CHOICES, *(f"{network}_{row}" for network in field.NETWORKS for row in field.LABELS)]
     trained = [*ROWS, *SWEEP, *(f"field/{x}" for x in others)]
     rows = {f"seed0/{features}/{row}/": ROW for features in FEATURE_SETS for row in trained}
     return any(name in (place + x for x in files) for place, files in (FILES | rows).items())

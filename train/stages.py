@@ -194,7 +194,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     parser = own and load_model(own, context.device, kind=uwav.HAN)
     features = feature_set_of(parser.config, own) if parser else "clip_clap"
     splits = {s: context.target(s, features) for s in index["llp"]["videos"]}
-    arrays, weakly = {}, {}
+    arrays, weakly, thresholds, scores = {}, {}, [], {}
     if parser:
         logits = prototypes.logits(parser, splits)
     else:
@@ -207,13 +207,19 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
         weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
         arrays |= {f"threshold_{modality}": threshold, **{f"{s}_{modality}": x for s, x in logit.items()}}
+        thresholds.append(threshold)
+    for s, x in splits.items():
+        if x.audio_truth is not None:
+            hard = (uwav.hard_labels(z, theta, x.weak) for z, theta in zip(logits[s], thresholds))
+            scores[s] = uwav.parsing_scores(*hard, x.audio_truth, x.visual_truth)
+    write_sealed(path.with_suffix(".json"), scores)  # for people; first, so that it is never the older
     write_arrays(path, settings=np.array(json.dumps(settings)), weakly=np.array(json.dumps(weakly)),
                  **{k: v.cpu().numpy() for k, v in arrays.items()})
     if any(weakly.values()):
         print(f"{path}: thresholds from weak labels alone: "
               + ", ".join(f"{modality} of {some(names)}" for modality, names in weakly.items() if names))
-    for s in [s for s, x in splits.items() if x.audio_truth is not None][-1:]:
-        print(f"{path}: hard labels on {s}: {one_line(label_scores(path, context.data, s))}")
+    for s in [*scores][-1:]:
+        print(f"{path}: hard labels on {s}: {one_line(scores[s])}")
 
 
 def label_scores(path: Path, data: Path, split: str) -> dict[str, float]:
