@@ -13,7 +13,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -27,7 +26,6 @@ except ModuleNotFoundError:  # Windows: runs are not kept apart there
     fcntl = None
 
 LESS = "; smaller batches need less: --set batch=N, smaller models: --preset demo, features left on disk: --stream"
-PATIENCE = 2.0  # s, for a run that was just stopped, and its workers
 HELD = "UWAV_HELD"  # the folder that run_all.sh holds for its stages
 
 
@@ -57,15 +55,12 @@ def working_in(folder: str | Path) -> Iterator[None]:
 
 def lock(directory: int, folder: str | Path) -> None:
     """Hold a folder for as long as its file descriptor is open, in this process or one that shares it."""
-    give_up = time.monotonic() + PATIENCE
-    while time.monotonic() < give_up:
-        try:
-            return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)
-        except OSError:  # some network file systems have no locks
-            return
-    raise ValueError(f"{folder}: another run is at work there; wait for it or choose another folder")
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{folder}: another run is at work there; wait for it or choose another folder") from None
+    except OSError:  # some network file systems have no locks
+        return
 
 
 class Parser(argparse.ArgumentParser):

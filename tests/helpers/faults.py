@@ -189,12 +189,6 @@ def save_every_epoch() -> None:
     checkpoints.SAVING_SHARE = 1e9
 
 
-def no_patience() -> None:
-    from common import command
-
-    command.PATIENCE = 0.1
-
-
 def save_again(arguments: list[str]) -> None:
     """A command: a checkpoint, written to another place."""
     from common.command import one_sentence_errors
@@ -205,7 +199,7 @@ def save_again(arguments: list[str]) -> None:
 
 
 TRACED: dict = {}  # (name, weights) -> graph
-STAND_INS = {f.__name__: f for f in (toy_encoders, toy_encoders_alone, traced_before, tiny_world, save_every_epoch, no_patience)}
+STAND_INS = {f.__name__: f for f in (toy_encoders, toy_encoders_alone, traced_before, tiny_world, save_every_epoch)}
 
 
 # ---- the server ----

@@ -200,12 +200,12 @@ def test_soak_kills_and_pairs_at_random_moments_end_with_the_bytes_of_an_undistu
     for n in range(kills + (kills + 4) // 5):
         name = dice.choice(list(CASES))
         made, work = bench.made(name), bench.fresh(name)
-        pids = [bench.start(name, work, stand_ins=("no_patience",))]
+        pids = [bench.start(name, work)]
         time.sleep(dice.uniform(0, bench.seconds[name]))
         if n < kills:
             os.killpg(pids[0], signal.SIGKILL)
         else:
-            pids.append(bench.start(name, work, stand_ins=("no_patience",)))
+            pids.append(bench.start(name, work))
         results = [bench.faults.wait(pid) for pid in pids]
         if n >= kills:
             assert min(r.status for r in results) == 0, (SEED, name, results)
@@ -443,7 +443,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_spoils_nothing(bench, na
     place = {"label": arguments[0], "train": arguments[0], "evaluate": arguments[0].parent}.get(name, arguments[-1])
     with command.working_in(place):
         before = content(work)
-        ended = bench.run(name, work, stand_ins=("no_patience",))
+        ended = bench.run(name, work)
         assert_one_sentence(ended, f"{place}: another run is at work there")
         assert content(work) == before
     again = bench.run(name, work)
@@ -455,7 +455,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_spoils_nothing(bench, na
 def test_of_two_runs_at_once_one_is_refused_and_the_other_ends_as_if_alone(bench, name):
     made, work = bench.made(name), bench.fresh(name)
     first = bench.start(name, work)
-    second = bench.start(name, work, stand_ins=("no_patience",))
+    second = bench.start(name, work)
     results = [bench.faults.wait(pid) for pid in (first, second)]
     assert min(r.status for r in results) == 0, results
     for result in results:
@@ -467,7 +467,7 @@ def test_of_two_runs_at_once_one_is_refused_and_the_other_ends_as_if_alone(bench
 def test_an_ablation_beside_a_training_of_one_of_its_rows_is_refused_there(bench):
     work = bench.fresh("ablate")
     with command.working_in(row := work / "seed0/clip_clap/valor"):
-        assert_one_sentence(bench.run("ablate", work, stand_ins=("no_patience",)), f"{row}: another run is at work there")
+        assert_one_sentence(bench.run("ablate", work), f"{row}: another run is at work there")
     assert bench.run("ablate", work).status == 0
     assert_same(work, bench.made("ablate"), "refused once")
 
@@ -476,8 +476,7 @@ def test_a_second_fetch_is_refused(bench, tmp_path):
     server = test_fetch.Server()
     try:
         with command.working_in(tmp_path / "source"):
-            ended = bench.faults.run("features.main", ["fetch", tmp_path / "source", "--mirror", server.url],
-                                     stand_ins=["no_patience"])
+            ended = bench.faults.run("features.main", ["fetch", tmp_path / "source", "--mirror", server.url])
             assert_one_sentence(ended, "another run is at work there")
     finally:
         server.server_close()
@@ -488,5 +487,5 @@ def test_a_second_fetch_is_refused(bench, tmp_path):
 def test_a_killed_run_leaves_no_lock(bench, name):
     work = bench.fresh(name)
     assert bench.run(name, work, kill_at=bench.changes[name] // 2).status == -signal.SIGKILL
-    assert bench.run(name, work, stand_ins=("no_patience",)).status == 0
+    assert bench.run(name, work).status == 0
     assert_same(work, bench.made(name), "killed")

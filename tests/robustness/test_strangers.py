@@ -230,8 +230,7 @@ def test_a_file_whose_name_cannot_be_an_id_gets_no_features_and_no_row(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["report", "template", "text", "evaluate"])
-def test_every_command_that_writes_into_a_folder_holds_it(run, tmp_path, name, monkeypatch):
-    monkeypatch.setattr(command, "PATIENCE", 0.1)
+def test_every_command_that_writes_into_a_folder_holds_it(run, tmp_path, name):
     out = run if name == "report" else tmp_path / "out"
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips/a.mp4").touch()
@@ -303,8 +302,7 @@ def test_fresh_refuses_a_folder_with_anything_else_and_deletes_nothing(tmp_path,
 
 
 @pytest.mark.parametrize("place", [".", "data", "seed0", "seed7/clip_clap/full", "bundle"])
-def test_fresh_deletes_nothing_of_a_run_at_work(tmp_path, place, monkeypatch):
-    monkeypatch.setattr(command, "PATIENCE", 0.1)
+def test_fresh_deletes_nothing_of_a_run_at_work(tmp_path, place):
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
     (tmp_path / "tables.txt").write_text("x")
     with command.working_in(tmp_path / place):
