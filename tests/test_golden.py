@@ -215,6 +215,7 @@ def test_per_video_scores_of_long_videos_equal_the_released_code(golden):
     arrays = [case[k].transpose(1, 2) for k in ("audio_pred", "visual_pred", "audio_gt", "visual_gt")]  # (N, T, C)
     names = [str(n) for n in golden("metrics_llp_val")["per_video_columns"]]
     together = uwav.video_scores(*arrays)
+    torch.testing.assert_close(together["event_type"], sum(together[f"event_{x}"] for x in ("a", "v", "av")) / 3)
     for n, expected in enumerate(case["per_video"]):
         scores = uwav.parsing_scores(*(x[n : n + 1] for x in arrays))
         assert [float(together[k][n]) for k in names] == pytest.approx(expected.tolist(), abs=1e-6)
