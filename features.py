@@ -138,7 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def replaceable(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
-        sub.add_argument("--replace", action="store_true", help="another finished pack there, once this one is whole")
+        sub.add_argument("--replace", action="store_true", help="of another finished pack, once this one is whole")
 
     def encoded(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("out", type=Path, help="gets feats_CLIP/ and feats_CLAP/ (continued if interrupted)")
@@ -151,7 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def lenient(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--missing", choices=("skip", "zeros"), default="skip",
-                         help="a video without sound or picture; zeros: it is used, what it lacks is no silence")
+                         help="a video without sound or picture; zeros: use it; what it lacks is not silence")
         sub.add_argument("--longest", type=float, default=600.0, metavar="S", help="refuse longer (default: 600 s)")
 
     sub = command("demo", "an invented LLP and UnAV-100, or the real annotations with invented features", run_demo)
@@ -164,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("source", type=Path, help="folder with LLP/ and UnAV/, or your own (docs/own_videos.md)")
     replaceable(sub)
     sub.add_argument("--workers", type=int, help="threads that read (default: a few more than cores)")
-    sub.add_argument("--missing", choices=("stop", "skip"), default="stop", help="at a video without features")
+    sub.add_argument("--missing", choices=("stop", "skip"), default="stop", help="for a video without features")
     sub.add_argument("--windows", type=int, metavar="N", help="cut your own clips into pieces of N seconds")
 
     sub = command("extract", "videos -> CLIP and CLAP embeddings, one file a video", run_extract)
@@ -172,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     encoded(sub)
     lenient(sub)
     length = sub.add_mutually_exclusive_group()
-    length.add_argument("--llp", action="store_true", help="they are LLP's: 10 segments; <id> or <id>_<start>_<end>")
+    length.add_argument("--llp", action="store_true", help="LLP's videos, <id> or <id>_<start>_<end>: 10 segments each")
     length.add_argument("--segments", type=int, help="of every video (default: its length in s, rounded up)")
     sub.add_argument("--workers", type=int, help="processes that decode (default: one per core)")
     sub.add_argument("--group", type=int, help="videos encoded together (default: 16 on a GPU, 1 on a CPU)")
@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("classes", help="llp, UnAV-100's annotation file, your labels.csv, or a text file, one a line")
     encoded(sub)
 
-    sub = command("compare", "features of the same videos in two folders: alike? (never run on real ones)", run_compare)
+    sub = command("compare", "are features of the same videos alike? (never run on real ones)", run_compare)
     for name in ("mine", "theirs"):
         sub.add_argument(name, type=Path, help="folder with feats_CLAP/, feats_CLIP/, feats/, as LLP/ of the authors")
     sub.add_argument("--teacher", type=Path, metavar="FILE", help="also compare the labels of this teacher")

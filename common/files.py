@@ -203,7 +203,7 @@ def reading(path: str | Path, wrong: str, missing: str = "no such file") -> Iter
 def made_by(command: str, path: str | Path) -> contextlib.AbstractContextManager:
     """`reading` of a file that `command` wrote, which is the way out."""
     delete = "delete it and " * str(path).endswith(".pt")  # of training, which overwrites nothing
-    return reading(path, f"damaged, or of another version ({{cause}}); {delete}make it again with `{command}`",
+    return reading(path, f"damaged, or made by another version ({{cause}}); {delete}make it again with `{command}`",
                    f"no such file; make it with `{command}`")
 
 

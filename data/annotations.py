@@ -155,7 +155,7 @@ def read_table(path: Path, columns: tuple[str, ...]) -> list[tuple[str, dict[str
         except UnicodeDecodeError:
             text = "\0"
         if "\0" in text:
-            raise ValueError("but in UTF-16 or an older code; in the spreadsheet choose Save as, CSV UTF-8")
+            raise ValueError("but in UTF-16 or an older encoding; in the spreadsheet choose Save as, CSV UTF-8")
         if re.match('"?sep=', text, re.IGNORECASE):
             raise ValueError("its first line, sep=, is for one spreadsheet only; delete that line")
         delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
@@ -296,7 +296,7 @@ def read_unav(json_path: str | Path, report: Callable[[str], None] = print) -> U
         names = {a["label_id"]: a["label"] for v in database.values() for a in v["annotations"]}
         classes = tuple(names[c] for c in range(len(names)))
         if len(set(classes)) < max(1, len(classes)) or "\n" in "".join(classes):
-            raise ValueError("two classes of one name, or none, or a line break in it")
+            raise ValueError("two classes of the same name, one without a name, or a line break in a name")
         splits, said = {name: UnAVSplit([], []) for name in UNAV_SPLITS}, []
         for video_id, video in database.items():
             if not is_plain_name(video_id) or not 0 < video["duration"] <= UNAV_LONGEST:
@@ -370,7 +370,7 @@ def write_template(videos: Path, out: Path) -> None:
     if there := [out / name for name in tables if (out / name).exists()]:
         raise ValueError(f"{there[0]}: is there already, and would be lost")
     if not names:
-        raise ValueError(f"{videos}: no file whose name ends as that of a video: {' '.join(VIDEO_NAMES)}")
+        raise ValueError(f"{videos}: no file with a video's extension: {' '.join(VIDEO_NAMES)}")
     with working_in(out):
         for table, columns in tables.items():
             write_table(out / table, [columns, *((name, *[""] * (len(columns) - 1)) for name in names)])
@@ -378,7 +378,7 @@ def write_template(videos: Path, out: Path) -> None:
         if is_media(file):
             print(f"{printable(file)}: left out, {cause}")
     if others:
-        print(f"{videos}: {len(others)} files are no videos by their names (left out): {some(others)}")
+        print(f"{videos}: {len(others)} files do not look like videos (left out): {some(others)}")
     print(f"{out}: labels.csv and events.csv list {len(names)} videos, to be filled in: docs/own_videos.md")
 
 
@@ -503,11 +503,11 @@ def read_own(folder: str | Path, classes: tuple[str, ...], lengths: dict[str, in
         f"videos with features are not in labels.csv (left out): {some(others)}": len(others),
         f"videos are shorter than {T} s (left out)": sum(lengths[v] < T for v in ids),
         "training videos are annotated (not used)": len(events.keys() & {windows.get(x, (x, 0))[0] for x in train.ids}),
-        "training videos have no label: none of the classes is there": int((train.weak.sum(1) == 0).sum()),
+        "training videos have no label: none of the classes occurs in them": int((train.weak.sum(1) == 0).sum()),
         f"rows of events.csv {BEYOND}": len(odd[BEYOND]),
         "labels of annotated videos have no row in events.csv (kept as labels)": without,
         "times events.csv finds a class that is not among the labels of its video (added)": added,
-        f"classes are in no training video, the parser will not learn them: {some(never)}": len(never)})
+        f"classes occur in no training video, so the parser will not learn them: {some(never)}": len(never)})
     sizes = ", ".join(f"{len(x.ids)} videos in {name}" for name, x in own.splits.items())
     report(f"own data: {sizes}; {T} segments each, {len(classes)} classes")
     return own

@@ -77,14 +77,14 @@ def _continue(url: str, part: Path) -> str:
                 have = 0
                 part.unlink(missing_ok=True)
             elif not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-                return "the server continued at another place than was asked for"
+                return "the server did not continue where it was asked to"
             if "Content-Length" not in answer.headers:
                 return "the server does not say how large the file is"
             whole = have + int(answer.headers["Content-Length"])
             bar = tqdm.wrapattr(answer, "read", whole, initial=have, desc=part.stem, disable=whole < BLOCK)
             with open(part, "ab") as file, bar as body:
                 shutil.copyfileobj(body, file, BLOCK)
-        return f"{_size(part)} bytes came, {whole} were announced" * (_size(part) != whole)
+        return f"{_size(part)} bytes arrived, {whole} were announced" * (_size(part) != whole)
     except urllib.error.HTTPError as error:
         cause = f"the server says {error.code} {error.reason}"
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the file there is another by now
@@ -138,7 +138,7 @@ def _features_in(archive: Path) -> dict[str, zipfile.ZipInfo]:
         found = {place: x for place, x in found.items() if place.parent.name in MEANT or place.name == TEXTS}
     members = {place.name: member for place, member in found.items()}
     if len(members) < len(found):
-        raise ValueError("it has files of one name in several folders")
+        raise ValueError("it has files of the same name in several folders")
     if not members:
         raise ValueError("it holds no .npy file")
     return members
@@ -181,5 +181,5 @@ def fetch(folder: str | Path, datasets: tuple[str, ...] = ("LLP", "UnAV"), mirro
             if not place.is_dir():
                 print(f"{name}: not fetched, it is in {DRIVE}; needed for feature set `base` only. "
                       f"Put its <id>.npy files into {place}/")
-    print("licences: the repository of LLP's annotations says GPLv3, that of UnAV-100's MIT; of the features none is "
+    print("licences: the repository of LLP's annotations says GPLv3, that of UnAV-100's MIT; for the features none is "
           "stated")

@@ -87,7 +87,7 @@ def feature_set_of(config: object, path: Path) -> str:
     for name, arrays in FEATURE_SETS.items():
         if sizes == tuple(ENCODERS[x].size if x else 0 for x in arrays):
             return name
-    raise ValueError(f"{path}: reads vectors of {sizes}, as no feature set of {', '.join(FEATURE_SETS)} has them")
+    raise ValueError(f"{path}: reads vectors of {sizes}, which no feature set of {', '.join(FEATURE_SETS)} has")
 
 
 # What `extract` and `text` note of themselves and must have been alike in what is used together.
@@ -123,7 +123,7 @@ def read_note(path: Path) -> dict:
     """extract.json or text.json; empty if it is not there. Raises ValueError naming it."""
     if not path.exists():
         return {}
-    with reading(path, "not what `extract` or `text` notes ({cause}); make it again, into another folder"):
+    with reading(path, "not what `extract` or `text` records ({cause}); make it again, into another folder"):
         note = dict(read_json(path))
         return note | dict(classes=list(note["classes"])) if "classes" in note else note
 

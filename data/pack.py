@@ -52,14 +52,14 @@ def pack(source: str | Path, out: str | Path, workers: int | None = None, missin
     else:
         raise FileNotFoundError(f"{source}: has neither labels.csv (your own data) nor LLP/ (the authors' layout)")
     if window and unav:
-        raise ValueError("--windows: is for data of your own; LLP's clips are as long as they are")
+        raise ValueError("--windows works on your own data only; LLP's clips have a fixed length")
     notes = {path: read_note(path) for root in roots.values() for path in (root / name for name in MADE_WITH)}
     made_alike(notes)
     if random := [path for path, note in notes.items() if RANDOM_WEIGHTS in note.values()]:  # no pack of real ones
         print(f"WARNING: {random[0]}: an encoder had RANDOM WEIGHTS. This is a dry run.", file=sys.stderr)
         kind = RANDOM_SOURCE.replace("pack", kind)
     if unknown := [str(path) for path, note in notes.items() if not note.keys() & set(MADE_ALIKE)]:
-        print(f"{source}: which weights and recipe made it is not noted ({some(unknown)}), as of the authors' files; "
+        print(f"{source}: its weights and recipe are not recorded ({some(unknown)}), as with the authors' files; "
               "so it is not compared", flush=True)
     plan = make_plan(kind, llp, unav, found)
     if unav is None:
@@ -106,7 +106,7 @@ def read_texts(root: Path, classes: list[str], source: object = "CLASSES") -> di
         if note.get(f"{name}_texts") not in (None, hash_of_arrays({name: text})):
             raise ValueError(f"{file}: not the texts that {path} tells of; {again}")
         if not np.allclose(np.linalg.norm(text, axis=1), 1, atol=0.01):
-            print(f"WARNING: {file}: not of unit length, as the teacher takes texts to be", file=sys.stderr, flush=True)
+            print(f"WARNING: {file}: not of unit length, which the teacher expects", file=sys.stderr, flush=True)
         found[name] = text.astype(np.float32)  # (C, D)
     return found
 

@@ -66,7 +66,7 @@ def test_the_same_weights_under_another_name_are_alike_and_reach_what_is_trained
         note(source / root, "extract.json")
         note(source / root, "text.json", clap_weights=dict(weights="renamed.pt", sha256="2" * 64))
     packed_by_the_command(source, tmp_path / "out")
-    assert "not noted" not in capsys.readouterr().out
+    assert "not recorded" not in capsys.readouterr().out
     assert layout.encoders_of(layout.read_index(tmp_path / "out")).keys() == MADE.keys()
 
 
@@ -74,7 +74,7 @@ def test_what_nobody_noted_as_of_the_authors_files_is_said_once(authors, tmp_pat
     source = copy(authors, tmp_path)
     note(source / "LLP", "extract.json")
     packed_by_the_command(source, tmp_path / "out")
-    said = [line for line in capsys.readouterr().out.splitlines() if "is not noted" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "are not recorded" in line]
     assert len(said) == 1 and "LLP/text.json" in said[0] and "UnAV/extract.json" in said[0] and "LLP/extract.json" not in said[0]
 
 
@@ -82,7 +82,7 @@ def test_what_nobody_noted_as_of_the_authors_files_is_said_once(authors, tmp_pat
 def test_a_note_of_another_form_is_one_sentence(authors, tmp_path, text):
     source = copy(authors, tmp_path)
     (source / "UnAV/text.json").write_text(text)
-    with pytest.raises(SystemExit, match="UnAV/text.json: not what `extract` or `text` notes") as stop:
+    with pytest.raises(SystemExit, match="UnAV/text.json: not what `extract` or `text` records") as stop:
         packed_by_the_command(source, tmp_path / "out")
     assert "\n" not in stop.value.code
 

@@ -355,7 +355,7 @@ def test_unpacked_folder_is_refused_with_a_way_out(tmp_path):
 def test_the_feature_set_of_a_parser_is_told_by_all_its_sizes():
     for name, config in presets.PRESETS["paper"].han.items():
         assert layout.feature_set_of(config, Path("han.pt")) == name
-    with pytest.raises(ValueError, match=r"han.pt: reads vectors of \(128, 768, 512\), as no feature set of base, clip_clap has them"):
+    with pytest.raises(ValueError, match=r"han.pt: reads vectors of \(128, 768, 512\), which no feature set of base, clip_clap has"):
         layout.feature_set_of(uwav.HANConfig(visual_2d_dim=768), Path("han.pt"))
 
 

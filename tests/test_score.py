@@ -288,9 +288,9 @@ def test_a_probability_that_is_none_is_refused_and_any_other_plays_no_part(small
 
 
 @pytest.mark.parametrize("content, cause", [
-    (PLAIN.encode("utf-16"), "not a csv file in UTF-8 .but in UTF-16 or an older code; in the spreadsheet choose Save as, CSV UTF-8"),
-    (PLAIN.encode("utf-16-le"), "but in UTF-16 or an older code"),
-    (PLAIN.encode("utf-32"), "but in UTF-16 or an older code"),
+    (PLAIN.encode("utf-16"), "not a csv file in UTF-8 .but in UTF-16 or an older encoding; in the spreadsheet choose Save as, CSV UTF-8"),
+    (PLAIN.encode("utf-16-le"), "but in UTF-16 or an older encoding"),
+    (PLAIN.encode("utf-32"), "but in UTF-16 or an older encoding"),
     (PLAIN.replace("Speech", "Ködel").encode("latin-1"), "not a csv file in UTF-8"),
     (b"", "the header line must have the column video and the column modality"),
     (PLAIN.replace("video,", "id,").encode(), "the header line must have the column video, once"),

@@ -14,17 +14,17 @@ GRAPHS = [f"{name}{variant}.onnx" for variant in ("", "_fp16", "_int8") for name
     "parser", "teacher", "labels", "clip_image", "clap_audio", "clip_text", "clap_text")]
 PICTURES = ["classes", "curves", "curves_teacher", "reliability", "thresholds", "timelines",
             *(f"differences_{features}" for features in FEATURE_SETS)]
-LABELS = [f"labels_{of}.{ending}" for of in ("segment", "teacher", "prototypes") for ending in ("npz", "json")]
+LABEL_FILES = [f"labels_{of}.{ending}" for of in ("segment", "teacher", "prototypes") for ending in ("npz", "json")]
 FILES = {  # of a run, by folder
-    "": ["stages.tsv", ".started", "tables.txt", "ablation.json", "field.json", "field.txt", "report.html", *LABELS],
+    "": ["stages.tsv", ".started", "tables.txt", "ablation.json", "field.json", "field.txt", "report.html", *LABEL_FILES],
     "data/": [*ARRAYS, "index.json", "plan.json", MADE],
-    "seed0/": ["teacher.pt", "teacher.state.pt", "teacher.jsonl", *LABELS],
+    "seed0/": ["teacher.pt", "teacher.state.pt", "teacher.jsonl", *LABEL_FILES],
     "pictures/": [name + end for name in PICTURES for end in (".png", *(f"-{k}.svg" for k in range(1, 10)))],
     "bundle/": "bundle.json README.md config.json preprocessor_config.json texts.json sample.npz clip_tokenizer.json "
                "clap_tokenizer.json".split(),
     "bundle/onnx/": GRAPHS}
 ROW = ["han.pt", "han.state.pt", "han.jsonl", "scores_val.json", "scores_test.json", "predictions_val.npz",
-       "predictions_test.npz", "ratios.npz", *LABELS]
+       "predictions_test.npz", "ratios.npz", *LABEL_FILES]
 HALF_WRITTEN = ((r"\.([^/]+)\.part(\.\w+)$", r"\1\2"), (rf"^(data/){PART}/|^(bundle/)\.part/", r"\1\2"))
 
 

@@ -78,7 +78,7 @@ def check(own: Path, videos: Path, segments: int = 10, windows: bool = False, mi
         print(f"{count[name]:7d}  {name}" + f"   <- {strange.get(name)}" * (name in strange))
     others = sorted(printable(file.relative_to(videos)) for file in {*found.values(), *same} - {*files.values()}
                     if not is_media(file))
-    print("", *[f"{len(others)} files are no videos by their names (ignored): {some(others)}"] * bool(others),
+    print("", *[f"{len(others)} files do not look like videos (ignored): {some(others)}"] * bool(others),
           *(line for line in said if "features" not in line), sep="\n")
     stop(own, doubts, accept)
     if len(set(map(readable, classes))) < len(classes):

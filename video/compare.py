@@ -22,7 +22,7 @@ from data.layout import TEXTED, ids_in
 
 SHIFTS = (0, 1, -1, 2, -2)  # s that are tried
 SAME, RELATED = 0.99, 0.5  # of equal directions: more is rounding; less is another encoder
-HINTS = {"clip": "pictures cropped or squashed, another frame of each second", "clap": "sound cut or mixed otherwise",
+HINTS = {"clip": "pictures cropped or squashed, another frame of each second", "clap": "sound cut or mixed differently",
          "clip texts": "other prompts", "clap texts": "other prompts"}
 
 

@@ -112,7 +112,7 @@ def software_since(path: Path) -> tuple[str, list[str]]:
     known = read_note(path).get("software", ["software that was not noted"] if path.exists() else [])
     if known and now != known[-1]:
         other = ", ".join(x for x in known[-1].split(", ") if x not in now)
-        print(f"WARNING: {path}: what is there was made by {other}; now there is {now}: what it makes may differ. In "
+        print(f"WARNING: {path}: the features there were made by {other}; new ones, by {now}, may differ. In "
               "another folder all is made alike", file=sys.stderr, flush=True)
     return now, known
 

@@ -23,7 +23,7 @@ import clips
 import features
 import report
 import uwav
-from data import annotations, pack
+from data import annotations, layout, pack
 from sources import write_own
 from train import cli, lacking, stages
 from video import check, decode, extract
@@ -83,7 +83,7 @@ def test_twelve_clips_with_every_mistake_are_led_to_a_report_by_what_is_printed(
         return capsys.readouterr().out, str(stopped.value)
 
     features.main(["template", str(folder / "CLIPS")])  # into own/, as no other folder is named
-    assert "2 files are no videos by their names (left out): Thumbs.db; notes.txt" in capsys.readouterr().out
+    assert "2 files do not look like videos (left out): Thumbs.db; notes.txt" in capsys.readouterr().out
     names = [row["video"] for _, row in annotations.read_table(own / "labels.csv", ("video",))]
     assert names == ["Garden.mp4", "a.mp4", "b.mp4", "blip.mp4", "broken.mp4", "dark.m4a", "day1/clip.mp4", "day2/clip.mp4", "extra.mp4", "kitchen01.mp4", "long.mp4", "silent.mp4"]
     rows = {"day1/clip.mp4": "kettle", "day2/clip.mp4": "speech", "kitchen1.mp4": "kettle", "garden.mp4": "speech", "a.mp4": "spech", "b.mp4": "none", "long.mp4": "kettle",
@@ -105,7 +105,7 @@ def test_twelve_clips_with_every_mistake_are_led_to_a_report_by_what_is_printed(
                  " +1  none   <- leave the cell empty", "beep, moving ball   <- one class, as ',' separates nothing; several labels are separated by semicolons", " +5  kettle\n",
                  r"long +6 +sound, picture +kettle +0 +train: 2 s of 6\n", "long: of longer clips only the beginning is used; --windows would cut",
                  r"silent +2 +picture .* left out: no sound: .* \(--missing zeros would accept it\)", r"blip +1 .* left out: too short: 0.4 s are less than 2 segments",
-                 r"broken +0 .* left out: cannot be read", r"day1/clip +2 +sound, picture +kettle +1 +val: 2 s of 2\n", r"2 files are no videos by their names \(ignored\): Thumbs.db; notes.txt"):
+                 r"broken +0 .* left out: cannot be read", r"day1/clip +2 +sound, picture +kettle +1 +val: 2 s of 2\n", r"2 files do not look like videos \(ignored\): Thumbs.db; notes.txt"):
         assert re.search(line, said), (line, said)
     assert "under names and classes and clips and long, or go on as it is with --accept names,classes,clips,long" in stopped
 
@@ -123,7 +123,7 @@ def test_twelve_clips_with_every_mistake_are_led_to_a_report_by_what_is_printed(
         extract.extract(folder / "CLIPS", own, Encoder(768), Encoder(512), {}, missing="zeros", workers=1)
     assert "3 files are not in labels.csv, and not embedded: Thumbs; extra; notes" in capsys.readouterr().out
     features.main(["pack", str(own), str(run / "data"), "--missing", "skip", "--windows", "2", "--workers", "1"])
-    index = pack.read_index(run / "data")["llp"]
+    index = layout.read_index(run / "data")["llp"]
     assert index["videos"] == {"val": ["day1/clip"], "train": [
         "day2/clip", "kitchen01", "Garden", "a", "b", "long 0-2 s", "long 2-4 s", "long 4-6 s", "silent", "dark"]}
     assert index["clips"].keys() == forecast.keys() and {v for v, x in index["clips"].items() if x != forecast[v]} <= {"blip"}  # said in other words
@@ -202,8 +202,8 @@ def test_the_template_lists_what_is_a_clip_by_its_name_with_its_folder_and_never
     features.main(["template", str(tmp_path / "clips"), str(tmp_path / "own")])
     assert sorted(annotations.listed(tmp_path / "own/labels.csv")) == ["b", "one", "sound", "x/one", "x/y/one"]
     said = capsys.readouterr().out
-    assert "5 files are no videos by their names (left out): " in said and "e\\x1b[2J.mp4: left out, its name cannot be a video's id" in said and "\x1b" not in said
-    with pytest.raises(SystemExit, match="none: no file whose name ends as that of a video"):
+    assert "5 files do not look like videos (left out): " in said and "e\\x1b[2J.mp4: left out, its name cannot be a video's id" in said and "\x1b" not in said
+    with pytest.raises(SystemExit, match="none: no file with a video's extension"):
         (tmp_path / "none").mkdir()
         (tmp_path / "none/a.docx").touch()
         features.main(["template", str(tmp_path / "none"), str(tmp_path / "other")])

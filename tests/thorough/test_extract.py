@@ -260,7 +260,7 @@ def test_a_damaged_list_of_failures_is_refused_and_begun_anew_by_retry(tmp_path)
     whole = (tmp_path / "out/failures.csv").read_bytes()
     for damaged in (b"", whole[:25], whole + b"\0\0\0\n", whole.replace(b"15", b"many")):
         (tmp_path / "out/failures.csv").write_bytes(damaged)
-        with pytest.raises(ValueError, match="failures.csv: damaged, or of another version .* make it again with `.* --retry`"):
+        with pytest.raises(ValueError, match="failures.csv: damaged, or made by another version .* make it again with `.* --retry`"):
             run(tmp_path / "in", tmp_path / "out")
     run(tmp_path / "in", tmp_path / "out", retry=True)
     assert (tmp_path / "out/failures.csv").read_bytes() == whole
@@ -275,7 +275,7 @@ def test_features_of_different_encoders_do_not_mix_in_one_folder(videos, tmp_pat
         extract.check(videos, tmp_path, {"clip_weights": "b", "options": 1})
     extract.check(videos, tmp_path, {"clip_weights": "a", "options": 1})
     (tmp_path / "extract.json").write_text('{"clip')
-    with pytest.raises(ValueError, match="extract.json: not what `extract` or `text` notes .*; make it again, into another folder"):
+    with pytest.raises(ValueError, match="extract.json: not what `extract` or `text` records .*; make it again, into another folder"):
         extract.check(videos, tmp_path, {})
 
 

@@ -179,7 +179,7 @@ def test_of_two_folders_with_the_same_names_the_one_with_features_is_taken(tmp_p
 
 def test_of_two_folders_that_both_may_be_meant_none_is_guessed(tmp_path):
     (tmp_path / "x.zip").write_bytes(zip_of({"one/a.npy": npy(10, 768), "two/a.npy": npy(10, 768)}))
-    with pytest.raises(ValueError, match="x.zip: not a whole zip file of features .it has files of one name in several folders"):
+    with pytest.raises(ValueError, match="x.zip: not a whole zip file of features .it has files of the same name in several folders"):
         fetch.extract_features(tmp_path / "x.zip", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

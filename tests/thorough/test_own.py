@@ -51,9 +51,9 @@ def test_labels_and_events_by_hand(tmp_path):
     assert own.val.audio[1].T.tolist() == [[0, 0, 0, 0], [0, 1, 1, 0]]  # a second that is touched counts
     assert own.val.visual[1].T.tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
     assert reported == ["own data: 2 videos with features are not in labels.csv (left out): e; f",
-                        "own data: 1 training videos have no label: none of the classes is there",
+                        "own data: 1 training videos have no label: none of the classes occurs in them",
                         "own data: 1 labels of annotated videos have no row in events.csv (kept as labels)",
-                        "own data: 1 classes are in no training video, the parser will not learn them: door bell",
+                        "own data: 1 classes occur in no training video, so the parser will not learn them: door bell",
                         "own data: 2 videos in train, 2 videos in val; 4 segments each, 2 classes"]
 
 

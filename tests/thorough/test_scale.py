@@ -218,7 +218,7 @@ def test_a_file_that_is_not_what_was_packed_is_refused_on_disk_as_in_memory(worl
     for damaged in (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         path.write_bytes(damaged)
         for stream in (0, 1):
-            with pytest.raises(ValueError, match="clip.npy: damaged, or of another version .*not the file that index.json records"):
+            with pytest.raises(ValueError, match="clip.npy: damaged, or made by another version .*not the file that index.json records"):
                 splits.load_target(tmp_path / "data", "train", "clip_clap", "cpu", stream)
     path.write_bytes(whole)
     data = splits.load_target(tmp_path / "data", "train", "clip_clap", "cpu", 1)
