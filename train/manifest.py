@@ -16,7 +16,7 @@ PICTURES = ["classes", "curves", "curves_teacher", "reliability", "thresholds", 
             *(f"differences_{features}" for features in FEATURE_SETS)]
 LABEL_FILES = [f"labels_{of}.{ending}" for of in ("segment", "teacher", "prototypes") for ending in ("npz", "json")]
 FILES = {  # of a run, by folder
-    "": ["stages.tsv", ".started", "tables.txt", "ablation.json", "field.json", "field.txt", "report.html", *LABEL_FILES],
+    "": [*"stages.tsv .started tables.txt ablation.json field.json field.txt report.html".split(), *LABEL_FILES],
     "data/": [*ARRAYS, "index.json", "plan.json", MADE],
     "seed0/": ["teacher.pt", "teacher.state.pt", "teacher.jsonl", *LABEL_FILES],
     "pictures/": [name + end for name in PICTURES for end in (".png", *(f"-{k}.svg" for k in range(1, 10)))],
