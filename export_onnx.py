@@ -191,7 +191,7 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     inputs = export.inputs(B=3, T=5, C=4)  # none of TRIED
     dims = {name: Dim(name, min=1, max=1 << 20) for name in "BTC"}
     shapes = tuple({n: dims[a] for n, a in enumerate(axes) if a in dims} for axes in export.axes.values())
-    with quiet(), torch.no_grad(), mock.patch.object(uwav.HANLayer, "forward", as_one_attention):
+    with quiet(), torch.no_grad():  # the exporter speaks of itself
         program = torch.onnx.export(
             export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False,
             verbose=False, optimize=False, input_names=list(inputs), output_names=list(export.outputs),
@@ -218,19 +218,6 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     for value in (*graph.input, *graph.output):
         value.doc_string = MEANINGS.get(value.name, "")
     return model
-
-
-def as_one_attention(layer: uwav.HANLayer, x: Tensor, other: Tensor) -> Tensor:
-    """What HANLayer.forward computes without dropout, self- and cross-attention as one of twice the heads, in fewer
-    nodes: x, other (B, T, h) -> (B, T, h)."""
-    own, cross, linear = layer.self_attn, layer.cross_attn, nn.functional.linear
-    weight, bias = (torch.cat(both) for both in zip(own.in_proj.parameters(), cross.in_proj.parameters()))
-    n = 4 * own.hidden  # all of self-attention and cross-attention's query are of x, its key and value of the other
-    z = torch.cat([linear(x, weight[:n], bias[:n]), linear(other, weight[n:], bias[n:])], 2)  # (B, T, 6 h)
-    z = z.unflatten(2, (2, 3, own.heads, -1)).permute(3, 0, 2, 4, 1, 5).flatten(2, 3)  # (3, B, 2 H, T, h/H)
-    y = nn.functional.scaled_dot_product_attention(z[0], z[1], z[2])  # (B, 2 H, T, h/H)
-    weight, bias = torch.cat([own.out_proj.weight, cross.out_proj.weight], 1), own.out_proj.bias + cross.out_proj.bias
-    return layer.feedforward(layer.norm(x + linear(y.transpose(1, 2).flatten(2), weight, bias)))
 
 
 def weigh_by_einsum(graph: onnx.GraphProto) -> None:
