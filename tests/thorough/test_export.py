@@ -47,7 +47,7 @@ def test_bundle_is_complete_and_describes_itself(bundle, finished):
     info = json.loads((bundle / "bundle.json").read_text())
     graphs = {"parser", "teacher", "labels", "clip_image", "clap_audio"}
     smaller = {f"{name}_{kind}" for name in ("parser", "clip_image", "clap_audio") for kind in ("fp16", "int8")}
-    assert set(info["files"]) == graphs | smaller - {"clap_audio_int8"}  # which random weights do not bear
+    assert set(info["files"]) == graphs | smaller
     assert {str(p.relative_to(bundle)) for p in bundle.rglob("*.*")} == {
         "bundle.json", "texts.json", "sample.npz", "README.md", "config.json", "preprocessor_config.json", *(f"onnx/{name}.onnx" for name in info["files"])}
     assert len(info["classes"]) == 25 and info["features"]["inputs"]["audio"] == dict(feature="clap", size=512, per_second=1)
@@ -305,6 +305,20 @@ def test_fusion_clap_exports_as_well(tmp_path, monkeypatch):
 
 
 # ---- wrong exports are not kept ----
+
+
+@pytest.mark.parametrize("largest, kept", [(3.0, True), (3e4, False)])
+def test_a_variant_of_an_encoder_whose_embeddings_are_far_off_is_not_kept(tmp_path, capsys, largest, kept):
+    """One large weight, of an input that is always 0, leaves 8 bits nothing for the others."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(64, 32), torch.randn(9, 64)
+    weight[0], x[:, 0] = largest, 0.0
+    export = export_onnx.Export("clip_image", lambda x: torch.nn.functional.normalize(x @ weight, dim=-1), dict(x=("B", 64)), ("embedding",))
+    entry = export_onnx.keep(export, tmp_path, {})
+    entries = export_onnx.keep_variants("clip_image", ["int8"], tmp_path, entry, dict(x=x.numpy()), None, "nine inputs")
+    assert entries["clip_image"]["measured"]["smallest_cosine"] == pytest.approx(1, abs=1e-5)
+    assert ("clip_image_int8" in entries) is (tmp_path / "onnx/clip_image_int8.onnx").exists() is kept
+    assert ("not kept" in capsys.readouterr().out) is not kept
 
 
 def bakes_its_batch(x: torch.Tensor) -> torch.Tensor:
