@@ -134,9 +134,9 @@ class Export(nn.Module):
                 for name, axes in self.axes.items()}
 
     def sizes(self) -> list[tuple[int, int]]:
-        """(B, T) to try; what has no time is tried once at every B."""
+        """(B, T) to try; what has no time is tried once at every B, encoders, which take long, not at the largest."""
         timed = any("T" in axes for axes in self.axes.values())
-        return list(dict.fromkeys((B, T if timed else 1) for B, T in TRIED))
+        return list(dict.fromkeys((B, T) if timed else (B, 1) for B, T in TRIED if timed or B < 64))
 
 
 def sizes_of(han: uwav.HAN | None) -> dict[str, int]:
@@ -317,7 +317,7 @@ def find_encoders(choices: dict[str, str | None], source: Source) -> tuple[dict[
     files, found = weights.chosen(choices)
     made_alike({"the features that the parser learned from": source.encoders, "what is to be exported": found})
     if source.han and not source.dry_run and not found.keys() <= source.encoders.keys():
-        print("which weights made the features that the parser learned from is not noted, so these are not compared")
+        print("the weights behind the parser's training features are not recorded, so these are not compared")
     return files, found
 
 
@@ -673,8 +673,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="packed folder of the run (default: RUN/data)")
     parser.add_argument("--released-han", type=Path, metavar="FILE", help="a HAN of the authors' code, instead of RUN")
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")
-    parser.add_argument("--heads", type=int, help="of released checkpoints, which do not say (default: as published)")
-    parser.add_argument("--teacher-heads", type=int, help="of the teacher, if others than the HAN's")
+    parser.add_argument("--heads", type=int, help="of released checkpoints, which tell none (default: as published)")
+    parser.add_argument("--teacher-heads", type=int, help="of the teacher, if not as many as the HAN's")
     parser.add_argument("--visual-3d-dim", type=int, help="of a released HAN (default: 512 if its sizes are published)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")
     parser.add_argument("--clap-weights", metavar="NAME|random|FILE", help="export CLAP's audio encoder, too")
@@ -687,7 +687,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     with one_sentence_errors("begins again", ""), ranks(options):
         if options.texts and not (options.clip_weights and options.clap_weights):
-            raise ValueError("--texts needs --clip-weights and --clap-weights: whose text encoders are meant")
+            raise ValueError("--texts needs --clip-weights and --clap-weights, to say whose text encoders")
         released = options.released_han, options.released_teacher
         if len(options.paths) != (1 if any(released) else 2):
             raise ValueError("name RUN and OUT, or --released-han FILE and OUT")

@@ -182,13 +182,13 @@ def features_of_file(path: str | Path, bundle: Bundle) -> dict[str, np.ndarray]:
             if sum(member.file_size for member in archive.infolist()) > LARGEST:
                 raise ValueError("it would unpack to more than 1 GB")
             if any(member.compress_type not in READ_BY_ALL for member in archive.infolist()):
-                raise ValueError("it is compressed otherwise than np.savez_compressed does")
+                raise ValueError("it is not compressed the way np.savez_compressed does it")
             if archive.testzip():
                 raise ValueError("it is damaged")
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         if not all(isinstance(x, np.ndarray) for x in arrays.values()):
-            raise ValueError("it holds something else than arrays")
+            raise ValueError("it holds something other than arrays")
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except Exception as error:  # zip and npy raise a dozen kinds
@@ -245,8 +245,8 @@ def warnings(bundle: Bundle, own_classes: bool = False) -> list[str]:
         found.append(f"trained on features of recipe {bundle.recipe}, but videos are prepared by recipe uwav")
     if own_classes:
         left_out = {name: f"{x:.1f}" for name, x in bundle.info["open_classes"]["left_out"].items()}
-        found += ["classes of your own, told by the teacher alone, are found less well than the parser's; with classes "
-                  f"left out in turn it scores (segments): A {left_out['seg_a']} V {left_out['seg_v']} Type "
+        found += ["classes of your own, found by the teacher alone, are recognised less well than the parser's; with "
+                  f"classes left out in turn it scores (segments): A {left_out['seg_a']} V {left_out['seg_v']} Type "
                   f"{left_out['seg_type']}"]
     return found
 
@@ -289,7 +289,7 @@ def teacher_of(classes: list[str], bundle: Bundle) -> Callable[[dict], dict]:
     label) as probabilities. The threshold is one for all classes, which other classes were annotated for."""
     rule = bundle.info.get("open_classes")
     if bundle.feature_set != "clip_clap" or not rule:
-        raise ValueError(f"{bundle.folder}: takes no other classes than its own; that needs a run with CLIP and CLAP "
+        raise ValueError(f"{bundle.folder}: knows only its own classes; others need a run with CLIP and CLAP "
                          "features, a teacher, and an annotated val split")
     texts, temperature = texts_of(classes, bundle), bundle.info["label_temperature"]
 
@@ -627,7 +627,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--labels", type=Path, metavar="FILE.txt", help="events as labels for Audacity")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="a picture of the timeline")
     parser.add_argument("--save-features", type=Path, metavar="FILE.npz", help="the video's features, to parse again")
-    parser.add_argument("--classes", metavar="A,B,...", help="other classes than the bundle's: found by the teacher")
+    parser.add_argument("--classes", metavar="A,B,...", help="your own classes, found by the teacher")
     parser.add_argument("--threshold", type=float, metavar="P", help="of both gates, in place of the bundle's")
     parser.add_argument("--top", type=int, metavar="N", help=f"N highest probabilities, too ({CLOSEST} if no event)")
     parser.add_argument("--variant", choices=("fp16", "int8"), help="smaller files, if the bundle has them")

@@ -58,7 +58,7 @@ def test_the_house_is_small():
     lines = {name: len(text.splitlines()) for name, text in MODULES.items()}
     assert len(list(ROOT.glob("*.py"))) <= 6 and lines["uwav"] <= 780
     field = sum(count for name, count in lines.items() if name.startswith("field"))
-    assert field <= 1_150 and sum(lines.values()) - field <= 9_330  # to become 7,500 again
+    assert field <= 1_150 and sum(lines.values()) - field <= 8_980  # to become 7,500 again
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 

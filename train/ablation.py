@@ -153,7 +153,7 @@ def train_rows(jobs: list[partial], run: Path) -> dict[Path, dict[str, float]]:
                     bar.write(said, end="")
                     results[folder] = result
         except BrokenProcessPool:
-            raise ValueError(f"{run}: a worker process was killed (is memory short?); the same command goes on from "
+            raise ValueError(f"{run}: a worker process was killed (out of memory?); the same command continues from "
                              "here") from None
         except BaseException:  # what they are at is not waited for
             for process in multiprocessing.active_children():

@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
                              help="train in bf16 and, on a GPU, with compiled kernels; the same as --set fast=true")
         if name in ("pretrain", "label", "train"):
             sub.add_argument("--stream", type=float, nargs="?", const=16.0, default=0.0, metavar="MB",
-                             help="training features stay on disk, so many MB (16) are read at a time: docs/scale.md")
+                             help="leave training features on disk, read so many MB (16) at a time: docs/scale.md")
         return sub
 
     sub = command("pretrain", "pre-train the teacher on UnAV", lambda c, o: pretrain(c, o.out), trains=True)
@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", choices=("val", "test"), default="test")
     sub.add_argument("--only", action="store_true", help="also the scores of what is audible only, visible only")
     sub.add_argument("--json", type=Path, metavar="FILE", help="everything, by class and by video, too")
-    sub.add_argument("--against", type=Path, metavar="OTHER", help="what PREDICTIONS bring over these, with intervals")
+    sub.add_argument("--against", type=Path, metavar="OTHER", help="what PREDICTIONS gain over these, with intervals")
     return parser
 
 

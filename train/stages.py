@@ -201,7 +201,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         logits = {s: uwav.teacher_logits(model, x, text) if model else segment_logits(x, text)
                   for s, x in splits.items()}
     if not all(z.isfinite().all() for pair in logits.values() for z in pair):
-        raise ValueError(f"{teacher or own or context.data}: its logits are not finite: too large weights, or features")
+        raise ValueError(f"{teacher or own or context.data}: its logits are not finite; weights or features too large?")
     for m, modality in enumerate(("audio", "visual")):
         logit = {s: x[m] for s, x in logits.items()}
         threshold, from_train = choose_thresholds(logit, splits, modality, rule, "unav" not in index)
@@ -234,7 +234,7 @@ def check_encoders(model: Path, context: Context) -> None:
     index, learned = read_index(context.data), settings_of(model)
     made_alike({str(context.data): encoders_of(index), str(model): learned.get("encoders", {})})
     if not learned.get("encoders") and learned.get("data") != index["sha256"] and not dry_run(index):
-        print(f"{model}: which weights made what it learned from is not noted, so not compared with {context.data}")
+        print(f"{model}: the weights behind its training features are not recorded, so {context.data} is not compared")
 
 
 def seen_by(teacher: Path | None, ours: str = "", try_out: bool = False) -> str:
@@ -244,7 +244,7 @@ def seen_by(teacher: Path | None, ours: str = "", try_out: bool = False) -> str:
     with made_by("python uwav.py pretrain", teacher):
         saw = load_file(teacher).get("settings", dict(dry_run=""))["dry_run"]  # a released one has no settings
     if saw not in ("", ours) and not try_out:
-        raise ValueError(f"{teacher}: this teacher has seen {saw} only, its labels of your videos would mean nothing; "
+        raise ValueError(f"{teacher}: this teacher has seen {saw} only, its labels for your videos would mean nothing; "
                          "--dry-run takes it all the same; docs/own_videos.md says where one comes from")
     return saw
 

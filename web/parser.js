@@ -303,7 +303,7 @@ async function arraysOf(bytes) {
     const nameLength = view.getUint16(entry + 28, true), local = view.getUint32(entry + 42, true);
     unpacked += view.getUint32(entry + 24, true);
     if (unpacked > UNPACKED) throw new Error("it would unpack to more than 1 GB");
-    if (method !== 0 && method !== 8) throw new Error("it is compressed otherwise than np.savez_compressed does");
+    if (method !== 0 && method !== 8) throw new Error("it is not compressed the way np.savez_compressed does it");
     const name = new TextDecoder().decode(bytes.subarray(entry + 46, entry + 46 + nameLength));
     const start = local + 30 + view.getUint16(local + 26, true) + view.getUint16(local + 28, true);
     let content = bytes.subarray(start, start + packed);
@@ -340,7 +340,7 @@ function readNpy(bytes) {
   const start = (wide ? 12 : 10) + (wide ? view.getUint32(8, true) : view.getUint16(8, true)), header = text(10, start);
   const type = /['"]descr['"]:\s*(?:['"]([^'"]+)['"]|\[)/.exec(header), shape = /['"]shape['"]:\s*\(([^)]*)\)/.exec(header)?.[1];
   if (!type || shape === undefined) throw new Error("not an .npy array");
-  if (/\|O/.test(type[1] ?? header)) throw new Error("it holds something else than arrays");
+  if (/\|O/.test(type[1] ?? header)) throw new Error("it holds something other than arrays");
   const sizes = shape.split(",").filter((s) => s.trim()).map(Number), count = sizes.reduce((a, b) => a * b, 1);
   const [, order, kind] = /^([<>|=]?)([fiu]\d)$/.exec(type[1]) ?? [], Kind = ARRAYS[kind];
   if (!Kind) return {type: type[1] === "|b1" ? "bool" : type[1] ?? "of several fields", shape: sizes};

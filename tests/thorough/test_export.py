@@ -55,7 +55,7 @@ def test_bundle_is_complete_and_describes_itself(bundle, finished):
     for file in (info["files"][name] for name in graphs):
         timed = any("T" in x["shape"] for x in file["inputs"].values())
         assert file["verified"]["lengths"] == ([1, 10, 60] if timed else [1])
-        assert file["verified"]["batches"] == [1, 2, 7, 64] and file["verified"]["largest_difference"] < 1e-4
+        assert file["verified"]["batches"] == [1, 2, 7] + [64] * timed and file["verified"]["largest_difference"] < 1e-4
         assert file["bytes"] == (bundle / file["file"]).stat().st_size
     labels = stages.read_labels(finished / "seed0/labels_teacher.npz", "cpu")
     for name, theta in zip(("audio", "visual"), labels.thresholds):
