@@ -308,7 +308,7 @@ def serve() -> None:
 
             source = export_onnx.source_of_run(Path(request["trace"]), 0, None, "full", None)
             for export in export_onnx.exports_of(source.han, source.teacher).values():
-                export_onnx.trace(export)
+                export_onnx.trace(export, export_onnx.OPSET)  # as the command asks
             answer = {}
         else:
             answer = wait(request["wait"], *running.pop(request["wait"]))
