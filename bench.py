@@ -67,7 +67,7 @@ def measure(*functions: Callable, warm: int = 0) -> list[float]:
 
 def rate(device: torch.device, half: bool) -> float:
     """What the machine can do: operations a second in matrix products."""
-    n = 4096 if device.type == "cpu" else 8192
+    n = 2048 if device.type == "cpu" else 8192
     x = torch.randn(n, n, device=device, dtype=torch.bfloat16 if half else torch.float32)
     ways = [x]
     if device.type == "cpu" and not half and torch.backends.mkldnn.is_available():
