@@ -231,7 +231,7 @@ def test_features_that_other_software_made_are_kept_and_said(clips, tmp_path, mo
     monkeypatch.setattr(extract.importlib.metadata, "version", lambda name: "0.0.1" if name == "av" else version(name))
     extracted(clips, tmp_path / "out")  # nothing is to be made
     said = capsys.readouterr().err
-    assert said.count("WARNING") == 1 and f"made by av {version('av')}; now" in said and "av 0.0.1" in said
+    assert said.count("WARNING") == 1 and f"made by av {version('av')}; new ones, by" in said and "av 0.0.1" in said
     assert (tmp_path / "out/extract.json").read_bytes() == before
     (clips / "d.mp4").write_bytes(b"12")
     extracted(clips, tmp_path / "out")
