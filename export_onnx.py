@@ -673,7 +673,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="packed folder of the run (default: RUN/data)")
     parser.add_argument("--released-han", type=Path, metavar="FILE", help="a HAN of the authors' code, instead of RUN")
     parser.add_argument("--released-teacher", type=Path, metavar="FILE", help="a teacher of the authors' code")
-    parser.add_argument("--heads", type=int, help="of released checkpoints, which tell none (default: as published)")
+    parser.add_argument("--heads", type=int, help="of released checkpoints, which do not say (default: as published)")
     parser.add_argument("--teacher-heads", type=int, help="of the teacher, if not as many as the HAN's")
     parser.add_argument("--visual-3d-dim", type=int, help="of a released HAN (default: 512 if its sizes are published)")
     parser.add_argument("--clip-weights", metavar="openai|random|FILE", help="export CLIP's image encoder, too")

@@ -138,7 +138,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     def replaceable(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("out", type=Path, help="packed folder to write (continued if a run was interrupted)")
-        sub.add_argument("--replace", action="store_true", help="of another finished pack, once this one is whole")
+        sub.add_argument("--replace", action="store_true",
+                         help="replace another finished pack, once this one is whole")
 
     def encoded(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("out", type=Path, help="gets feats_CLIP/ and feats_CLAP/ (continued if interrupted)")

@@ -113,8 +113,10 @@ def widen(both: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
         return both, np.ones_like(both)
     if spans == "audio full":
         return np.ones_like(both), both
-    longer = both | draw_span(len(both), 0, ONE_RUN, rng) if spans == "one longer" else both
-    return (longer, both) if spans == "one longer" and rng.random() < 0.5 else (both, longer)
+    if spans == "one longer":
+        longer = both | draw_span(len(both), 0, ONE_RUN, rng)
+        return (longer, both) if rng.random() < 0.5 else (both, longer)
+    return both, both
 
 
 def draw_truth(weak: np.ndarray, T: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -194,7 +194,7 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
     parser = own and load_model(own, context.device, kind=uwav.HAN)
     features = feature_set_of(parser.config, own) if parser else "clip_clap"
     splits = {s: context.target(s, features) for s in index["llp"]["videos"]}
-    arrays, weakly, thresholds, scores = {}, {}, [], {}
+    arrays, weakly, thresholds = {}, {}, []
     if parser:
         logits = prototypes.logits(parser, splits)
     else:
@@ -208,10 +208,8 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
         weakly[modality] = [name for name, x in zip(index["llp"]["classes"], from_train.tolist()) if x]
         arrays |= {f"threshold_{modality}": threshold, **{f"{s}_{modality}": x for s, x in logit.items()}}
         thresholds.append(threshold)
-    for s, x in splits.items():
-        if x.audio_truth is not None:
-            hard = (uwav.hard_labels(z, theta, x.weak) for z, theta in zip(logits[s], thresholds))
-            scores[s] = uwav.parsing_scores(*hard, x.audio_truth, x.visual_truth)
+    scores = {s: hard_scores(logits[s], thresholds, x.weak, x.audio_truth, x.visual_truth)
+              for s, x in splits.items() if x.audio_truth is not None}
     write_sealed(path.with_suffix(".json"), scores)  # for people; first, so that it is never the older
     write_arrays(path, settings=np.array(json.dumps(settings)), weakly=np.array(json.dumps(weakly)),
                  **{k: v.cpu().numpy() for k, v in arrays.items()})
@@ -224,9 +222,14 @@ def label(context: Context, out: Path, teacher: Path | None, rule: str = "val", 
 
 def label_scores(path: Path, data: Path, split: str) -> dict[str, float]:
     """The ten scores of the hard labels of a file on a split."""
-    labels, weak = read_labels(path, "cpu", data), load_weak(data, split)
-    hard = [uwav.hard_labels(z, theta, weak) for z, theta in zip(labels.logits[split], labels.thresholds)]
-    return uwav.parsing_scores(*hard, *load_truth(data, split))
+    labels = read_labels(path, "cpu", data)
+    return hard_scores(labels.logits[split], labels.thresholds, load_weak(data, split), *load_truth(data, split))
+
+
+def hard_scores(logits: Sequence[Tensor], thresholds: Sequence[Tensor], weak: Tensor,
+                *truth: Tensor) -> dict[str, float]:
+    """Those of the hard labels; per modality: logits and truth (N, T, C), thresholds (C,); weak (N, C)."""
+    return uwav.parsing_scores(*(uwav.hard_labels(z, theta, weak) for z, theta in zip(logits, thresholds)), *truth)
 
 
 def check_encoders(model: Path, context: Context) -> None:
