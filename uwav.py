@@ -140,18 +140,20 @@ class Attention(nn.Module):
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Queries from x (B, T, D), keys and values from source (B, S, D); mask (B, S), True = attend."""
-        B, T, D = x.shape
-        S, head_dim = source.shape[1], self.hidden // self.heads
-        weight, bias = self.in_proj.weight, self.in_proj.bias
-        q = F.linear(x, weight[:D], bias[:D]).view(B, T, self.heads, head_dim).transpose(1, 2)  # (B, H, T, D/H)
-        kv = F.linear(source, weight[D:], bias[D:]).view(B, S, 2, self.heads, head_dim)
-        k, v = kv.permute(2, 0, 3, 1, 4)  # (B, H, S, D/H) each
-        if mask is not None:
-            mask = mask[:, None, None, :]  # (B, 1, 1, S)
+    def forward(self, x: Tensor, source: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Queries from x (B, T, D), keys and values from source (B, S, D), or x itself; mask (B, S), True = attend."""
+        if source is None:
+            q, k, v = self.split_heads(self.in_proj(x)).chunk(3, 1)  # (B, H, T, D/H) each
+        else:
+            (w_q, w_kv), (b_q, b_kv) = (p.split([self.hidden, 2 * self.hidden]) for p in self.in_proj.parameters())
+            q = self.split_heads(F.linear(x, w_q, b_q))  # (B, H, T, D/H)
+            k, v = self.split_heads(F.linear(source, w_kv, b_kv)).chunk(2, 1)  # (B, H, S, D/H) each
+        mask = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, S)
         y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)  # (B, H, T, D/H)
-        return self.out_proj(y.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
+        return self.out_proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (-1, self.hidden // self.heads)).transpose(1, 2)  # (B, T, n D) -> (B, n H, T, D/H)
 
 
 class FeedForward(nn.Module):
@@ -173,14 +175,21 @@ class HANLayer(nn.Module):
 
     def __init__(self, config: HANConfig):
         super().__init__()
+        self.audio_first = config.audio_first
         self.self_attn = Attention(config.hidden, config.heads, config.dropout)
         self.cross_attn = Attention(config.hidden, config.heads, config.dropout)
         self.norm, self.drop = nn.LayerNorm(config.hidden), nn.Dropout(config.dropout)
         self.feedforward = FeedForward(config.hidden, config.feedforward, config.dropout)
 
-    def forward(self, x: Tensor, other: Tensor) -> Tensor:
-        x = self.norm(x + self.drop(self.cross_attn(x, other)) + self.drop(self.self_attn(x, x)))
-        return self.feedforward(x)  # (B, T, h)
+    def forward(self, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Both modalities, (B, T, h) each, in and out."""
+        both = torch.cat([a, v])  # (2 B, T, h): self-attention in one go
+        own_a, own_v = (both + self.drop(self.self_attn(both))).unflatten(0, (2, -1))  # (B, T, h) each
+        new_a = self.with_other(own_a, a, v)
+        return new_a, self.with_other(own_v, v, new_a if self.audio_first else a)  # released code: the updated audio
+
+    def with_other(self, own: Tensor, x: Tensor, other: Tensor) -> Tensor:
+        return self.feedforward(self.norm(own + self.drop(self.cross_attn(x, other))))  # (B, T, h)
 
 
 class HANOutput(NamedTuple):
@@ -222,18 +231,17 @@ class HAN(nn.Module):
     def encode(self, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Each second in the light of the others and of the other modality: (B, T, h) each, in and out."""
         for layer in self.layers:
-            new_a = layer(a, v)
-            a, v = new_a, layer(v, new_a if self.config.audio_first else a)  # released code: the updated audio
+            a, v = layer(a, v)
         return a, v
 
     def head(self, a: Tensor, v: Tensor) -> HANOutput:
-        audio_logit, visual_logit = self.classifier(a), self.classifier(v)  # (B, T, C) each
-        return HANOutput(self.pool(a, v, audio_logit, visual_logit), audio_logit, visual_logit, a, v)
-
-    def pool(self, a: Tensor, v: Tensor, audio_logit: Tensor, visual_logit: Tensor) -> Tensor:
-        """MMIL (Eq. 1): segment probabilities summed with weights over time and modalities -> (B, C), from 0 to 2."""
         x = torch.stack([a, v], 2)  # (B, T, 2, h)
-        p = torch.stack([audio_logit, visual_logit], 2).float().sigmoid()  # (B, T, 2, C)
+        logit = self.classifier(x)  # (B, T, 2, C)
+        return HANOutput(self.pool(x, logit), *logit.unbind(2), a, v)
+
+    def pool(self, x: Tensor, logit: Tensor) -> Tensor:
+        """MMIL (Eq. 1): segment probabilities summed with weights over time and modalities -> (B, C), from 0 to 2."""
+        p = logit.float().sigmoid()  # (B, T, 2, C)
         w_time = self.time_pool(x).float().softmax(1)  # (B, T, 2, C), sums to 1 over T
         w_modal = self.modal_pool(x).float().softmax(2)  # (B, T, 2, C), sums to 1 over the modalities
         return (w_time * w_modal * p).sum((1, 2))  # (B, C); the products of weights may sum to more than 1
@@ -251,8 +259,7 @@ class TeacherLayer(nn.Module):
         self.feedforward = FeedForward(hidden, feedforward, dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = self.norm(x + self.drop(self.self_attn(x, x, mask)))
-        return self.feedforward(x)  # (B, T, h)
+        return self.feedforward(self.norm(x + self.drop(self.self_attn(x, mask=mask))))  # (B, T, h)
 
 
 class TeacherBranch(nn.Module):
@@ -370,13 +377,13 @@ def segment_loss(logit: Tensor, label: Tensor, weak: Tensor,
     """L_w-soft of one modality (Eq. 5-6): BCE weighted w_pos for the classes of the weak label, w_neg for the others.
 
     logit, label (B, T, C), weak (B, C)."""
-    weight = weak[:, None, :] * w_pos + (1 - weak[:, None, :]) * w_neg  # (B, 1, C)
-    return (weight * F.binary_cross_entropy_with_logits(logit.float(), label, reduction="none")).mean()
+    weight = torch.where(weak[:, None, :] > 0, w_pos, w_neg)  # (B, 1, C)
+    return F.binary_cross_entropy_with_logits(logit.float(), label, weight)
 
 
 def mix(x: Tensor, lam: float | Tensor, perm: Tensor) -> Tensor:
     """Each of the M segments of x (M, D) mixed with another: lam of itself, 1 - lam of the one that perm names."""
-    return lam * x + (1 - lam) * x[perm]
+    return torch.lerp(x[perm], x, lam)
 
 
 def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | Tensor, perm: Tensor) -> Tensor:
@@ -384,8 +391,7 @@ def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | 
 
     feat (B, T, h), released code: the HAN's, not the teacher's as the paper's notation has it; label (B, T, C); lam in
     [0, 1], perm a permutation of the B * T segments."""
-    feat, label = feat.flatten(0, 1), label.flatten(0, 1)  # (B T, h), (B T, C)
-    mixed_feat, mixed_label = mix(feat, lam, perm), mix(label, lam, perm)  # (B T, h), (B T, C)
+    mixed_feat, mixed_label = (mix(x.float().flatten(0, 1), lam, perm) for x in (feat, label))  # (B T, h), (B T, C)
     return F.binary_cross_entropy_with_logits(classifier(mixed_feat).float(), mixed_label)
 
 
@@ -410,15 +416,14 @@ def han_losses(model: HAN, output: HANOutput, weak: Tensor, labels: PseudoLabels
     """The terms of L_total (Eq. 9), (5,), in the order of LOSSES; 0 if switched off.
 
     weak (B, C) and labels (B, T, C) are the batch's; mixup: (lam, perm) of audio and (lam, perm) of visual."""
-    zero = output.video_prob.new_zeros(())
-    terms = [video_loss(output.video_prob, weak), zero, zero, zero, zero]
+    terms = [video_loss(output.video_prob, weak)]
     if labels is not None:
-        terms[1] = segment_loss(output.audio_logit, labels.audio, weak, *labels.audio_weights)
-        terms[2] = segment_loss(output.visual_logit, labels.visual, weak, *labels.visual_weights)
+        terms += [segment_loss(output.audio_logit, labels.audio, weak, *labels.audio_weights),
+                  segment_loss(output.visual_logit, labels.visual, weak, *labels.visual_weights)]
     if mixup is not None:
-        terms[3] = mixup_loss(output.audio_feat, labels.audio, model.classifier, *mixup[0])
-        terms[4] = mixup_loss(output.visual_feat, labels.visual, model.classifier, *mixup[1])
-    return torch.stack(terms)
+        terms += [mixup_loss(output.audio_feat, labels.audio, model.classifier, *mixup[0]),
+                  mixup_loss(output.visual_feat, labels.visual, model.classifier, *mixup[1])]
+    return torch.stack(terms + [weak.new_zeros(()) for _ in LOSSES[len(terms):]])
 
 
 # ---- 7  Inference: the gate, and the ten scores --------------------------------------------------
@@ -570,13 +575,11 @@ class Run:
         return self.optimizer
 
     def fast(self, function: Callable, one_shape: bool) -> Callable:
-        """The same model, or function of a batch, faster; here as it is. one_shape: all batches but the last have the
-        same."""
+        """The same model, or function of a batch, faster; here as it is. one_shape: of all batches but the last."""
         return function
 
     def epochs(self) -> Iterator[tuple[int, float]]:
-        """The epochs still to do, with their learning rates; each has random numbers of its own, so that a resumed run
-        repeats them."""
+        """The epochs to do, with their learning rates; each has random numbers of its own: resumed, they repeat."""
         for epoch in range(len(self.history) + 1, self.config.epochs + 1):
             torch.manual_seed(self.config.seed * SEED_STRIDE + epoch)
             lr = self.config.learning_rate(epoch)

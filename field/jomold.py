@@ -67,7 +67,7 @@ class JoMoLDTraining:
 class Layer(uwav.HANLayer):
     def alone(self, x: Tensor) -> Tensor:
         """The same layer without cross-attention."""
-        return self.feedforward(self.norm(x + self.drop(self.self_attn(x, x))))  # (B, T, h)
+        return self.feedforward(self.norm(x + self.drop(self.self_attn(x))))  # (B, T, h)
 
 
 class VisualInput(nn.Module):

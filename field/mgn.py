@@ -64,7 +64,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
-        x = x + self.drop_path(self.attn(y, y))
+        x = x + self.drop_path(self.attn(y))
         return x + self.drop_path(self.mlp(self.norm2(x)))  # (B, L, h)
 
     def drop_path(self, x: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ def pooled_weights(a: torch.Tensor, v: torch.Tensor, m: torch.Tensor) -> float:
     han.time_pool.weight.data, han.modal_pool.weight.data = torch.eye(2).double()[:, None]
     sound = torch.stack([a.log(), m.log()], 1)[None]  # (1, T, 2): what the two layers will read
     vision = torch.stack([v.log(), (1 - m).log()], 1)[None]
-    certain = torch.full((1, len(a), 1), 1e4, dtype=torch.double)  # logits of probability 1
-    return float(han.pool(sound, vision, certain, certain).detach())
+    certain = torch.full((1, len(a), 2, 1), 1e4, dtype=torch.double)  # logits of probability 1
+    return float(han.pool(torch.stack([sound, vision], 2), certain).detach())
 
 
 def test_the_weights_of_the_pooling_sum_to_what_the_page_says():

@@ -212,7 +212,7 @@ def test_a_modality_s_own_probability_forgets_the_other_by_hand():
         torch.nn.init.zeros_(linear.bias)
     audio, visual, feat = torch.tensor([[[0.9], [0.3]]]).logit(), torch.tensor([[[0.1], [0.1]]]).logit(), torch.zeros(1, 2, 8)
     with torch.no_grad():
-        joint = model.pool(feat, feat, audio, visual)
+        joint = model.pool(torch.stack([feat, feat], 2), torch.stack([audio, visual], 2))
         own = stages.modality_prob(model, uwav.HANOutput(joint, audio, visual, feat, feat))
     assert float(joint) == pytest.approx(0.35) and own.flatten().tolist() == pytest.approx([0.6, 0.1])
 

@@ -130,9 +130,9 @@ def test_video_probability_reaches_2_when_each_modality_attends_to_its_own_secon
     """Eq. 1 multiplies two attentions, one over time, one over modalities; nothing makes the products sum to 1."""
     han = uwav.HAN(SMALL_HAN)
     han.time_pool = han.modal_pool = nn.Identity()
-    far, sure = 40.0, torch.full((1, 2, 1), 40.0)
+    far, sure = 40.0, torch.full((1, 2, 2, 1), 40.0)
     a = torch.tensor([far, -far])[None, :, None]  # (1, 2, 1): audio attends to the first second, the picture to the other
-    assert han.pool(a, -a, sure, sure).item() == pytest.approx(2.0)
+    assert han.pool(torch.stack([a, -a], 2), sure).item() == pytest.approx(2.0)
 
 
 def test_eight_visual_vectors_a_second_count_as_their_mean():
