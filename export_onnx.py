@@ -41,6 +41,7 @@ try:
     import onnx.version_converter
     import onnxscript.optimizer
     from onnx_ir.passes.common import DeduplicateInitializersPass
+    from onnxscript import ir, opset20
 except ModuleNotFoundError as error:
     raise SystemExit(f"error: exporting needs {error.name}: pip install onnx onnxscript onnxruntime-gpu") from None
 
@@ -186,6 +187,15 @@ def export_of_encoder(name: str, weights: Path | None, activation: str = "quickg
 
 # ---- Tracing, checking, keeping: the parser's files, the encoders, smaller variants --------------
 
+def split(x: ir.Value, sizes: int | list[int], dim: int = 0) -> list[ir.Value]:
+    """As slices: a Split of opset 20 has no form in 17, and that of a weight would not be computed beforehand."""
+    ends = np.arange(sizes, x.shape[dim] + 1, sizes) if isinstance(sizes, int) else np.cumsum(sizes)
+    return [opset20.Slice(x, [start], [end], [dim]) for start, end in zip([0, *ends.tolist()], ends.tolist())]
+
+
+SPLITS = {torch.ops.aten.split.Tensor: split, torch.ops.aten.split_with_sizes.default: split}
+
+
 def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
     """A module as a graph: free axes named B, T, C; no trace of the machine it was made on."""
     inputs = export.inputs(B=3, T=5, C=4)  # none of TRIED
@@ -195,7 +205,7 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
         program = torch.onnx.export(
             export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False,
             verbose=False, optimize=False, input_names=list(inputs), output_names=list(export.outputs),
-            dynamic_shapes=(shapes,))
+            dynamic_shapes=(shapes,), custom_translation_table=SPLITS)
         # What only weights go into is computed now, slices and transposes of weight matrices above all: onnxruntime
         # quantises the matrices that a product reads directly. By default two iterations; the second finds little.
         onnxscript.optimizer.optimize(
