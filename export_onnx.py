@@ -193,7 +193,7 @@ def split(x: ir.Value, sizes: int | list[int], dim: int = 0) -> list[ir.Value]:
     return [opset20.Slice(x, [start], [end], [dim]) for start, end in zip([0, *ends.tolist()], ends.tolist())]
 
 
-SPLITS = {torch.ops.aten.split.Tensor: split, torch.ops.aten.split_with_sizes.default: split}
+AS_SLICES = {torch.ops.aten.split.Tensor: split, torch.ops.aten.split_with_sizes.default: split}
 
 
 def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
@@ -205,7 +205,7 @@ def trace(export: Export, opset: int = TRACED) -> onnx.ModelProto:
         program = torch.onnx.export(
             export.eval(), tuple(inputs.values()), dynamo=True, opset_version=max(opset, TRACED), external_data=False,
             verbose=False, optimize=False, input_names=list(inputs), output_names=list(export.outputs),
-            dynamic_shapes=(shapes,), custom_translation_table=SPLITS)
+            dynamic_shapes=(shapes,), custom_translation_table=AS_SLICES)
         # What only weights go into is computed now, slices and transposes of weight matrices above all: onnxruntime
         # quantises the matrices that a product reads directly. By default two iterations; the second finds little.
         onnxscript.optimizer.optimize(

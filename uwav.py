@@ -383,7 +383,7 @@ def segment_loss(logit: Tensor, label: Tensor, weak: Tensor,
 
 def mix(x: Tensor, lam: float | Tensor, perm: Tensor) -> Tensor:
     """Each of the M segments of x (M, D) mixed with another: lam of itself, 1 - lam of the one that perm names."""
-    return torch.lerp(x[perm], x, lam)
+    return torch.lerp(x[perm], x, lam)  # lam x + (1 - lam) x[perm]
 
 
 def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | Tensor, perm: Tensor) -> Tensor:

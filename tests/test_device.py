@@ -78,7 +78,7 @@ class Kinds(Launches):
         return super().__torch_dispatch__(function, *given)
 
 
-def test_a_step_of_the_han_is_less_than_1500_launches():
+def test_a_step_of_the_han_is_less_than_1100_launches():
     """At the published depth; width does not matter."""
     torch.manual_seed(0)
     config, data = uwav.TrainConfig(batch=2), random_target(4)
@@ -87,8 +87,8 @@ def test_a_step_of_the_han_is_less_than_1500_launches():
     next(steps)  # which also makes the optimiser's state
     with Kinds() as launches:
         next(steps)
-    assert 500 < launches.count < 1500, launches.found
-    assert launches.found["aten::bmm"] == 2 * 6 * 2 * uwav.HANConfig().layers  # two attentions a layer and modality, there and back
+    assert 500 < launches.count < 1100, launches.found
+    assert launches.found["aten::bmm"] == 6 * 3 * uwav.HANConfig().layers  # three attentions a layer, there and back: of both to themselves, of each to the other
 
 
 def test_what_an_epoch_asks_of_a_card_is_computed_from_its_launches_and_operations():
@@ -98,7 +98,7 @@ def test_what_an_epoch_asks_of_a_card_is_computed_from_its_launches_and_operatio
     # by hand: what reads the features; 5 layers, each for 2 modalities: 8 h^2 of projections, 8 h^2 of linear layers, two attentions over T seconds
     first, inner = 128 * 2 * h + 2560 * h, 2 * h * h + 5 * 2 * (16 * h * h + 2 * 2 * T * h)
     assert flops == pytest.approx(2 * B * T * (2 * first + 3 * inner) / 1e9, rel=0.05), "there once, back twice, to features once; the heads are less"
-    assert steps == 157 and 500 < launches < 1500 and said.startswith("computed, not measured") and "published: 24 s on an RTX 3090" in said
+    assert steps == 157 and 500 < launches < 1100 and said.startswith("computed, not measured") and "published: 24 s on an RTX 3090" in said
     for card, speed in (("RTX 3090", 35e12), ("H100 in bf16", 400e12)):
         found = re.search(rf"{card}: ([\d.]+) s at 5 us a launch, ([\d.]+) s at", said).groups()
         assert [float(x) for x in found] == pytest.approx([steps * launches * 5e-6, steps * flops * 1e9 / speed], abs=0.006)
