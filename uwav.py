@@ -389,7 +389,7 @@ def mix(x: Tensor, lam: float | Tensor, perm: Tensor) -> Tensor:
 def mixup_loss(feat: Tensor, label: Tensor, classifier: nn.Module, lam: float | Tensor, perm: Tensor) -> Tensor:
     """L_mix of one modality: segments mixed across the batch, judged by equally mixed labels.
 
-    feat (B, T, h), released code: the HAN's, not the teacher's as in the paper; label (B, T, C); lam and perm of mix."""
+    feat (B, T, h), released code: the HAN's, not the teacher's as in the paper; label (B, T, C); lam, perm of mix."""
     mixed_feat, mixed_label = (mix(x.float().flatten(0, 1), lam, perm) for x in (feat, label))  # (B T, h), (B T, C)
     return F.binary_cross_entropy_with_logits(classifier(mixed_feat).float(), mixed_label)
 
