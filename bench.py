@@ -19,8 +19,6 @@ import functools
 import itertools
 import math
 import os
-import platform
-import re
 import shutil
 import statistics
 import tempfile
@@ -275,14 +273,6 @@ def in_units(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows it
-    found = re.search("model name\\s*: (.*)", info.read_text()) if info.exists() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="What things cost, beside the plain way of doing them and the floor.")
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(MEASURED)} (default: all)")
@@ -297,7 +287,8 @@ def main() -> None:
         device = torch.device(devices.choose_device(options.device))
         preset = options.preset or ("paper" if device.type == "cuda" else "demo")
         operations_per_s = rate(device, options.fast)
-        print(f"{machine(device)}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}, preset {preset}, "
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else devices.processor()
+        print(f"{machine}, PyTorch {torch.__version__}, {time.strftime('%Y-%m-%d')}, preset {preset}, "
               f"{'bf16' if options.fast else 'single precision'}\n"
               f"measured: {operations_per_s / 1e9:,.0f} GFLOP/s in matrix products\n\n"
               + line("what", "ours", "plain way", "ratio", "floor"))

@@ -19,8 +19,6 @@ import importlib.metadata
 import json
 import math
 import os
-import platform
-import re
 import shutil
 import statistics
 import string
@@ -47,7 +45,7 @@ except ModuleNotFoundError as error:
 
 import uwav
 from common.command import Parser, one_sentence_errors, working_in
-from common.devices import ranks
+from common.devices import processor, ranks
 from common.files import atomic, file_hash, hash_of, inside, read_sealed, write_json, write_sealed
 from data.annotations import LLP_CLASSES, LLP_SEGMENTS
 from data.layout import ENCODERS, FEATURE_SETS, encoders_of, made_alike, read_index
@@ -382,14 +380,6 @@ def outputs_of(path: Path, inputs: dict[str, np.ndarray]) -> tuple[dict[str, Ten
     times = timer.repeat(min(TIMED_RUNS, 1 + int(TIMED_SECONDS / timer.timeit(1))), 1)
     outputs = (torch.from_numpy(np.concatenate(x)) for x in zip(*chunks))
     return dict(zip((o.name for o in run.get_outputs()), outputs)), 1e3 * statistics.median(times)
-
-
-def processor() -> str:
-    """This machine's, and whether it adds products of 8 bits without overflow, if the system tells (Linux does)."""
-    file = Path("/proc/cpuinfo")
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    name = re.search("model name\\s*: (.*)", text)
-    return f"{name[1] if name else platform.machine()}{', with VNNI' * ('vnni' in text)}"
 
 
 def deviation(got: dict[str, Tensor], reference: dict[str, Tensor], truth: tuple[Tensor, Tensor] | None) -> dict:

@@ -11,6 +11,8 @@ import argparse
 import contextlib
 import functools
 import os
+import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -27,6 +29,14 @@ COMPILED = 64  # compiled versions of one function (shapes, rows of the ablation
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 SHARED = ("extract", "pretrain", "train")  # the commands that ranks share
 TOGETHER = timedelta(days=1)  # ranks may finish hours apart; one that dies ends the others at once, through torchrun
+
+
+def processor() -> str:
+    """This machine's, and whether it adds products of 8 bits without overflow, if the system tells (Linux does)."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    name = re.search("model name\\s*: (.*)", text)
+    return f"{name[1] if name else platform.machine()}, {os.cpu_count()} cores{', with VNNI' * ('vnni' in text)}"
 
 
 def choose_device(name: str | None) -> str:

@@ -274,7 +274,7 @@ def test_variants_are_measured_against_fp32_on_the_test_split(bundle):
     assert rows["fp16"]["bytes"] < 0.6 * rows["fp32"]["bytes"] and rows["int8"]["bytes"] < 0.6 * rows["fp32"]["bytes"]
     for kind, limit in dict(fp32=1e-30, fp16=0.01, int8=0.5).items():
         measured = rows[kind]["measured"]
-        assert measured["processor"].removesuffix(", with VNNI") == cpu and ("VNNI" in measured["processor"]) == ("_vnni" in flags)
+        assert measured["processor"].removesuffix(", with VNNI") == f"{cpu}, {os.cpu_count()} cores" and ("VNNI" in measured["processor"]) == ("_vnni" in flags)
         assert measured["on"].startswith("the test split of demo world") and measured["predictions"] == 2 * 40 * 10 * 25
         assert 0 <= measured["largest_difference"] < limit and set(measured["scores"]) == set(uwav.SCORES)
     got = {kind: run_onnx(bundle / rows[kind]["file"], dict(audio=np.ones((2, 3, 512), np.float32), visual_2d=np.ones((2, 3, 768), np.float32)))
