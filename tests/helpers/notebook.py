@@ -1,11 +1,12 @@
 """The tutorial without Jupyter: run its cells and the answers folded in it, and store or compare what they print.
 
     python tests/helpers/notebook.py            # run docs/tutorial.ipynb and print what differs from what is stored
-    python tests/helpers/notebook.py --store    # run it, once more as on another kind of processor, and store both
+    python tests/helpers/notebook.py --store    # run it, four times more as on other kinds of processors, and store all
 
 A training magnifies how a processor rounds. What a cell prints on processors without AVX-512, where that is something
-else, is kept in its metadata as `without_avx512`, and tells how much of a number depends on the processor. The lines that
-differ are shown below the others.
+else, is kept in its metadata as `without_avx512`, and the lines that differ are shown below the others. What it prints
+where one library alone does without AVX-512 is kept as `rounded_otherwise`. All tell how much of a number depends on the
+processor.
 
 An answer is a markdown cell with a ```python block and below it what that prints, in a ```text block. It runs after the
 cells above it, in a copy of their names, so that it changes nothing for the cells below.
@@ -34,6 +35,7 @@ TUTORIAL = ROOT / "docs/tutorial.ipynb"
 ANSWER = re.compile(r"```python\n(.*?)```\n\n```text\n(.*?)```", re.DOTALL)
 RELATIVE = 0.05  # of a printed number may be another on a third kind of processor
 WITHOUT_AVX512 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}  # imitates it
+KINDS = (WITHOUT_AVX512, *({name: value} for name, value in WITHOUT_AVX512.items()))
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?: %)?")
 
 
@@ -77,21 +79,22 @@ def stored(cell: dict) -> str:
     return "".join("".join(x["text"]) for x in cell["outputs"] if x["output_type"] == "stream" and x["name"] == "stdout")
 
 
-def differences(expected: str, got: str, elsewhere: str | None = None) -> list[str]:
-    """Lines that differ in their words, or in a number by more than 5 %, two of its last digit, and twice what another
-    kind of processor makes of it: `elsewhere`. Whole numbers below 100 must be equal if they are there, unless they are
-    percentages. A line in which the other kind prints other words may be either."""
-    lines = [text.rstrip().splitlines() for text in (expected, got, elsewhere or expected)]
+def differences(expected: str, got: str, *elsewhere: str) -> list[str]:
+    """Lines that differ in their words, or in a number by more than 5 %, two of its last digit, and twice what other kinds
+    of processors make of it: `elsewhere`. Whole numbers below 100 must be equal if they are there, unless they are
+    percentages. A line in which another kind prints other words may be either."""
+    lines = [text.rstrip().splitlines() for text in (expected, got, *elsewhere)]
     if len(lines[0]) != len(lines[1]):
         return [f"{len(lines[0])} lines are stored, {len(lines[1])} were printed"]
-    return [f"stored: {a}\nprinted: {b}" for a, b, other in zip(*lines) if not alike(a, b, other)]
+    return [f"stored: {a}\nprinted: {b}" for a, b, *others in zip(*lines) if not alike(a, b, others)]
 
 
-def alike(a: str, b: str, other: str) -> bool:
+def alike(a: str, b: str, others: list[str]) -> bool:
     if words(b) != words(a):
-        return words(b) == words(other) != words(a) and alike(other, b, other)
-    numbers = [NUMBER.findall(line) for line in (a, b, other if words(other) == words(a) else a)]
-    return all(x == y or abs(value(x) - value(y)) <= allowed(x) + 2 * abs(value(x) - value(z)) for x, y, z in zip(*numbers))
+        return any(words(b) == words(other) and alike(other, b, others) for other in others)
+    numbers = [NUMBER.findall(line) for line in (a, b, *(other for other in others if words(other) == words(a)))]
+    return all(x == y or abs(value(x) - value(y)) <= allowed(x) + 2 * max((abs(value(x) - value(z)) for z in zs), default=0)
+               for x, y, *zs in zip(*numbers))
 
 
 def words(line: str) -> list[str]:
@@ -109,10 +112,10 @@ def allowed(number: str) -> float:
     return RELATIVE * abs(value(number)) + 2.000001 * 10**-decimals * (decimals > 0 or percent)
 
 
-def elsewhere(cell: dict) -> str | None:
-    """What it prints on a processor without AVX-512, if that is something else."""
-    text = cell["metadata"].get("without_avx512")
-    return None if text is None else "".join(text)
+def elsewhere(cell: dict) -> list[str]:
+    """What it prints on a processor without AVX-512 and on other kinds, where that is something else."""
+    texts = [cell["metadata"].get("without_avx512"), *cell["metadata"].get("rounded_otherwise", ())]
+    return ["".join(text) for text in texts if text is not None]
 
 
 SHOWN = "Another kind of processor, without AVX-512, prints:"
@@ -121,8 +124,8 @@ ANSWERED = re.compile(rf"\n\n{re.escape(SHOWN)}\n\n```text\n.*?```", re.DOTALL)
 
 def show_elsewhere(cell: dict) -> None:
     """Let a cell or its answer show, below what it prints, the lines that the other kind of processor prints otherwise."""
-    other = elsewhere(cell)
-    lines = [] if other is None else [b for a, b in zip(stored(cell).splitlines(keepends=True), other.splitlines(keepends=True)) if a != b]
+    other = cell["metadata"].get("without_avx512", [])
+    lines = [b for a, b in zip(stored(cell).splitlines(keepends=True), other) if a != b]
     if cell["cell_type"] == "code":
         cell["outputs"] = [x for x in cell["outputs"] if x.get("name") != "stderr"]
         if lines:
@@ -138,21 +141,22 @@ def show_elsewhere(cell: dict) -> None:
 def compare() -> None:
     """Run everything here, and print what differs from what is stored."""
     for cell, printed, _, took in run(read()):
-        wrong = differences(stored(cell), printed, elsewhere(cell))
+        wrong = differences(stored(cell), printed, *elsewhere(cell))
         print(f"--- {took:.1f} s\n{printed}" + "".join(f"!!! {line}\n" for line in wrong), end="", flush=True)
 
 
 def store() -> None:
-    """Run everything on both kinds of processors, and write what came out into the notebook."""
+    """Run everything here and as on other kinds of processors, and write what came out into the notebook."""
     if "avx512f" not in Path("/proc/cpuinfo").read_text():
         raise SystemExit("error: this processor has no AVX-512, so the kind that has it cannot be asked")
     command = [sys.executable, __file__, "--json"]
-    other = json.loads(subprocess.run(command, env=os.environ | WITHOUT_AVX512, stdout=subprocess.PIPE, check=True).stdout)
+    asked = (subprocess.run(command, env=os.environ | kind, stdout=subprocess.PIPE, check=True).stdout for kind in KINDS)
     notebook, count = read(), 0
-    for (cell, printed, figures, took), there in zip(run(notebook), other):
-        cell["metadata"].pop("without_avx512", None)
-        if there != printed:
-            cell["metadata"]["without_avx512"] = there.splitlines(keepends=True)
+    for (cell, printed, figures, took), *others in zip(run(notebook), *map(json.loads, asked)):
+        without, *rest = (text.splitlines(keepends=True) for text in others)
+        cell["metadata"] = {"without_avx512": without} if "".join(without) != printed else {}
+        if rest := [text for text in rest if "".join(text) != printed]:
+            cell["metadata"]["rounded_otherwise"] = rest
         if cell["cell_type"] == "markdown":
             source = "".join(cell["source"])
             answer = ANSWER.search(source)
