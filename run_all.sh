@@ -10,7 +10,7 @@ bash run_all.sh --data DIR         the full reproduction, on the authors' featur
                                    add --features clip_clap
 bash run_all.sh --llp DIR --unav FILE    the real annotation files with invented features
 bash run_all.sh --own DIR          your own videos: DIR has labels.csv (and events.csv, classes.txt): docs/own_videos.md
-bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 2 minutes, or all of them, 22 minutes
+bash run_all.sh test [--thorough] [pytest options]    set up and run the tests: 2 minutes, or all of them, 22 to 28
 
   --out DIR        where everything goes (default: runs/demo, runs/real or runs/paper)
   --seeds N        repeat with N seeds and report mean and standard deviation (default: 1)
