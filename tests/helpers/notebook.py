@@ -13,6 +13,7 @@ cells above it, in a copy of their names, so that it changes nothing for the cel
 """
 
 import base64
+import collections
 import contextlib
 import io
 import json
@@ -81,20 +82,26 @@ def stored(cell: dict) -> str:
 
 def differences(expected: str, got: str, *elsewhere: str) -> list[str]:
     """Lines that differ in their words, or in a number by more than 5 %, two of its last digit, and twice what other kinds
-    of processors make of it: `elsewhere`. Whole numbers below 100 must be equal if they are there, unless they are
-    percentages. A line in which another kind prints other words may be either."""
+    of processors (`elsewhere`) make of it, or of its column: which row of a table rounding moves most is chance. Whole
+    numbers below 100 must be equal where they are there, unless they are percentages. A line in which another kind prints
+    other words may be either."""
     lines = [text.rstrip().splitlines() for text in (expected, got, *elsewhere)]
     if len(lines[0]) != len(lines[1]):
         return [f"{len(lines[0])} lines are stored, {len(lines[1])} were printed"]
-    return [f"stored: {a}\nprinted: {b}" for a, b, *others in zip(*lines) if not alike(a, b, others)]
+    spread = collections.Counter()  # by how many numbers a line has, and which of them it is
+    for a, _, *others in zip(*lines):
+        for other in (other for other in others if words(other) == words(a)):
+            pairs = list(zip(NUMBER.findall(a), NUMBER.findall(other)))
+            for n, (x, z) in enumerate(pairs):
+                spread[len(pairs), n] = max(spread[len(pairs), n], abs(value(x) - value(z)))
+    return [f"stored: {a}\nprinted: {b}" for a, b, *others in zip(*lines) if not alike(a, b, others, spread)]
 
 
-def alike(a: str, b: str, others: list[str]) -> bool:
+def alike(a: str, b: str, others: list[str], spread: dict[tuple[int, int], float]) -> bool:
     if words(b) != words(a):
-        return any(words(b) == words(other) and alike(other, b, others) for other in others)
-    numbers = [NUMBER.findall(line) for line in (a, b, *(other for other in others if words(other) == words(a)))]
-    return all(x == y or abs(value(x) - value(y)) <= allowed(x) + 2 * max((abs(value(x) - value(z)) for z in zs), default=0)
-               for x, y, *zs in zip(*numbers))
+        return any(words(b) == words(other) and alike(other, b, others, spread) for other in others)
+    pairs = list(zip(NUMBER.findall(a), NUMBER.findall(b)))
+    return all(x == y or abs(value(x) - value(y)) <= allowed(x) + 2 * spread[len(pairs), n] for n, (x, y) in enumerate(pairs))
 
 
 def words(line: str) -> list[str]:

@@ -63,6 +63,13 @@ def test_what_depends_on_the_processor_may_differ_by_a_spread_that_was_measured(
         assert notebook.differences(stored, got, elsewhere), got
 
 
+def test_in_a_table_the_row_that_differs_most_counts_for_its_column():
+    stored, other = "1 soft A 26.0 V 18.0\n2 mixup A 27.0 V 19.0", "1 soft A 26.0 V 18.0\n2 mixup A 29.0 V 19.0"
+    assert not notebook.differences(stored, "1 soft A 29.5 V 18.0\n2 mixup A 27.0 V 19.0", other)
+    for got in ("1 soft A 26.0 V 20.5\n2 mixup A 27.0 V 19.0", "1 soft A 32.0 V 18.0\n2 mixup A 27.0 V 19.0", "3 soft A 26.0 V 18.0\n2 mixup A 27.0 V 19.0"):
+        assert notebook.differences(stored, got, other), got
+
+
 def test_of_several_kinds_of_processors_the_one_that_differs_most_counts():
     assert notebook.differences("A 26.0", "A 30.5", "A 26.2")
     assert not notebook.differences("A 26.0", "A 30.5", "A 26.2", "A 28.0", "A 25.9")
